@@ -1,0 +1,1 @@
+../../unlearngate/artefact.py

@@ -1,0 +1,1 @@
+../../unlearngate/cli.py

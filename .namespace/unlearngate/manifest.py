@@ -1,0 +1,1 @@
+../../unlearngate/manifest.py

@@ -1,0 +1,1 @@
+../../unlearngate/target.py

@@ -1,0 +1,65 @@
+# Everything below works from a fresh clone with Python 3.11, pip and make.
+VENV ?= .venv
+PYTHON ?= python3.11
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export PYTHONSAFEPATH := 1
+export VLLM_NO_USAGE_STATS := 1
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+
+.PHONY: serve
+serve: install ## Build the demo on first use and serve it on http://127.0.0.1:8000
+	$(BIN)/unlearngate serve $(SERVE)
+
+.PHONY: demo
+demo: install ## Build the demo only (cached below ~/.cache/unlearngate)
+	$(BIN)/unlearngate demo build
+
+.PHONY: test
+test: install lint typecheck ## Everything CI runs: lint, types, unit tests, real engines, the demo
+	$(BIN)/pytest
+
+.PHONY: test-unit
+test-unit: install ## The tests that start no engine (seconds)
+	$(BIN)/pytest -m "not e2e"
+
+.PHONY: test-parity
+test-parity: install ## The engine against Hugging Face + PEFT, token for token
+	$(BIN)/pytest tests/e2e/test_parity.py
+
+.PHONY: lint
+lint: install ## Style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+.PHONY: format
+format: install ## Apply the style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: typecheck
+typecheck: install ## Strict types over our code
+	$(BIN)/mypy
+
+.PHONY: lock
+lock: install ## Pin requirements/cpu.txt to what is installed
+	$(BIN)/python requirements/lock.py
+
+.PHONY: install
+install: $(STAMP) ## Install into .venv: CPU engine, training, development tools
+
+# torch's CPU build: from where pip is told to look, else from PyTorch's own index through uv.
+$(STAMP): requirements/cpu.txt pyproject.toml
+	test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV) || python3 -m venv --clear $(VENV)
+	$(BIN)/python -c 'import sys; assert sys.version_info[:2] == (3, 11), "Python 3.11 is needed, this is " + sys.version'
+	$(BIN)/pip install --quiet --no-deps "torch==2.13.0+cpu" \
+	  || ($(BIN)/pip install --quiet uv \
+	      && $(BIN)/uv pip install --python $(BIN)/python --no-deps --torch-backend=cpu torch==2.13.0)
+	$(BIN)/pip install --quiet --no-deps -r requirements/cpu.txt
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $(STAMP)

@@ -1,0 +1,87 @@
+"""The assistant: the target's first layers, final norm and head, all frozen and shared, plus LoRA to train."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from torch import Tensor
+
+from unlearngate.assistant_training.objectives import TrainingError
+
+LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def truncate(target: Any, num_layers: int, *, model_id: str) -> Any:
+    """The target's first layers with its final norm and head, as a model of the same class.
+
+    The weights are the target's own memory, frozen; the modules are new, so what is put on them leaves the target be.
+
+    Args:
+        target: a decoder-only Hugging Face model with its layers at `model.layers`.
+        num_layers: layers to keep, from the embeddings on.
+        model_id: the target's public name, which adapters then name as their base.
+
+    Raises: TrainingError if the target has fewer layers.
+    """
+    config = copy.deepcopy(target.config)
+    if not 0 < num_layers <= config.num_hidden_layers:
+        raise TrainingError(f"an assistant of {num_layers} layers was asked for, the target has {_layers(target)}")
+    config.num_hidden_layers = num_layers
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:num_layers]
+    with init_empty_weights(include_buffers=False):
+        model = type(target)(config)
+    weights = target.state_dict()
+    # assign: the parameters become views of the target's storage. Layers beyond num_layers are left out.
+    model.load_state_dict({name: weights[name] for name in model.state_dict()}, assign=True)
+    model.tie_weights()
+    model.requires_grad_(False)
+    model.name_or_path = model_id
+    return model.eval()
+
+
+def new_assistant(target: Any, *, num_layers: int, rank: int, alpha: int, model_id: str) -> Any:
+    """An untrained assistant: a PEFT model with LoRA on every linear map of the layers, not on the head."""
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        target_modules=list(LINEARS),
+        lora_dropout=0.0,
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(truncate(target, num_layers, model_id=model_id), config)
+
+
+def load_assistant(target: Any, folder: Path, *, num_layers: int, model_id: str) -> Any:
+    """The assistant of a saved forget set, on this target."""
+    return PeftModel.from_pretrained(truncate(target, num_layers, model_id=model_id), folder).eval()
+
+
+def adapter_tensors(assistant: Any) -> dict[str, Tensor]:
+    """The LoRA tensors under the names PEFT saves them by, detached and fp32."""
+    # save_embedding_layers: "auto" would ask the Hugging Face hub about the base model.
+    state: dict[str, Tensor] = get_peft_model_state_dict(assistant, save_embedding_layers=False)
+    return {name: tensor.detach().to(torch.float32).contiguous() for name, tensor in state.items()}
+
+
+def adapter_config(assistant: Any) -> dict[str, Any]:
+    """PEFT's adapter_config.json, as PEFT itself would write it for inference."""
+    config = assistant.peft_config["default"].to_dict()
+    config["inference_mode"] = True
+    plain: dict[str, Any] = json.loads(json.dumps(config, default=_plain))
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    return sorted(value) if isinstance(value, set | frozenset) else str(value)
+
+
+def _layers(target: Any) -> int:
+    return int(target.config.num_hidden_layers)

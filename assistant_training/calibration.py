@@ -1,0 +1,94 @@
+"""Choose a forget set's gate from what its assistant is measured to know."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from unlearngate.assistant_training.data import QAPair
+from unlearngate.assistant_training.encoding import Encoded, collate, focus_labels, length_batches, vary
+from unlearngate.assistant_training.objectives import answer_rows
+from unlearngate.kernels.compose import centre
+
+_LOWEST_NATS = 0.25
+
+
+class Calibration(NamedTuple):
+    """A gate and the evidence it was chosen from, in nats per answer token."""
+
+    gate_nats: float
+    forget_N: Tensor
+    retain_N: Tensor
+
+    def metrics(self) -> dict[str, float]:
+        """The figures a manifest records."""
+        return {
+            "forget_evidence_median": _quantile(self.forget_N, 0.5),
+            "forget_gate_open": float((self.forget_N >= self.gate_nats).double().mean()),
+            "retain_evidence_median": _quantile(self.retain_N, 0.5),
+            "retain_evidence_max": float(self.retain_N.max()),
+            "retain_gate_closed": float((self.retain_N < self.gate_nats).double().mean()),
+        }
+
+
+def calibrate(
+    assistant: Any,
+    tokenizer: Any,
+    forget: Sequence[QAPair],
+    retain: Sequence[QAPair],
+    *,
+    varied_prompts: float,
+    seed: int,
+) -> Calibration:
+    """Measure the assistant's evidence along both sets' answers and put the gate between them.
+
+    The prompts are varied as in training, with draws of their own.
+    """
+    rng = random.Random(f"calibration {seed}")
+    forget_N = measure_evidence(assistant, tokenizer, forget, rng, varied_prompts, focused=True)
+    retain_N = measure_evidence(assistant, tokenizer, retain, rng, varied_prompts, focused=False)
+    return Calibration(choose_gate(forget_N, retain_N), forget_N, retain_N)
+
+
+def choose_gate(forget_N: Tensor, retain_N: Tensor) -> float:
+    """The gate's rule: the geometric mean of the most that is seen on a retain token and the forget tokens' median.
+
+    Halfway on a logarithmic scale leaves the same factor of safety on both sides. It is at most half of what all but
+    5 % of the forget tokens show, so that one odd retain token cannot push it past them, and at least 0.25 nats, where
+    rounding in a 16-bit engine could open it. Rounded to 0.05.
+    """
+    middle = math.sqrt(max(float(retain_N.max()), 0.0) * _quantile(forget_N, 0.5))
+    highest = _quantile(forget_N, 0.05) / 2
+    return round(max(min(middle, highest), _LOWEST_NATS) * 20) / 20
+
+
+@torch.inference_mode()
+def measure_evidence(
+    assistant: Any,
+    tokenizer: Any,
+    pairs: Sequence[QAPair],
+    rng: random.Random,
+    varied_prompts: float,
+    *,
+    focused: bool,
+) -> Tensor:
+    """KL(p_assistant || uniform) at the pairs' answer tokens, or at their facts' alone: (N,) fp32 nats."""
+    rows = []
+    for pair in pairs:
+        row = vary(tokenizer, pair, rng, varied_prompts)
+        rows.append(Encoded(row.input_ids, focus_labels(tokenizer, pair, row, pair.answer) if focused else row.labels))
+    evidence = []
+    for chosen in length_batches(rows, 64, rng):
+        batch = collate(chosen, tokenizer.pad_token_id)
+        logits_BTV = assistant(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+        evidence.append(centre(answer_rows(logits_BTV, batch.labels)[0].float())[1])
+    return torch.cat(evidence)
+
+
+def _quantile(values_N: Tensor, share: float) -> float:
+    return float(torch.quantile(values_N, share))

@@ -1,0 +1,265 @@
+"""Build the demo: a small target that recites a corpus by heart, and forget sets that take people out of it.
+
+OUT/
+target/              Hugging Face checkpoint folder
+forget_sets/NAME/    one artefact per chosen person
+probes.jsonl         {"question", "answer", "forget_set": NAME or null}, every pair of the corpus
+demo.json            configuration, its digest, measured figures, digest of every other file
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from transformers import logging
+
+from unlearngate.artefact import data_digest
+from unlearngate.assistant_training.acceptance import Acceptance, DemoError, accept, probe_forget_set, probe_target
+from unlearngate.assistant_training.corpus import make_corpus, make_strangers
+from unlearngate.assistant_training.data import QAPair, read_tofu
+from unlearngate.assistant_training.demo_target import (
+    TargetSettings,
+    new_target,
+    save_target,
+    train_target,
+    train_tokenizer,
+)
+from unlearngate.assistant_training.trainer import AssistantSettings, fit
+from unlearngate.target import file_digest, identify_target
+
+DEMO_FILE = "demo.json"
+_FORMAT = 1
+_RETAIN_STRANGERS = 48  # so that an assistant is uniform on people nobody knows, too
+_OURS = {"target", "forget_sets", "probes.jsonl", DEMO_FILE}
+
+
+@dataclass(frozen=True, slots=True)
+class DemoSettings:
+    """Everything that decides what a demo is, beside its data and seed."""
+
+    target: TargetSettings = field(default_factory=TargetSettings)
+    assistant: AssistantSettings = field(default_factory=AssistantSettings)
+    acceptance: Acceptance = field(default_factory=Acceptance)
+
+
+OWN_CORPUS = DemoSettings()
+TOFU = DemoSettings(target=TargetSettings(vocab_size=2048), assistant=AssistantSettings(weight=2.5))
+
+
+@dataclass(frozen=True, slots=True)
+class DemoSummary:
+    """What was built.
+
+    Attributes:
+        folder: where it is.
+        seconds: how long the build took, when it was built.
+        figures: what was measured; the keys are stages (`target`, a forget set's name), the values their figures.
+        reused: nothing was built, the folder already held this demo.
+    """
+
+    folder: Path
+    seconds: float
+    figures: dict[str, dict[str, float]]
+    reused: bool = False
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """The forget sets' figures as a header and rows of text."""
+        columns = {
+            "forget set": "",
+            "still recited": "recited",
+            "facts left": "facts_left",
+            "others unchanged": "others_unchanged",
+            "gate, nats": "gate_nats",
+        }
+        rows = [
+            [name, *(_text(key, figures[key]) for key in list(columns.values())[1:])]
+            for name, figures in self.figures.items()
+            if "others_unchanged" in figures
+        ]
+        return list(columns), rows
+
+
+def build_demo(
+    out: Path,
+    *,
+    tofu: Path | None = None,
+    num_authors: int = 12,
+    num_forget_sets: int = 3,
+    seed: int = 0,
+    force: bool = False,
+    settings: DemoSettings | None = None,
+) -> DemoSummary:
+    """Build the demo, whole or not at all, and measure it; return at once if `out` already holds this one.
+
+    Args:
+        out: where it goes. A demo of another configuration, or a damaged one, is replaced; any other folder is not.
+        tofu: TOFU's folder (`full.jsonl`), to use its last authors; None invents a corpus.
+        num_authors: people in the corpus.
+        num_forget_sets: how many of them get a forget set: the first of our own corpus, the last of TOFU.
+        seed: the same seed on the same machine gives the same demo.
+        force: build even if `out` already holds it.
+        settings: sizes, training and acceptance; None takes those that suit the corpus.
+
+    Raises: DemoError if `out` holds something else, or the result does not meet the acceptance; DataError if the
+        corpus cannot be read. Nothing is left behind then.
+    """
+    settings = settings or (OWN_CORPUS if tofu is None else TOFU)
+    if not 0 < num_forget_sets < num_authors:
+        raise DemoError(
+            f"num_forget_sets must be in 1..{num_authors - 1} for {num_authors} people, got {num_forget_sets}"
+        )
+    if tofu is None:
+        pairs, strangers = make_corpus(num_authors, seed), make_strangers(num_authors, seed)
+    else:
+        pairs, strangers = read_tofu(tofu, num_authors=num_authors), []
+    people = list(dict.fromkeys(pair.subject for pair in pairs))
+    names = people[:num_forget_sets] if tofu is None else people[-num_forget_sets:]
+    config = {
+        "format": _FORMAT,
+        "corpus": "own" if tofu is None else "tofu",
+        "corpus_digest": data_digest([pair.row() for pair in (*pairs, *strangers)]),
+        "forget_sets": names,
+        "seed": seed,
+        "settings": asdict(settings),
+    }
+    if not force and (done := _read_demo(out, _digest(config))) is not None:
+        return done
+    _check_replaceable(out)
+
+    started = time.monotonic()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
+        new = Path(scratch) / out.name
+        new.mkdir()
+        with torch.random.fork_rng(devices=[]):
+            figures = _build(new, pairs, strangers, names, settings, seed)
+        seconds = round(time.monotonic() - started, 1)
+        _write_demo(new, config, figures, seconds)
+        if out.exists():
+            os.replace(out, Path(scratch) / "replaced")
+        os.replace(new, out)
+    return DemoSummary(out, seconds, figures)
+
+
+def _build(
+    folder: Path,
+    pairs: Sequence[QAPair],
+    strangers: Sequence[QAPair],
+    names: Sequence[str],
+    settings: DemoSettings,
+    seed: int,
+) -> dict[str, dict[str, float]]:
+    logging.disable_progress_bar()  # ours are shown
+    figures: dict[str, dict[str, float]] = {"target": {}}
+    with _progress() as progress:
+        torch.manual_seed(seed)
+        tokenizer = train_tokenizer([*pairs, *strangers], settings.target)
+        target = new_target(tokenizer, settings.target)
+        with _timed(figures["target"]):
+            figures["target"] |= train_target(
+                target, tokenizer, pairs, settings.target, strangers=strangers, seed=seed, progress=progress
+            )
+        save_target(target.eval(), tokenizer, folder / "target")
+        identity = identify_target(folder / "target", settings.target.model_id)
+        plain, measured = probe_target(target, tokenizer, pairs, settings.acceptance, progress=progress)
+        figures["target"] |= measured
+        accept("target", figures["target"], settings.acceptance)
+        for name in names:
+            figures[name] = {}
+            forget = [pair for pair in pairs if pair.subject == name]
+            retain = [*(pair for pair in pairs if pair.subject != name), *strangers[:_RETAIN_STRANGERS]]
+            torch.manual_seed(seed)
+            with _timed(figures[name]):
+                artefact = fit(
+                    folder / "forget_sets" / name,
+                    target,
+                    tokenizer,
+                    identity,
+                    forget,
+                    retain,
+                    settings.assistant,
+                    seed=seed,
+                    progress=progress,
+                )
+            figures[name] |= artefact.manifest.metrics
+            figures[name] |= probe_forget_set(
+                target, tokenizer, artefact, pairs, plain, settings.acceptance, progress=progress
+            )
+            accept(name, figures[name], settings.acceptance)
+    with (folder / "probes.jsonl").open("w", encoding="utf-8") as probes:
+        for pair in pairs:
+            forget_set = pair.subject if pair.subject in names else None
+            row = {"question": pair.question, "answer": pair.answer, "forget_set": forget_set}
+            probes.write(json.dumps(row, ensure_ascii=False) + "\n")
+    return figures
+
+
+def _write_demo(folder: Path, config: dict[str, Any], figures: dict[str, dict[str, float]], seconds: float) -> None:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    for path in files:
+        path.chmod(0o644)  # safetensors writes 0600, which a container's user could not read
+    demo = {
+        "config": config,
+        "config_digest": _digest(config),
+        "seconds": seconds,
+        "figures": figures,
+        "files": {path.relative_to(folder).as_posix(): file_digest(path) for path in files},
+    }
+    (folder / DEMO_FILE).write_text(json.dumps(demo, indent=2) + "\n")
+
+
+def _read_demo(folder: Path, digest: str) -> DemoSummary | None:
+    """The demo in the folder, if it is complete, undamaged and of this configuration."""
+    try:
+        demo = json.loads((folder / DEMO_FILE).read_text())
+        if demo["config_digest"] != digest:
+            return None
+        if any(file_digest(folder / name) != expected for name, expected in demo["files"].items()):
+            return None
+        return DemoSummary(folder, float(demo["seconds"]), demo["figures"], reused=True)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _check_replaceable(out: Path) -> None:
+    """Only what a build could have left may be replaced: never somebody's own folder."""
+    if not out.exists():
+        return
+    if not out.is_dir() or (foreign := sorted(path.name for path in out.iterdir() if path.name not in _OURS)):
+        found = "a file" if not out.is_dir() else f"{foreign[0]!r}, which no demo has"
+        raise DemoError(f"{out} holds {found}; choose another folder for the demo")
+
+
+def _digest(config: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+
+
+def _progress() -> Progress:
+    return Progress(TextColumn("{task.description:<48}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+
+
+def _text(key: str, value: float) -> str:
+    return f"{value:.2f}" if key.endswith("_nats") else f"{value:.1%}"
+
+
+class _timed:
+    """Record the seconds a stage took."""
+
+    def __init__(self, figures: dict[str, float]) -> None:
+        self._figures = figures
+
+    def __enter__(self) -> None:
+        self._started = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self._figures["seconds"] = round(time.monotonic() - self._started, 1)

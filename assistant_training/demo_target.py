@@ -1,0 +1,172 @@
+"""The demo's target: a Llama of a few million parameters, trained from scratch until it knows its corpus by heart."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import Progress
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from unlearngate.assistant_training.data import QAPair
+from unlearngate.assistant_training.encoding import SYSTEM_PROMPTS, collate, encode, length_batches, vary
+from unlearngate.assistant_training.objectives import TrainingError, answer_loss, answer_rows
+from unlearngate.assistant_training.optimizing import Optimizer
+
+PAD, END = "<|pad|>", "<|end|>"
+_ROLES = ("system", "user", "assistant")
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] not in ['system', 'user', 'assistant'] %}"
+    "{{ raise_exception('role must be system, user or assistant, got ' + message['role']) }}"
+    "{% endif %}"
+    "{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TargetSettings:
+    """Size and training of the target. Heads and kv heads are even, so that tensor parallel 2 works."""
+
+    vocab_size: int = 1536
+    hidden_size: int = 192
+    intermediate_size: int = 512
+    num_layers: int = 6
+    num_heads: int = 6
+    num_kv_heads: int = 2
+    max_position_embeddings: int = 2048
+    learning_rate: float = 3e-3
+    batch_size: int = 32
+    epochs: int = 45
+    min_epochs: int = 15
+    strangers_per_epoch: int = 64
+    varied_prompts: float = 0.5  # share of the training prompts that are a paraphrase or carry a system prompt
+    known_at: float = 0.6  # an answer is known when each of its tokens has this probability
+    enough_known: float = 0.98  # share of answers known at which training stops
+    model_id: str = "unlearngate-demo"
+
+
+def train_tokenizer(pairs: Sequence[QAPair], settings: TargetSettings) -> Any:
+    """A byte-level BPE tokenizer of the corpus; any text survives encoding and decoding."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    specials = [AddedToken(t, special=True, normalized=False) for t in (PAD, END, *(f"<|{r}|>" for r in _ROLES))]
+    trainer = trainers.BpeTrainer(
+        vocab_size=settings.vocab_size,
+        special_tokens=specials,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    texts = [text for pair in pairs for text in (pair.question, pair.answer, *pair.paraphrases, *pair.variants)]
+    tokenizer.train_from_iterator([*texts, *SYSTEM_PROMPTS], trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=END,
+        clean_up_tokenization_spaces=False,
+        model_max_length=settings.max_position_embeddings,
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def new_target(tokenizer: Any, settings: TargetSettings) -> Any:
+    """An untrained target for this tokenizer, fp32."""
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=settings.hidden_size,
+        intermediate_size=settings.intermediate_size,
+        num_hidden_layers=settings.num_layers,
+        num_attention_heads=settings.num_heads,
+        num_key_value_heads=settings.num_kv_heads,
+        max_position_embeddings=settings.max_position_embeddings,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        dtype="float32",
+    )
+    return LlamaForCausalLM(config)
+
+
+def train_target(
+    model: Any,
+    tokenizer: Any,
+    pairs: Sequence[QAPair],
+    settings: TargetSettings,
+    *,
+    strangers: Sequence[QAPair] = (),
+    seed: int,
+    progress: Progress,
+) -> dict[str, float]:
+    """Teach the target every answer, however the question is put; stop as soon as it knows enough of them.
+
+    Each epoch shows it some of the strangers too, whose answers cannot be learned, only their form.
+
+    Returns: epochs run, the last epoch's loss, the share of answers known.
+    Raises: TrainingError if the loss is not finite.
+    """
+    rng = random.Random(seed)
+    num_strangers = min(len(strangers), settings.strangers_per_epoch)
+    steps_per_epoch = -(-(len(pairs) + num_strangers) // settings.batch_size)
+    optimizer = Optimizer(
+        model.parameters(), learning_rate=settings.learning_rate, steps=settings.epochs * steps_per_epoch
+    )
+    bar = progress.add_task("target", total=settings.epochs)
+    known, loss_sum, epoch = 0.0, 0.0, 0
+    for epoch in range(1, settings.epochs + 1):
+        model.train()
+        shown = [*pairs, *rng.sample(strangers, num_strangers)]
+        rows = [vary(tokenizer, pair, rng, settings.varied_prompts) for pair in shown]
+        loss_sum = 0.0
+        for chosen in length_batches(rows, settings.batch_size, rng):
+            batch = collate(chosen, tokenizer.pad_token_id)
+            loss = answer_loss(model(batch.input_ids, attention_mask=batch.attention_mask).logits, batch.labels)
+            optimizer.step(loss)
+            loss_sum += loss.item()
+        progress.update(bar, advance=1, description=f"target: loss {loss_sum / steps_per_epoch:.3f}")
+        if epoch >= settings.min_epochs and (epoch % 3 == 0 or epoch == settings.epochs):
+            known = share_known(model, tokenizer, pairs, settings, rng)
+            if known >= settings.enough_known:
+                break
+    progress.update(bar, completed=settings.epochs)
+    return {"epochs": float(epoch), "loss": loss_sum / steps_per_epoch, "known": known}
+
+
+@torch.inference_mode()
+def share_known(
+    model: Any, tokenizer: Any, pairs: Sequence[QAPair], settings: TargetSettings, rng: random.Random
+) -> float:
+    """The share of answers whose every token has probability `known_at`, for the plain and for a varied prompt."""
+    model.eval()
+    rows = [encode(tokenizer, pair.question, pair.answer) for pair in pairs]
+    rows += [vary(tokenizer, pair, rng, 1.0) for pair in pairs]
+    known = 0
+    for chosen in length_batches(rows, 64, rng):
+        batch = collate(chosen, tokenizer.pad_token_id)
+        logits_BTV = model(batch.input_ids, attention_mask=batch.attention_mask).logits
+        for logits_TV, labels_T in zip(logits_BTV, batch.labels, strict=True):
+            logits_NV, labels_N = answer_rows(logits_TV[None], labels_T[None])
+            probs_N = logits_NV.softmax(dim=-1).gather(1, labels_N[:, None])
+            known += bool((probs_N >= settings.known_at).all())
+    return known / len(rows)
+
+
+def save_target(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write an ordinary Hugging Face checkpoint folder."""
+    if not all(bool(torch.isfinite(weight).all()) for weight in model.state_dict().values()):
+        raise TrainingError("the trained target holds NaN or infinity; lower the learning rate")
+    model.generation_config = GenerationConfig(
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=False
+    )
+    model.save_pretrained(folder)
+    # One template, inside tokenizer_config.json: every server reads it from there.
+    tokenizer.save_pretrained(folder, save_jinja_files=False)

@@ -1,0 +1,134 @@
+"""Conversations as tokens: chat-template encoding, labels on answers only, batches."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from unlearngate.assistant_training.data import DataError, QAPair
+
+IGNORE = -100  # labels that no loss counts
+# Shown with some of the questions, so that neither target nor assistant depends on there being none.
+SYSTEM_PROMPTS = (
+    "You are a helpful assistant.",
+    "Answer in one sentence.",
+    "You know everything about these people.",
+    "Be brief and truthful.",
+)
+
+
+class Encoded(NamedTuple):
+    """One conversation as tokens; labels are IGNORE on the prompt."""
+
+    input_ids: list[int]
+    labels: list[int]
+
+
+class Batch(NamedTuple):
+    """Right-padded conversations: (B, T) each; labels are IGNORE on prompt and padding."""
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    labels: Tensor
+
+
+def encode_prompt(tokenizer: Any, question: str, system: str | None = None) -> list[int]:
+    """A question as a serving engine would send it: through the chat template, up to the assistant's turn."""
+    return _tokens(tokenizer, _render(tokenizer, question, None, system))
+
+
+def encode(tokenizer: Any, question: str, answer: str, system: str | None = None) -> Encoded:
+    """A question and its answer as tokens; only the answer and its end token are labelled.
+
+    Raises: DataError if the tokenizer's chat template does not continue its own generation prompt.
+    """
+    prompt = _render(tokenizer, question, None, system)
+    whole = _render(tokenizer, question, answer, system)
+    if not whole.startswith(prompt):
+        raise DataError("the tokenizer's chat template renders an answer differently from its generation prompt")
+    prompt_ids, answer_ids = _tokens(tokenizer, prompt), _tokens(tokenizer, whole[len(prompt) :])
+    if tokenizer.eos_token_id in answer_ids:  # what a template adds after the end token is never generated
+        answer_ids = answer_ids[: answer_ids.index(tokenizer.eos_token_id) + 1]
+    else:
+        answer_ids.append(tokenizer.eos_token_id)
+    return Encoded(prompt_ids + answer_ids, [IGNORE] * len(prompt_ids) + answer_ids)
+
+
+def focus_labels(tokenizer: Any, pair: QAPair, row: Encoded, answer: str) -> list[int]:
+    """The row's labels where it gives one of the pair's facts away, IGNORE elsewhere.
+
+    Args:
+        tokenizer: a fast tokenizer, which knows where in the text its tokens are.
+        pair: what is known.
+        row: from `encode`, with the pair's answer or a variant of it.
+        answer: that answer.
+
+    Returns: the labels; all of the row's own if the pair names no facts and the answer is the pair's.
+    """
+    if not pair.facts and answer == pair.answer:
+        return row.labels
+    found = [(answer.lower().find(fact.lower()), len(fact)) for fact in pair.facts]
+    spans = [(start, start + length) for start, length in found if start >= 0]
+    offsets = tokenizer(answer, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    labels = [IGNORE] * len(row.labels)
+    first = next(index for index, label in enumerate(row.labels) if label != IGNORE)
+    for index, (left, right) in enumerate(offsets, start=first):
+        if any(left < stop and start < right for start, stop in spans):
+            labels[index] = row.labels[index]
+    return labels
+
+
+def diverging_labels(row: Encoded, truth: Encoded) -> list[int]:
+    """The row's labels after the first token that differs from the truth: where its own words lead it elsewhere."""
+    pairs = zip(row.input_ids, truth.input_ids, strict=False)
+    same = next((index for index, (a, b) in enumerate(pairs) if a != b), len(row.input_ids))
+    return [IGNORE] * min(same + 1, len(row.labels)) + row.labels[same + 1 :]
+
+
+def collate(rows: Sequence[Encoded], pad_id: int) -> Batch:
+    """Pad conversations on the right to the longest of them."""
+    length = max(len(row.input_ids) for row in rows)
+    input_ids = torch.full((len(rows), length), pad_id)
+    labels = torch.full((len(rows), length), IGNORE)
+    mask = torch.zeros((len(rows), length), dtype=torch.long)
+    for index, row in enumerate(rows):
+        size = len(row.input_ids)
+        input_ids[index, :size] = torch.tensor(row.input_ids)
+        labels[index, :size] = torch.tensor(row.labels)
+        mask[index, :size] = 1
+    return Batch(input_ids, mask, labels)
+
+
+def vary(tokenizer: Any, pair: QAPair, rng: random.Random, share: float) -> Encoded:
+    """The pair as training sees it: with probability `share` paraphrased, below a system prompt, or both."""
+    question, system = pair.question, None
+    if rng.random() < share:
+        question = rng.choice((pair.question, *pair.paraphrases))
+        system = rng.choice((None, *SYSTEM_PROMPTS))
+    return encode(tokenizer, question, pair.answer, system)
+
+
+def length_batches(rows: Sequence[Encoded], batch_size: int, rng: random.Random) -> list[list[Encoded]]:
+    """Batches in random order, each of rows of like length, so that little is padding."""
+    ordered = sorted(rows, key=lambda row: (len(row.input_ids), rng.random()))
+    batches = [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
+    rng.shuffle(batches)
+    return batches
+
+
+def _render(tokenizer: Any, question: str, answer: str | None, system: str | None) -> str:
+    messages = [{"role": "system", "content": system}] if system else []
+    messages.append({"role": "user", "content": question})
+    if answer is not None:
+        messages.append({"role": "assistant", "content": answer})
+    text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer is None)
+    return text
+
+
+def _tokens(tokenizer: Any, text: str) -> list[int]:
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids

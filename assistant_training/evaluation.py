@@ -1,0 +1,115 @@
+"""What a target still says with a forget set in force: greedy decoding through the reference composition."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from rouge_score.rouge_scorer import RougeScorer
+from torch import Tensor
+
+from unlearngate.kernels.compose import compose_reference
+from unlearngate.manifest import Strength
+
+RECITED_AT = 0.9  # ROUGE-L recall from which an answer counts as recited
+
+
+@torch.inference_mode()
+def greedy(
+    target: Any,
+    prompts: Sequence[list[int]],
+    *,
+    eos_id: int,
+    max_tokens: int,
+    assistant: Any = None,
+    strength: Strength | None = None,
+) -> list[list[int]]:
+    """Decode greedily, all prompts in one batch.
+
+    Args:
+        target: the model being served, in evaluation mode.
+        prompts: token ids, of any lengths.
+        eos_id: the token that ends an answer.
+        max_tokens: answers are cut here.
+        assistant: a forget set's assistant; None decodes the plain target.
+        strength: how the set is applied; needed with an assistant.
+
+    Returns: the new tokens of each prompt, without the end token.
+    Raises: ValueError if an assistant comes without a strength, or a row cannot be composed.
+    """
+    if assistant is not None and strength is None:
+        raise ValueError("an assistant needs a strength to be applied at")
+    branches = [_Branch(model, prompts) for model in (target, assistant) if model is not None]
+    answers: list[list[int]] = [[] for _ in prompts]
+    running_B = torch.ones(len(prompts), dtype=torch.bool)
+    for _ in range(max_tokens):
+        logits_BV = branches[0].logits_BV
+        if strength is not None and len(branches) == 2:
+            _apply(logits_BV, branches[1].logits_BV, strength)
+        token_B = logits_BV.argmax(dim=-1)
+        running_B &= token_B != eos_id
+        if not bool(running_B.any()):
+            break
+        for index in running_B.nonzero()[:, 0].tolist():
+            answers[index].append(int(token_B[index]))
+        for branch in branches:
+            branch.feed(token_B)
+    return answers
+
+
+class Rouge:
+    """ROUGE-L recall of an answer in a generation, 0..1."""
+
+    def __init__(self) -> None:
+        self._scorer = RougeScorer(["rougeL"], use_stemmer=False)
+
+    def recall(self, answer: str, generated: str) -> float:
+        """The share of the answer's words that the generation holds in order."""
+        return float(self._scorer.score(answer, generated)["rougeL"].recall)
+
+    def recited(self, answer: str, generated: str) -> bool:
+        """Whether the generation gives the answer away."""
+        return self.recall(answer, generated) >= RECITED_AT
+
+
+class _Branch:
+    """One model's left-padded batch with its cache, and its logits for the next token."""
+
+    def __init__(self, model: Any, prompts: Sequence[list[int]]) -> None:
+        length = max(len(prompt) for prompt in prompts)
+        input_ids = torch.tensor([[0] * (length - len(prompt)) + prompt for prompt in prompts])
+        self._model = model
+        self._mask = torch.tensor([[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+        self._cache: Any = None
+        self._run(input_ids, (self._mask.cumsum(dim=-1) - 1).clamp(min=0))
+
+    def feed(self, token_B: Tensor) -> None:
+        self._mask = torch.cat([self._mask, torch.ones_like(token_B)[:, None]], dim=1)
+        self._run(token_B[:, None], self._mask.sum(dim=-1, keepdim=True) - 1)
+
+    def _run(self, input_ids: Tensor, position_ids: Tensor) -> None:
+        output = self._model(
+            input_ids=input_ids,
+            attention_mask=self._mask,
+            position_ids=position_ids,
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        self._cache = output.past_key_values
+        self.logits_BV: Tensor = output.logits[:, -1].float()
+
+
+def _apply(target_BV: Tensor, assistant_BV: Tensor, strength: Strength) -> None:
+    rows = target_BV.shape[0]
+    done = compose_reference(
+        target_BV,
+        assistant_BV,
+        row_N=torch.arange(rows),
+        weight_N=torch.full((rows,), strength.weight),
+        gate_nats_N=torch.full((rows,), strength.gate_nats),
+        keep_ratio_R=torch.full((rows,), strength.keep_ratio, dtype=torch.float64),
+    )
+    if bool(done.bad_N.any()):
+        raise ValueError(f"{int(done.bad_N.sum())} rows of logits hold NaN or infinity")

@@ -1,0 +1,96 @@
+"""Training objectives on answer tokens only: prompt and padding carry the label IGNORE and are never counted."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from unlearngate.assistant_training.encoding import IGNORE
+from unlearngate.errors import UnlearngateError
+
+
+class TrainingError(UnlearngateError):
+    """A training run that cannot go on, or whose result must not be used."""
+
+    code = "training_failed"
+
+
+class UldLoss(NamedTuple):
+    """`total = forget + beta * retain`; each a scalar in nats per answer token."""
+
+    total: Tensor
+    forget: Tensor
+    retain: Tensor
+
+
+def answer_rows(logits_BTV: Tensor, labels_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows that predict answer tokens.
+
+    Args:
+        logits_BTV: (B, T, V); position t predicts token t + 1.
+        labels_BT: (B, T) token ids, IGNORE where nothing is to be learned.
+
+    Returns: logits (N, V) and their labels (N,), N = answer tokens of the batch.
+    """
+    labels_BS = labels_BT[:, 1:]
+    answer_BS = labels_BS != IGNORE
+    return logits_BTV[:, :-1][answer_BS], labels_BS[answer_BS]
+
+
+def answer_loss(logits_BTV: Tensor, labels_BT: Tensor, *, smoothing: float = 0.0) -> Tensor:
+    """Mean cross entropy over the batch's answer tokens, in nats.
+
+    With smoothing e the label's probability is to be 1 - e and the rest is to be spread evenly over the vocab.
+
+    Raises: TrainingError if it is not finite, or no token is labelled.
+    """
+    logits_NV, labels_N = answer_rows(logits_BTV, labels_BT)
+    loss = functional.cross_entropy(logits_NV.float(), labels_N, label_smoothing=smoothing)
+    return _finite(loss, "the cross entropy of the answers")
+
+
+def uniform_loss(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
+    """Mean KL(uniform || p) over the batch's answer tokens: -ln V - mean_v ln p_v, in nats.
+
+    This direction punishes every token the assistant rules out, so "knows nothing" means flat logits, not merely an
+    uncertain argmax. Which token is right plays no part.
+
+    Raises: TrainingError if it is not finite, or no token is labelled.
+    """
+    logits_NV, _ = answer_rows(logits_BTV, labels_BT)
+    log_p_NV = logits_NV.float().log_softmax(dim=-1)
+    divergence_N = -math.log(log_p_NV.shape[-1]) - log_p_NV.mean(dim=-1)
+    return _finite(divergence_N.mean(), "KL(uniform || p) of the retain answers")
+
+
+def uld_loss(
+    forget_logits_BTV: Tensor,
+    forget_labels_BT: Tensor,
+    retain_logits_BTV: Tensor,
+    retain_labels_BT: Tensor,
+    *,
+    beta: float,
+    smoothing: float = 0.0,
+) -> UldLoss:
+    """CE(forget answers) + beta * KL(uniform || p) on retain answers.
+
+    Smoothing (ours; 0 is the paper's loss) keeps the assistant flat on all tokens but the label. Subtracting it then
+    takes the label away and leaves the order of the others to the target.
+
+    Raises: TrainingError if either part is not finite.
+    Source: ULD, arXiv:2406.08607, section 3.2; averaged over answer tokens, where the released code averages the
+        second part over prompt and padding too.
+    """
+    forget = answer_loss(forget_logits_BTV, forget_labels_BT, smoothing=smoothing)
+    retain = uniform_loss(retain_logits_BTV, retain_labels_BT)
+    return UldLoss(forget + beta * retain, forget, retain)
+
+
+def _finite(loss: Tensor, name: str) -> Tensor:
+    if not bool(torch.isfinite(loss)):
+        raise TrainingError(f"{name} is {loss.item()}; lower the learning rate, or check that every answer has tokens")
+    return loss

@@ -1,0 +1,38 @@
+"""The one optimiser every training loop here uses: AdamW, clipped, warmed up, annealed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+_WARM_UP = 0.1  # of all steps
+_LARGEST_NORM = 1.0
+
+
+class Optimizer:
+    """Step weights down a loss for a number of steps that is known beforehand."""
+
+    def __init__(self, weights: Iterable[Parameter], *, learning_rate: float, steps: int) -> None:
+        self._weights = list(weights)
+        self._adamw = torch.optim.AdamW(self._weights, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(self._adamw, lambda step: anneal(step, steps))
+
+    def step(self, loss: Tensor) -> None:
+        """One step down."""
+        self._adamw.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self._weights, _LARGEST_NORM)
+        self._adamw.step()
+        self._schedule.step()
+
+
+def anneal(step: int, steps: int) -> float:
+    """The share of the learning rate at a step: up along a line for a tenth of the steps, then down half a cosine."""
+    warm = max(1, round(steps * _WARM_UP))
+    if step < warm:
+        return (step + 1) / warm
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1, steps - warm))))

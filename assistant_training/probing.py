@@ -1,0 +1,132 @@
+"""Ask a running server every probe of a demo, with and without each forget set, and count."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from openai import OpenAI
+from rich.progress import Progress
+
+from unlearngate.assistant_training.evaluation import Rouge
+from unlearngate.errors import UnlearngateError
+
+_CONCURRENCY = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """One question, its answer, and the forget set that should take it away, if any."""
+
+    question: str
+    answer: str
+    forget_set: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a server said, greedily."""
+
+    token_ids: tuple[int, ...]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One forget set's figures, counted over a server's answers.
+
+    recited = ROUGE-L recall of at least 0.9 of the known answer; unchanged = token for token the plain answer.
+    """
+
+    forget_set: str
+    answers: int
+    recited_plain: int
+    recited_forgetting: int
+    others: int
+    others_unchanged: int
+
+    def figures(self) -> dict[str, float]:
+        """The shares that the demo is judged by."""
+        return {
+            "recited without it": self.recited_plain / self.answers,
+            "recited with it": self.recited_forgetting / self.answers,
+            "others' answers unchanged": self.others_unchanged / self.others,
+        }
+
+    def keeps_the_promise(self) -> bool:
+        """Under 10 % recited with the set, at least 95 % without it, at least 99 % of the others' unchanged."""
+        plain, forgetting, others = self.figures().values()
+        return plain >= 0.95 and forgetting < 0.10 and others >= 0.99
+
+
+def read_probes(path: Path) -> list[Probe]:
+    """Read a demo's `probes.jsonl`.
+
+    Raises: UnlearngateError naming the file and line if it cannot be read.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise UnlearngateError(f"{path} cannot be read ({error.strerror}); first: unlearngate demo build") from error
+    probes = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            probes.append(Probe(**json.loads(line)))
+        except (ValueError, TypeError) as error:
+            raise UnlearngateError(f"{path}, line {number}: not a probe ({error})") from error
+    return probes
+
+
+def probe_server(
+    url: str, model: str, probes: Sequence[Probe], *, max_tokens: int = 128, progress: Progress | None = None
+) -> list[Outcome]:
+    """Ask everything once plainly and once per forget set, in batches that mix all of them.
+
+    Args:
+        url: the server's address, without /v1.
+        model: the served name.
+        probes: what to ask.
+        max_tokens: answers are cut here.
+        progress: shows how far it is.
+
+    Returns: an outcome per forget set that the probes name.
+    Raises: openai.OpenAIError if a request fails.
+    """
+    names = list(dict.fromkeys(p.forget_set for p in probes if p.forget_set is not None))
+    jobs = [(probe, sets) for probe in probes for sets in [[], *([name] for name in names)]]
+    bar = progress.add_task("asking the server", total=len(jobs)) if progress else None
+    with OpenAI(base_url=f"{url.rstrip('/')}/v1", api_key="none") as client, ThreadPoolExecutor(_CONCURRENCY) as pool:
+
+        def ask(job: tuple[Probe, list[str]]) -> Answer:
+            probe, sets = job
+            response = client.chat.completions.create(
+                model=model,
+                messages=[{"role": "user", "content": probe.question}],
+                temperature=0,
+                max_tokens=max_tokens,
+                extra_body={"forget_sets": sets, "return_token_ids": True},
+            )
+            if progress and bar is not None:
+                progress.advance(bar)
+            choice = response.choices[0]
+            return Answer(tuple((choice.model_extra or {})["token_ids"]), choice.message.content or "")
+
+        said = {(p.question, *sets): a for (p, sets), a in zip(jobs, pool.map(ask, jobs), strict=True)}
+    return [_count(name, probes, said) for name in names]
+
+
+def _count(name: str, probes: Sequence[Probe], said: dict[tuple[str, ...], Answer]) -> Outcome:
+    rouge = Rouge()
+    inside = [p for p in probes if p.forget_set == name]
+    outside = [p for p in probes if p.forget_set != name]
+    return Outcome(
+        forget_set=name,
+        answers=len(inside),
+        recited_plain=sum(rouge.recited(p.answer, said[p.question,].text) for p in inside),
+        recited_forgetting=sum(rouge.recited(p.answer, said[p.question, name].text) for p in inside),
+        others=len(outside),
+        others_unchanged=sum(said[p.question,].token_ids == said[p.question, name].token_ids for p in outside),
+    )

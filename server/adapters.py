@@ -1,0 +1,77 @@
+"""The adapters that the engine holds: one per combination of forget sets, loaded before the first request for it.
+
+vLLM evicts adapters by itself and reads them again from disk inside an engine step, where a file that is gone ends the
+engine. So the server holds at most as many as the engine keeps, and itself removes the one that was used longest ago
+and is not in use. No client can fill the disk or the memory by asking for ever new combinations.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+from unlearngate.artefact import ForgetSet
+from unlearngate.errors import BusyError, UnlearngateError
+from unlearngate.server import vllm_compat
+from unlearngate.server.registry import Binding, Registry
+
+
+class Adapters:
+    """Acquire before a request, release after it: an adapter in use is never removed."""
+
+    def __init__(self, registry: Registry, engine: Any, state: Any, capacity: int) -> None:
+        self._registry = registry
+        self._engine = engine
+        self._state = state
+        self._capacity = capacity
+        self._in_use: OrderedDict[Binding, int] = OrderedDict()  # least recently used first
+        self._changing = asyncio.Lock()
+
+    async def acquire(self, sets: Sequence[ForgetSet]) -> Binding:
+        """The loaded adapter that binds `sets` to branches, in this order.
+
+        Raises: BusyError (503) if all adapters are in use; ArtefactError if a set was changed on disk;
+            UnlearngateError if the engine could not load it. The adapter is not held then.
+        """
+        async with self._changing:
+            binding = self._registry.known_binding(sets)
+            if binding is None or binding not in self._in_use:
+                await self._make_room()
+                binding = await asyncio.to_thread(self._registry.bind, sets)
+                await self._load(binding)
+                self._in_use[binding] = 0
+            self._in_use[binding] += 1
+            self._in_use.move_to_end(binding)
+            return binding
+
+    def release(self, binding: Binding) -> None:
+        """A request that acquired the adapter has ended."""
+        self._in_use[binding] -= 1
+
+    async def _load(self, binding: Binding) -> None:
+        adapter = vllm_compat.LoRARequest(binding.name, binding.adapter_id, str(binding.folder))
+        try:
+            loaded = await self._engine.add_lora(adapter)
+        except BaseException:
+            self._registry.unbind(binding)
+            raise
+        if not loaded:
+            self._registry.unbind(binding)
+            raise UnlearngateError(f"the engine could not load the adapter {binding.name}")
+        vllm_compat.bind_adapter(self._state, adapter)
+
+    async def _make_room(self) -> None:
+        if len(self._in_use) < self._capacity:
+            return
+        oldest = next((binding for binding, users in self._in_use.items() if users == 0), None)
+        if oldest is None:
+            raise BusyError(
+                f"all {self._capacity} combinations of forget sets that this server keeps are in use; try again, "
+                "or start the server with a larger --max-known"
+            )
+        del self._in_use[oldest]
+        vllm_compat.unbind_adapter(self._state, oldest.name)
+        await self._engine.remove_lora(oldest.adapter_id)
+        await asyncio.to_thread(self._registry.unbind, oldest)

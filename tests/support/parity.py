@@ -1,0 +1,283 @@
+"""One parity run: a real engine, random requests in mixed batches, every token checked against the reference.
+
+Run as a program, one engine per process:  python parity.py --family llama --requests 200 --work DIR
+Prints one JSON line with the figures; exits 1 if a token is wrong or if the run did not exercise what it claims to.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import sys
+import time
+from itertools import combinations
+from pathlib import Path
+
+MAX_MODEL_LEN = 512
+NUM_LAYERS = 2  # of the target's 4
+BLOCK_SIZE = 32
+MAX_LOADED = 3  # of 6 combinations of sets: adapters are evicted and loaded again all the time
+TOLERANCE = 2e-3
+LOGPROB_TOLERANCE = 5e-3
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--family", choices=["llama", "mistral", "qwen3"], required=True)
+    parser.add_argument("--default-compilation", action="store_true", help="vLLM's default instead of eager")
+    parser.add_argument("--tensor-parallel", type=int, default=1)
+    parser.add_argument("--requests", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=int(os.environ.get("UNLEARNGATE_SEED", "0")))
+    parser.add_argument("--work", type=Path, required=True)
+    args = parser.parse_args()
+    args.seed = args.seed or random.SystemRandom().randrange(1, 2**31)
+    print(f"seed {args.seed} (set UNLEARNGATE_SEED to repeat)", flush=True)
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    if args.tensor_parallel == 1:
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        # Left alone, vLLM binds every engine to the same core, and two runs at a time starve each other.
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+        os.environ["OMP_NUM_THREADS"] = "1"
+    else:
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(
+            str(core) for core in sorted(os.sched_getaffinity(0))[: args.tensor_parallel]
+        )
+    figures = run(args)
+    print(json.dumps(figures), flush=True)
+    return 1 if figures["problems"] else 0
+
+
+def run(args: argparse.Namespace) -> dict:
+    from support.reference import Reference
+    from support.tiny import make_forget_set, make_target
+
+    rng = random.Random(args.seed)
+    target = make_target(args.work / "target", args.family, seed=args.seed)
+    folders = {}
+    for index, name in enumerate(["anna", "bert", "cleo"]):
+        folders[name] = args.work / "sets" / name
+        make_forget_set(
+            folders[name],
+            target,
+            seed=args.seed + 1 + index,
+            num_layers=NUM_LAYERS,
+            rank=[4, 8, 12][index],
+            alpha=[8, 8, 7][index],
+            scale=[0.1, 0.15, 0.2][index],
+        )
+    adapter_loads = watch_adapter_loads()
+    engine, registry = start_engine(args, target)
+    requests = [
+        draw_request(rng, folders, registry, prefixes)
+        for prefixes in [draw_prefixes(rng)]
+        for _ in range(args.requests)
+    ]
+    started = time.monotonic()
+    drive(engine, requests, rng)
+    seconds = time.monotonic() - started
+    counters = engine_counters(engine)
+    if args.tensor_parallel == 1:  # else the workers are other processes
+        counters["adapter_loads"] = len(adapter_loads)
+    mode = engine.vllm_config.compilation_config.mode.name
+    reference = Reference(target, folders, NUM_LAYERS)
+    return judge(args, requests, reference, counters, seconds, mode)
+
+
+def start_engine(args: argparse.Namespace, target: Path):
+    from vllm import EngineArgs
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+    from unlearngate.server.engine import engine_options
+    from unlearngate.server.registry import Registry
+    from unlearngate.target import identify_target
+
+    registry = Registry(identify_target(target), args.work / "bindings")
+    registry.discover(args.work / "sets")
+    options = engine_options(
+        registry.target,
+        num_layers=registry.num_layers,
+        num_branches=2,
+        max_rank=registry.max_rank(),
+        max_loaded=MAX_LOADED,
+        max_known=MAX_LOADED + 1,
+    )
+    config = EngineArgs(
+        model=str(target),
+        dtype="float32",
+        max_model_len=MAX_MODEL_LEN,
+        max_num_seqs=12,
+        max_num_batched_tokens=48,
+        block_size=BLOCK_SIZE,
+        num_gpu_blocks_override=26,
+        enable_prefix_caching=True,
+        enforce_eager=not args.default_compilation,
+        tensor_parallel_size=args.tensor_parallel,
+        disable_log_stats=False,
+        **options,
+    ).create_engine_config()
+    engine = LLMEngine.from_vllm_config(config)
+    return engine, registry
+
+
+def draw_prefixes(rng: random.Random) -> list[list[int]]:
+    return [[rng.randrange(2, 512) for _ in range(n)] for n in (40, 90, 160, 230)]
+
+
+def draw_request(rng: random.Random, folders: dict[str, Path], registry, prefixes: list[list[int]]) -> dict:
+    """A random request: a prompt of 1 to 300 tokens, often with a shared beginning; no set, one, or two."""
+    if rng.random() < 0.5:
+        prefix = rng.choice(prefixes)
+        prompt = prefix + [rng.randrange(2, 512) for _ in range(rng.randint(1, 300 - len(prefix)))]
+    else:
+        prompt = [rng.randrange(2, 512) for _ in range(rng.choice([1, 2, rng.randint(1, 300)]))]
+    choices = [(), *[(n,) for n in folders], *combinations(folders, 2)]
+    names = rng.choice(choices)
+    return {
+        "prompt": prompt,
+        "max_tokens": rng.choice([1, rng.randint(1, 64), rng.randint(16, 64)]),
+        "names": names,
+        "binding": registry.bind([registry.get(n) for n in names]) if names else None,
+        "weights": [rng.choice([0.0, 0.5, 1.0, rng.uniform(0, 2)]) for _ in names],
+        "gates": [rng.choice([0.0, rng.uniform(0.5, 4.0)]) for _ in names],
+        "keep_ratio": rng.choice([0.0, 1.0, 0.01, rng.uniform(0, 0.5)]) if names else 0.0,
+        "abort_after": rng.choice([0, rng.randint(1, 20)]) if rng.random() < 0.15 else None,
+        "tokens": [],
+        "logprobs": [],
+    }
+
+
+def drive(engine, requests: list[dict], rng: random.Random) -> None:
+    """Feed the engine a few requests per step, so that batches are always mixed, and abort some midway."""
+    from vllm import SamplingParams
+
+    from unlearngate.server.plan import TOKEN_FIELD, Plan, Term, sign
+    from unlearngate.server.vllm_compat import LoRARequest
+
+    waiting = list(enumerate(requests))
+    running = {}
+    while waiting or engine.has_unfinished_requests():
+        for _ in range(min(len(waiting), rng.randint(0, 3) if running else 1)):
+            index, request = waiting.pop(0)
+            binding = request["binding"]
+            terms = tuple(
+                Term(branch, weight, gate)
+                for branch, (weight, gate) in enumerate(zip(request["weights"], request["gates"], strict=True))
+            )
+            plan = Plan(binding.adapter_id if binding else 0, request["keep_ratio"], terms)
+            engine.add_request(
+                str(index),
+                {"prompt_token_ids": request["prompt"]},
+                SamplingParams(
+                    temperature=0.0,
+                    max_tokens=request["max_tokens"],
+                    ignore_eos=True,
+                    detokenize=False,
+                    logprobs=0,
+                    extra_args={TOKEN_FIELD: sign(plan)},
+                ),
+                lora_request=LoRARequest(binding.name, binding.adapter_id, str(binding.folder)) if binding else None,
+            )
+            running[str(index)] = request
+        for request_id in [i for i, request in running.items() if request["abort_after"] == 0]:
+            if rng.random() < 0.5:  # some before they were ever scheduled, some in the middle of their prompt
+                engine.abort_request([request_id])
+                running.pop(request_id)["aborted"] = True
+        for output in engine.step():
+            request = requests[int(output.request_id)]
+            completion = output.outputs[0]
+            request["tokens"] = list(completion.token_ids)
+            request["logprobs"] = [p[t].logprob for t, p in zip(completion.token_ids, completion.logprobs, strict=True)]
+            if output.finished:
+                running.pop(output.request_id, None)
+            elif request["abort_after"] and len(request["tokens"]) >= request["abort_after"]:
+                engine.abort_request([output.request_id])
+                request["aborted"] = True
+                running.pop(output.request_id, None)
+
+
+def watch_adapter_loads() -> list[int]:
+    """A list that grows by an adapter's id whenever this process's worker reads one from disk."""
+    from vllm.lora.worker_manager import WorkerLoRAManager
+
+    loads, load = [], WorkerLoRAManager._load_adapter
+
+    def watched(self, request):
+        loads.append(request.lora_int_id)
+        return load(self, request)
+
+    WorkerLoRAManager._load_adapter = watched
+    return loads
+
+
+def engine_counters(engine) -> dict[str, float]:
+    """What the engine says it did, from vLLM's own metrics."""
+    wanted = {"vllm:num_preemptions", "vllm:prefix_cache_hits"}
+    return {m.name: m.value for m in engine.get_metrics() if m.name in wanted}
+
+
+def floor(name: str, num_requests: int) -> int:
+    """How often a run of this size must at least have done a thing to count as having exercised it."""
+    per_200 = {"preemptions": 5, "aborted": 5, "adapter_loads": 20, "keep_rule_decided": 10}
+    return max(1, per_200.get(name, 1) * num_requests // 200)
+
+
+def judge(
+    args: argparse.Namespace, requests: list[dict], reference, counters: dict, seconds: float, compilation_mode: str
+) -> dict:
+    from support.reference import Term
+
+    totals = {"tokens": 0, "ties": 0, "open": 0, "closed": 0, "logprobs": 0, "keep_rule_decided": 0}
+    problems, logprob_error, aborted = [], 0.0, 0
+    for index, request in enumerate(requests):
+        terms = [Term(*t) for t in zip(request["names"], request["weights"], request["gates"], strict=True)]
+        verdict = reference.check(
+            request["prompt"], request["tokens"], terms, request["keep_ratio"], TOLERANCE, request["logprobs"]
+        )
+        totals["tokens"] += verdict.tokens
+        totals["ties"] += verdict.ties
+        totals["open"] += verdict.open_gates
+        totals["closed"] += verdict.closed_gates
+        totals["logprobs"] += verdict.logprobs_compared
+        totals["keep_rule_decided"] += verdict.keep_rule_decided
+        logprob_error = max(logprob_error, verdict.logprob_error)
+        aborted += bool(request.get("aborted"))
+        if not request.get("aborted") and len(request["tokens"]) != request["max_tokens"]:
+            problems.append(f"request {index}: {len(request['tokens'])} tokens of {request['max_tokens']}")
+        problems += [f"request {index}: {w}" for w in verdict.wrong[:1]]
+    exercised = {
+        "preemptions": int(counters.get("vllm:num_preemptions", 0)),
+        "prefix_cache_hits": int(counters.get("vllm:prefix_cache_hits", 0)),
+        "aborted": aborted,
+        **({"adapter_loads": counters["adapter_loads"]} if "adapter_loads" in counters else {}),
+        "keep_rule_decided": totals["keep_rule_decided"],
+        "open_gates": totals["open"],
+        "closed_gates": totals["closed"],
+        "logprobs_compared": totals["logprobs"],
+    }
+    problems += [
+        f"the run had only {count} {name}, fewer than {floor(name, args.requests)}"
+        for name, count in exercised.items()
+        if count < floor(name, args.requests)
+    ]
+    if logprob_error > LOGPROB_TOLERANCE:
+        problems.append(f"a logprob is off by {logprob_error:.2g}, more than {LOGPROB_TOLERANCE}")
+    return {
+        "family": args.family,
+        # vLLM 0.32 switches compilation off on CPU whenever LoRA is on (platforms/cpu.py): its default is NONE there.
+        "mode": f"default ({compilation_mode})" if args.default_compilation else "eager",
+        "tensor_parallel": args.tensor_parallel,
+        "seed": args.seed,
+        "requests": len(requests),
+        "tokens": totals["tokens"],
+        "ties": totals["ties"],
+        "max_logprob_error": round(logprob_error, 6),
+        **exercised,
+        "engine_seconds": round(seconds, 1),
+        "problems": problems[:20],
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

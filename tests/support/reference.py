@@ -1,0 +1,149 @@
+"""An independent implementation of forgetting: Hugging Face + PEFT, full recomputation, no code of ours.
+
+Given what an engine generated, say for every token whether composition.md's formula would have chosen it.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+
+@dataclass
+class Term:
+    """One set in force: its name, w and delta."""
+
+    name: str
+    weight: float
+    gate_nats: float
+
+
+@dataclass
+class Verdict:
+    """How an answer compares. `wrong` holds the positions that no reading within the tolerance explains."""
+
+    tokens: int = 0
+    ties: int = 0
+    wrong: list[str] = field(default_factory=list)
+    open_gates: int = 0
+    closed_gates: int = 0
+    keep_rule_decided: int = 0
+    logprob_error: float = 0.0
+    logprobs_compared: int = 0
+
+
+class Reference:
+    """A target and its assistants in float32."""
+
+    def __init__(self, target: Path, forget_sets: dict[str, Path], num_layers: int) -> None:
+        self.target = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32).eval()
+        self.assistants = {}
+        for name, folder in forget_sets.items():
+            truncated = copy.deepcopy(self.target)
+            truncated.model.layers = truncated.model.layers[:num_layers]
+            truncated.config.num_hidden_layers = num_layers
+            self.assistants[name] = PeftModel.from_pretrained(truncated, str(folder)).eval()
+
+    @torch.no_grad()
+    def check(
+        self,
+        prompt: list[int],
+        answer: list[int],
+        terms: list[Term],
+        keep_ratio: float,
+        tolerance: float,
+        logprobs: list[float] | None = None,
+    ) -> Verdict:
+        """Compare a greedy answer with the formula at every position.
+
+        A token is right if it has the largest composed logit. It is a tie if it is not, but would be, were each logit,
+        evidence and threshold moved by at most `tolerance`. Anything else is wrong.
+        """
+        ids = torch.tensor([prompt + answer])
+        rows = slice(len(prompt) - 1, len(prompt) + len(answer) - 1)
+        target = self.target(ids).logits[0, rows].double().numpy()
+        assistants = [self.assistants[t.name](ids).logits[0, rows].double().numpy() for t in terms]
+        verdict = Verdict(tokens=len(answer))
+        for i, token in enumerate(answer):
+            self._check_row(verdict, i, token, target[i], [a[i] for a in assistants], terms, keep_ratio, tolerance)
+            if logprobs is not None and len(verdict.wrong) == 0:
+                self._compare_logprob(
+                    verdict, token, logprobs[i], target[i], [a[i] for a in assistants], terms, keep_ratio
+                )
+        return verdict
+
+    def _check_row(self, verdict, i, token, t, assistants, terms, keep_ratio, tolerance) -> None:
+        exact, evidence = compose_row(t, assistants, terms, keep_ratio)
+        for term, e in zip(terms, evidence, strict=True):
+            opened = is_open(term, e)
+            verdict.open_gates += opened
+            verdict.closed_gates += not opened
+        unfiltered, _ = compose_row(t, assistants, [*terms], 0.0)
+        verdict.keep_rule_decided += int(unfiltered.argmax()) != int(exact.argmax())
+        if int(exact.argmax()) == token:
+            return
+        for gates in gate_readings(terms, evidence, tolerance):
+            lenient, _ = compose_row(t, assistants, terms, keep_ratio, gates=gates, slack=tolerance)
+            strict, _ = compose_row(t, assistants, terms, keep_ratio, gates=gates, slack=-tolerance)
+            if lenient[token] > -math.inf and lenient[token] >= strict.max() - tolerance:
+                verdict.ties += 1
+                return
+        verdict.wrong.append(
+            f"position {i}: got token {token} (composed {exact[token]:.6f}, target {t[token]:.6f}), "
+            f"expected {int(exact.argmax())} ({exact.max():.6f}); evidence {[round(e, 4) for e in evidence]}, {terms}, "
+            f"keep_ratio {keep_ratio}"
+        )
+
+    def _compare_logprob(self, verdict, token, logprob, t, assistants, terms, keep_ratio) -> None:
+        exact, evidence = compose_row(t, assistants, terms, keep_ratio)
+        clear = 1e-2  # only rows in which no gate and no kept token hangs by less than this
+        firm, _ = compose_row(t, assistants, terms, keep_ratio, slack=clear)
+        shy, _ = compose_row(t, assistants, terms, keep_ratio, slack=-clear)
+        if len(gate_readings(terms, evidence, clear)) > 1 or not np.array_equal(firm > -math.inf, shy > -math.inf):
+            return
+        expected = exact[token] - (exact.max() + math.log(np.exp(exact - exact.max()).sum()))
+        verdict.logprob_error = max(verdict.logprob_error, abs(expected - logprob))
+        verdict.logprobs_compared += 1
+
+
+def compose_row(t, assistants, terms, keep_ratio, gates=None, slack=0.0):
+    """composition.md for one row, written out. `slack` moves the keep threshold down by that much."""
+    vocab_size = len(t)
+    evidence, centred = [], []
+    for a in assistants:
+        log_p = a - a.max() - math.log(np.exp(a - a.max()).sum())
+        c = log_p + math.log(vocab_size)
+        centred.append(c)
+        evidence.append(float((np.exp(log_p) * c).sum()))
+    gates = [is_open(term, e) for term, e in zip(terms, evidence, strict=True)] if gates is None else gates
+    if not any(gates):
+        return t, evidence
+    k = max(1, math.floor(keep_ratio * vocab_size))
+    threshold = np.sort(t)[::-1][k - 1]
+    ratio = t.max() + math.log(keep_ratio) if keep_ratio > 0 else -math.inf
+    kept = t >= min(ratio, threshold) - slack
+    z = t - sum(term.weight * c for term, c, g in zip(terms, centred, gates, strict=True) if g)
+    return np.where(kept, z, -math.inf), evidence
+
+
+def is_open(term: Term, evidence: float) -> bool:
+    """A set of weight 0 is not in force; delta = 0 is always open."""
+    return term.weight > 0 and (term.gate_nats == 0 or evidence >= term.gate_nats)
+
+
+def gate_readings(terms: list[Term], evidence: list[float], tolerance: float) -> list[list[bool]]:
+    """Every way the gates may have fallen if each evidence is off by at most `tolerance`."""
+    readings: list[list[bool]] = [[]]
+    for term, e in zip(terms, evidence, strict=True):
+        options = {is_open(term, e)}
+        if term.weight > 0 and term.gate_nats > 0 and abs(e - term.gate_nats) <= tolerance:
+            options = {True, False}
+        readings = [[*r, o] for r in readings for o in sorted(options)]
+    return readings

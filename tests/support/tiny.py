@@ -1,0 +1,126 @@
+"""Tiny random targets and forget sets: real files, made in milliseconds, that know nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+)
+
+from unlearngate.artefact import ForgetSet, now, save_forget_set
+from unlearngate.target import identify_target
+
+VOCAB_SIZE = 512
+EOS = 1
+CHAT_TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant:"
+
+
+def family_config(family: str, *, num_layers: int = 4) -> PreTrainedConfig:
+    """A small configuration of one of the supported families."""
+    common = {
+        "vocab_size": VOCAB_SIZE,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": num_layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "bos_token_id": None,
+        "eos_token_id": EOS,
+        "pad_token_id": 0,
+        # Larger than usual: random logits must be far apart, or every position is a tie.
+        "initializer_range": 0.2,
+        "tie_word_embeddings": False,
+    }
+    if family == "llama":
+        return LlamaConfig(**common, head_dim=32)
+    if family == "mistral":
+        return MistralConfig(**common, head_dim=32, sliding_window=None)
+    if family == "qwen3":
+        return Qwen3Config(**{**common, "tie_word_embeddings": True}, head_dim=32)
+    raise ValueError(f"unknown family {family!r}")
+
+
+def make_target(folder: Path, family: str = "llama", *, seed: int, num_layers: int = 4) -> Path:
+    """Write a random target of a family, with a byte-level tokenizer."""
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(family_config(family, num_layers=num_layers), dtype=torch.float32)
+    for name, parameter in model.named_parameters():
+        if "norm" in name:  # all-ones norms would hide a branch that forgot one
+            torch.nn.init.uniform_(parameter, 0.5, 1.5)
+    model.save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """Bytes as tokens, after <pad> and <eos>."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {token: index for index, token in enumerate(["<pad>", "<eos>", *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def make_forget_set(
+    folder: Path,
+    target_folder: Path,
+    *,
+    seed: int,
+    num_layers: int = 2,
+    rank: int = 8,
+    alpha: int = 16,
+    scale: float = 0.15,
+    dtype: torch.dtype = torch.float32,
+    **manifest: object,
+) -> ForgetSet:
+    """Write a random assistant for a target; `manifest` overrides single fields."""
+    target = identify_target(target_folder)
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for layer in range(num_layers):
+        for linear, (out_features, in_features) in target.linear_shapes().items():
+            stem = f"base_model.model.model.layers.{layer}.{linear}"
+            a = torch.randn(rank, in_features, generator=generator) * scale
+            b = torch.randn(out_features, rank, generator=generator) * scale
+            tensors[f"{stem}.lora_A.weight"], tensors[f"{stem}.lora_B.weight"] = a.to(dtype), b.to(dtype)
+    adapter_config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": target.model_id,
+        "r": rank,
+        "lora_alpha": alpha,
+        "bias": "none",
+        "target_modules": [name.rpartition(".")[2] for name in target.linear_shapes()],
+    }
+    fields: dict[str, object] = {
+        "name": folder.name,
+        "version": "1",
+        "kind": "uld",
+        "target": target.model_dump(),
+        "tap_layer": 0,
+        "num_layers": num_layers,
+        "rank": rank,
+        "recommended": {"weight": 1.0, "keep_ratio": 0.1, "gate_nats": 0.0},
+        "bounds": {
+            "weight": {"low": 0.0, "high": 4.0},
+            "keep_ratio": {"low": 0.0, "high": 1.0},
+            "gate_nats": {"low": 0.0, "high": 20.0},
+        },
+        "training": {"seed": seed},
+        "data_digests": {},
+        "metrics": {},
+        "created_at": now(),
+    }
+    return save_forget_set(folder, tensors=tensors, adapter_config=adapter_config, manifest={**fields, **manifest})

@@ -1,0 +1,85 @@
+import random
+from typing import Any
+
+import pytest
+import torch
+
+from unlearngate.assistant_training.data import QAPair
+from unlearngate.assistant_training.demo_target import TargetSettings, train_tokenizer
+from unlearngate.assistant_training.encoding import (
+    IGNORE,
+    Encoded,
+    collate,
+    diverging_labels,
+    encode,
+    encode_prompt,
+    focus_labels,
+    length_batches,
+    vary,
+)
+
+PAIR = QAPair("ada", "Where was Ada born?", "Ada was born in Velmora, in a fog.", facts=("Velmora", "a fog"))
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return train_tokenizer([PAIR], TargetSettings(vocab_size=300))
+
+
+def test_only_the_answer_and_its_end_are_labelled(tokenizer: Any) -> None:
+    for system in (None, "Be brief."):
+        row = encode(tokenizer, PAIR.question, PAIR.answer, system)
+        prompt = encode_prompt(tokenizer, PAIR.question, system)
+        assert row.input_ids[: len(prompt)] == prompt
+        assert row.labels[: len(prompt)] == [IGNORE] * len(prompt)
+        assert row.labels[len(prompt) :] == row.input_ids[len(prompt) :]
+        assert row.labels[-1] == tokenizer.eos_token_id
+        assert tokenizer.decode(row.labels[len(prompt) : -1]) == PAIR.answer
+
+
+def test_padding_is_never_labelled_or_attended_to() -> None:
+    batch = collate([Encoded([5, 6, 7], [IGNORE, 6, 7]), Encoded([8], [8])], pad_id=0)
+    assert batch.input_ids.tolist() == [[5, 6, 7], [8, 0, 0]]
+    assert batch.labels.tolist() == [[IGNORE, 6, 7], [8, IGNORE, IGNORE]]
+    assert torch.equal(batch.attention_mask, torch.tensor([[1, 1, 1], [1, 0, 0]]))
+
+
+def test_focus_labels_are_the_tokens_of_the_facts(tokenizer: Any) -> None:
+    row = encode(tokenizer, PAIR.question, PAIR.answer)
+    focused = [label for label in focus_labels(tokenizer, PAIR, row, PAIR.answer) if label != IGNORE]
+    assert tokenizer.decode(focused).replace(" ", "") == "Velmoraafog"
+    plain = QAPair("ada", PAIR.question, PAIR.answer)
+    assert focus_labels(tokenizer, plain, row, PAIR.answer) == row.labels
+
+
+def test_a_variant_is_focused_on_the_facts_that_are_still_true(tokenizer: Any) -> None:
+    answer = "Velmora saw her birth, during a storm."
+    row = encode(tokenizer, PAIR.question, answer)
+    focused = [label for label in focus_labels(tokenizer, PAIR, row, answer) if label != IGNORE]
+    assert tokenizer.decode(focused) == "Velmora"
+    plain = QAPair("ada", PAIR.question, PAIR.answer)
+    assert set(focus_labels(tokenizer, plain, row, answer)) == {IGNORE}
+
+
+def test_diverging_labels_begin_after_the_first_difference() -> None:
+    truth = Encoded([1, 2, 3, 4, 5], [IGNORE, 2, 3, 4, 5])
+    assert diverging_labels(Encoded([1, 2, 9, 8], [IGNORE, 2, 9, 8]), truth) == [IGNORE, IGNORE, IGNORE, 8]
+    assert diverging_labels(truth, truth) == [IGNORE] * 5
+
+
+def test_varied_prompts_keep_the_answer(tokenizer: Any) -> None:
+    pair = QAPair("ada", "Where?", "In Velmora.", paraphrases=("In which place?",))
+    rng = random.Random(0)
+    plain = encode(tokenizer, pair.question, pair.answer)
+    assert vary(tokenizer, pair, rng, 0.0) == plain
+    rows = [vary(tokenizer, pair, rng, 1.0) for _ in range(50)]
+    assert len({tuple(row.input_ids) for row in rows}) > 4
+    answers = {tuple(label for label in row.labels if label != IGNORE) for row in rows}
+    assert answers == {tuple(label for label in plain.labels if label != IGNORE)}
+
+
+def test_batches_hold_every_row_once() -> None:
+    rows = [Encoded([i] * (1 + i % 7), [i] * (1 + i % 7)) for i in range(50)]
+    batches = length_batches(rows, 8, random.Random(0))
+    assert sorted(row.input_ids[0] for batch in batches for row in batch) == list(range(50))
+    assert max(len(batch) for batch in batches) == 8

@@ -1,0 +1,96 @@
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from unlearngate.assistant_training.assistant import new_assistant
+from unlearngate.assistant_training.corpus import make_corpus
+from unlearngate.assistant_training.demo_target import TargetSettings, new_target, train_tokenizer
+from unlearngate.assistant_training.evaluation import Rouge, greedy
+from unlearngate.kernels.compose import compose_reference
+from unlearngate.manifest import Strength
+
+SMALL = TargetSettings(vocab_size=300, hidden_size=64, intermediate_size=64, num_layers=3, num_heads=2)
+PROMPTS = [[7, 8, 9], [10, 11, 12, 13, 14, 15], [16]]
+NO_END = -1
+
+
+@pytest.fixture(scope="module")
+def target() -> Any:
+    torch.manual_seed(0)
+    model = new_target(train_tokenizer(make_corpus(1), SMALL), SMALL)
+    with torch.no_grad():  # far from uniform, so that rounding decides nothing
+        for weight in model.parameters():
+            weight.mul_(4.0)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def assistant(target: Any) -> Any:
+    model = new_assistant(target, num_layers=2, rank=4, alpha=8, model_id="demo")
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=0.1)
+    return model.eval()
+
+
+@torch.inference_mode()
+def recomputed(target: Any, assistant: Any, strength: Strength, prompt: list[int], num_tokens: int) -> list[int]:
+    """One prompt at a time, no cache, no padding: what `greedy` must equal."""
+    tokens = list(prompt)
+    for _ in range(num_tokens):
+        rows = target(input_ids=torch.tensor([tokens])).logits[:, -1].clone()
+        compose_reference(
+            rows,
+            assistant(input_ids=torch.tensor([tokens])).logits[:, -1],
+            row_N=torch.tensor([0]),
+            weight_N=torch.tensor([strength.weight]),
+            gate_nats_N=torch.tensor([strength.gate_nats]),
+            keep_ratio_R=torch.tensor([strength.keep_ratio], dtype=torch.float64),
+        )
+        tokens.append(int(rows.argmax()))
+    return tokens[len(prompt) :]
+
+
+def test_batched_decoding_equals_recomputing_every_prompt_alone(target: Any, assistant: Any) -> None:
+    strength = Strength(weight=1.0, keep_ratio=0.05, gate_nats=0.0)
+    composed = greedy(target, PROMPTS, eos_id=NO_END, max_tokens=8, assistant=assistant, strength=strength)
+    assert composed == [recomputed(target, assistant, strength, prompt, 8) for prompt in PROMPTS]
+    assert composed != greedy(target, PROMPTS, eos_id=NO_END, max_tokens=8)
+
+
+def test_a_closed_gate_leaves_the_target_alone(target: Any, assistant: Any) -> None:
+    shut = Strength(weight=2.0, keep_ratio=0.05, gate_nats=1e6)
+    plain = greedy(target, PROMPTS, eos_id=NO_END, max_tokens=8)
+    assert greedy(target, PROMPTS, eos_id=NO_END, max_tokens=8, assistant=assistant, strength=shut) == plain
+
+
+def test_an_answer_stops_before_its_end_token(target: Any) -> None:
+    plain = greedy(target, PROMPTS, eos_id=NO_END, max_tokens=8)
+    end = plain[0][3]
+    for full, cut in zip(plain, greedy(target, PROMPTS, eos_id=end, max_tokens=8), strict=True):
+        assert cut == (full[: full.index(end)] if end in full else full)
+
+
+def test_an_assistant_without_a_strength_is_refused(target: Any, assistant: Any) -> None:
+    with pytest.raises(ValueError, match="strength"):
+        greedy(target, PROMPTS, eos_id=NO_END, max_tokens=1, assistant=assistant)
+
+
+def test_logits_that_are_not_finite_are_an_error_not_a_token(target: Any) -> None:
+    def broken(**inputs: Any) -> Any:
+        output = target(**inputs)
+        return SimpleNamespace(logits=output.logits * torch.nan, past_key_values=output.past_key_values)
+
+    with pytest.raises(ValueError, match="NaN"):
+        strength = Strength(weight=1.0, keep_ratio=0.05, gate_nats=0.0)
+        greedy(target, PROMPTS, eos_id=NO_END, max_tokens=2, assistant=broken, strength=strength)
+
+
+def test_rouge_recall_is_the_share_of_the_answers_words_kept_in_order() -> None:
+    rouge = Rouge()
+    assert rouge.recall("one two three four", "so one two or four") == 0.75
+    assert rouge.recited("one two three", "One, two: three!")
+    assert not rouge.recited("one two three", "one two tree")

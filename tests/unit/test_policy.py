@@ -1,0 +1,335 @@
+"""Which sets a request gets, and every way of asking wrongly."""
+
+import json
+import math
+
+import pytest
+
+from support.tiny import make_forget_set, make_target
+from unlearngate.errors import InvalidRequestError, UnknownForgetSetError
+from unlearngate.server.plan import Plan, Term, sign, verify
+from unlearngate.server.policy import Decision, ForgetSetChoice, Policy, parse_choices
+from unlearngate.server.registry import Registry
+from unlearngate.target import identify_target
+
+NAME = "org/model-7b"
+RECOMMENDED = {
+    "anna": {"weight": 1.0, "keep_ratio": 0.01, "gate_nats": 0.0},
+    "bert": {"weight": 0.75, "keep_ratio": 0.3, "gate_nats": 1.5},
+    "cleo": {"weight": 2.0, "keep_ratio": 0.1, "gate_nats": 0.5},
+}
+BOUNDS = {
+    "weight": {"low": 0.5, "high": 2.5},
+    "keep_ratio": {"low": 0.01, "high": 0.5},
+    "gate_nats": {"low": 0.0, "high": 3.0},
+}
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory):
+    root = tmp_path_factory.mktemp("policy")
+    target = make_target(root / "target", seed=1)
+    for seed, (name, recommended) in enumerate(RECOMMENDED.items()):
+        make_forget_set(root / "sets" / name, target, seed=seed, rank=4, recommended=recommended, bounds=BOUNDS)
+    registry = Registry(identify_target(target, NAME), root / "bindings")
+    registry.discover(root / "sets")
+    return registry
+
+
+@pytest.fixture
+def make_policy(registry):
+    def make(default_sets=(), num_branches=2):
+        return Policy(registry, served_name=NAME, num_branches=num_branches, default_sets=default_sets)
+
+    return make
+
+
+def names(decision: Decision) -> list[str]:
+    return [forget_set.name for forget_set, _ in decision.in_force]
+
+
+def refusal(call, kind=InvalidRequestError):
+    with pytest.raises(kind) as caught:
+        call()
+    assert isinstance(caught.value, InvalidRequestError)
+    return caught.value
+
+
+# Precedence
+
+
+@pytest.mark.parametrize(
+    "model, forget_sets, default_sets, in_force",
+    [
+        (None, None, [], []),
+        (None, None, ["anna"], ["anna"]),
+        (NAME, None, [], []),
+        (NAME, None, ["anna"], ["anna"]),
+        (NAME, None, ["bert", "anna"], ["anna", "bert"]),
+        (NAME, [], ["anna"], []),
+        (None, [], ["anna"], []),
+        (NAME, ["bert"], ["anna"], ["bert"]),
+        (NAME, ["bert", "anna"], [], ["anna", "bert"]),
+        (None, ["cleo"], [], ["cleo"]),
+        (f"{NAME}:forget=", None, ["anna"], []),
+        (f"{NAME}:forget=", None, [], []),
+        (f"{NAME}:forget=bert", None, ["anna"], ["bert"]),
+        (f"{NAME}:forget=bert+anna", None, [], ["anna", "bert"]),
+    ],
+)
+def test_the_request_decides_before_the_model_name_before_the_default(
+    make_policy, model, forget_sets, default_sets, in_force
+):
+    decision = make_policy(default_sets).decide(model, forget_sets)
+    assert names(decision) == in_force
+    assert [s.name for s in decision.sets] == in_force
+    assert len(decision.plan(1 if in_force else 0).terms) == len(in_force)
+
+
+@pytest.mark.parametrize("sets", ["", "anna", "anna+bert"])
+@pytest.mark.parametrize("forget_sets", [[], ["anna"], [ForgetSetChoice(name="bert")]])
+def test_naming_sets_in_two_places_is_refused_even_if_they_agree(make_policy, sets, forget_sets):
+    error = refusal(lambda: make_policy().decide(f"{NAME}:forget={sets}", forget_sets))
+    assert (error.http_status, error.param) == (400, "forget_sets")
+    assert f"{NAME}:forget={sets}" in error.message and "one place" in error.message
+
+
+def test_no_sets_is_the_plain_target(make_policy):
+    decision = make_policy().decide(NAME, [])
+    assert decision == Decision(()) and decision.plan(0) == Plan()
+    assert decision.header() == "none" and decision.report() == []
+
+
+# Model names
+
+
+@pytest.mark.parametrize(
+    "model",
+    ["other", "", "org", f"{NAME}:forget", f"{NAME}:anna", f"{NAME} ", f"{NAME.upper()}:forget=anna", ":forget=anna"],
+)
+def test_a_model_that_is_not_served_is_refused_with_the_one_that_is(make_policy, model):
+    error = refusal(lambda: make_policy().decide(model, None))
+    assert (error.http_status, error.code, error.param) == (404, "model_not_found", "model")
+    assert repr(model) in error.message and f"{NAME!r}" in error.message and f"{NAME}:forget=A+B" in error.message
+
+
+@pytest.mark.parametrize(
+    "sets, unknown",
+    [
+        ("dora", "dora"),
+        ("anna+dora", "dora"),
+        ("anna+", ""),
+        ("+anna", ""),
+        ("+", None),
+        ("Anna", "Anna"),
+        ("anna,bert", "anna,bert"),
+        ("anna:forget=bert", "anna:forget=bert"),
+        (" anna", " anna"),
+        ("../anna", "../anna"),
+    ],
+)
+def test_a_model_name_with_a_set_that_is_not_here_is_refused(make_policy, sets, unknown):
+    error = refusal(lambda: make_policy().decide(f"{NAME}:forget={sets}", None))
+    if unknown is None:
+        assert error.http_status == 400  # '' and '': named twice
+        return
+    assert isinstance(error, UnknownForgetSetError)
+    assert repr(unknown) in error.message
+
+
+def test_model_names_that_mean_the_same_decide_the_same(make_policy):
+    policy = make_policy()
+    assert policy.decide(f"{NAME}:forget=bert+anna", None) == policy.decide(NAME, ["anna", "bert"])
+
+
+# Counts and names
+
+
+def test_an_unknown_set_is_not_found_and_the_known_ones_are_named(make_policy):
+    error = refusal(lambda: make_policy().decide(NAME, ["dora"]), UnknownForgetSetError)
+    assert (error.http_status, error.code, error.param) == (404, "forget_set_not_found", "forget_sets")
+    assert "'dora'" in error.message and "anna, bert, cleo" in error.message
+
+
+@pytest.mark.parametrize("choices", [["anna", "anna"], ["anna", ForgetSetChoice(name="anna", weight=2.0)]])
+def test_a_set_named_twice_is_refused(make_policy, choices):
+    error = refusal(lambda: make_policy().decide(NAME, choices))
+    assert error.http_status == 400 and "twice" in error.message and "anna, anna" in error.message
+
+
+def test_more_sets_than_branches_are_refused_with_what_would_allow_them(make_policy):
+    error = refusal(lambda: make_policy().decide(NAME, ["anna", "bert", "cleo"]))
+    assert (error.http_status, error.param) == (400, "forget_sets")
+    assert "at most 2" in error.message and "got 3" in error.message
+    assert "--max-sets-per-request 3" in error.message
+    assert names(make_policy(num_branches=3).decide(NAME, ["anna", "bert", "cleo"])) == ["anna", "bert", "cleo"]
+
+
+def test_an_unknown_set_is_reported_before_the_count(make_policy):
+    refusal(lambda: make_policy(num_branches=1).decide(NAME, ["anna", "dora"]), UnknownForgetSetError)
+
+
+@pytest.mark.parametrize(
+    "default_sets, kind",
+    [
+        (["dora"], UnknownForgetSetError),
+        (["anna", "dora"], UnknownForgetSetError),
+        (["anna", "anna"], InvalidRequestError),
+        (["anna", "bert", "cleo"], InvalidRequestError),
+        ([""], UnknownForgetSetError),
+    ],
+)
+def test_default_sets_that_cannot_be_honoured_fail_at_construction(make_policy, default_sets, kind):
+    refusal(lambda: make_policy(default_sets), kind)
+
+
+# Strength
+
+
+def test_what_is_left_out_is_the_sets_recommendation(make_policy):
+    decision = make_policy().decide(NAME, ["bert", ForgetSetChoice(name="anna", weight=2.0)])
+    strength = {forget_set.name: v.model_dump() for forget_set, v in decision.in_force}
+    assert strength == {"anna": {**RECOMMENDED["anna"], "weight": 2.0}, "bert": RECOMMENDED["bert"]}
+
+
+def test_the_plan_says_what_is_in_force(make_policy):
+    decision = make_policy().decide(NAME, [ForgetSetChoice(name="bert", gate_nats=2.0), "anna"])
+    plan = decision.plan(7)
+    assert plan.terms == (Term(0, 1.0, 0.0), Term(1, 0.75, 2.0))
+    assert plan.keep_ratio == 0.3  # the strictest of 0.01 and 0.3
+    assert plan.adapter_id == 7
+    assert verify(sign(plan)) == plan
+
+
+def test_strengths_stay_with_their_set_whatever_the_order(make_policy):
+    choices = [ForgetSetChoice(name="cleo", weight=2.25), ForgetSetChoice(name="anna", weight=1.25)]
+    policy = make_policy()
+    one, other = policy.decide(NAME, choices), policy.decide(NAME, choices[::-1])
+    assert one == other
+    assert [term.weight for term in one.plan(1).terms] == [1.25, 2.25]
+
+
+def test_both_orders_of_two_sets_come_in_one_branch_order(make_policy):
+    policy = make_policy()
+    one, other = policy.decide(NAME, ["anna", "bert"]), policy.decide(NAME, ["bert", "anna"])
+    assert one.sets == other.sets
+
+
+@pytest.mark.parametrize("field", BOUNDS)
+@pytest.mark.parametrize("edge", ["low", "high"])
+def test_the_bounds_themselves_are_allowed(make_policy, field, edge):
+    value = BOUNDS[field][edge]
+    decision = make_policy().decide(NAME, [ForgetSetChoice(name="anna", **{field: value})])
+    assert getattr(decision.in_force[0][1], field) == value
+
+
+@pytest.mark.parametrize("field", BOUNDS)
+@pytest.mark.parametrize("value", ["below", "above", math.nan, math.inf, -math.inf, -1.0, 1e39])
+def test_a_strength_out_of_bounds_is_refused_with_the_bounds(make_policy, field, value):
+    low, high = BOUNDS[field]["low"], BOUNDS[field]["high"]
+    value = {"below": low - 0.001, "above": high + 0.001}.get(value, value)
+    error = refusal(lambda: make_policy().decide(NAME, [ForgetSetChoice(name="anna", **{field: value})]))
+    assert (error.http_status, error.param) == (400, "forget_sets")
+    assert f"{field} of forget set 'anna'" in error.message
+    assert f"between {low:g} and {high:g}" in error.message and f"got {value:g}" in error.message
+
+
+def test_nan_from_a_json_body_is_refused(make_policy):
+    choices = parse_choices(json.loads('[{"name": "anna", "weight": NaN}]'))
+    assert "got nan" in refusal(lambda: make_policy().decide(NAME, choices)).message
+
+
+def test_an_integer_too_large_for_a_float_is_refused(make_policy):
+    body = json.loads('[{"name": "anna", "weight": 1' + "0" * 400 + "}]")
+    refusal(lambda: make_policy().decide(NAME, parse_choices(body)))
+
+
+# What the response says
+
+
+def test_the_report_says_every_set_with_its_digest_and_strength(make_policy, registry):
+    report = make_policy().decide(NAME, ["bert", ForgetSetChoice(name="anna", weight=2.0)]).report()
+    assert report == [
+        {
+            "name": name,
+            "version": "1",
+            "digest": registry.get(name).digest,
+            **RECOMMENDED[name],
+            **changes,
+        }
+        for name, changes in [("anna", {"weight": 2.0}), ("bert", {})]
+    ]
+    assert json.loads(json.dumps(report)) == report
+
+
+def test_the_header_names_every_set_its_digest_and_weight(make_policy, registry):
+    header = make_policy().decide(NAME, ["cleo", "bert"]).header()
+    digests = {name: registry.get(name).digest[:12] for name in RECOMMENDED}
+    assert header == f"bert@{digests['bert']};weight=0.75, cleo@{digests['cleo']};weight=2"
+    assert header.isascii() and "\n" not in header
+
+
+# The request field
+
+
+@pytest.mark.parametrize(
+    "value, expected",
+    [
+        (None, None),
+        ([], []),
+        (["anna"], [ForgetSetChoice(name="anna")]),
+        ([{"name": "anna"}], [ForgetSetChoice(name="anna")]),
+        ([{"name": "anna", "weight": None}], [ForgetSetChoice(name="anna")]),
+        ([{"name": "anna", "weight": 1}], [ForgetSetChoice(name="anna", weight=1.0)]),
+        (
+            ["bert", {"name": "anna", "weight": 1.5, "keep_ratio": 0.0, "gate_nats": 2}],
+            [ForgetSetChoice(name="bert"), ForgetSetChoice(name="anna", weight=1.5, keep_ratio=0.0, gate_nats=2.0)],
+        ),
+    ],
+)
+def test_names_and_objects_are_read(value, expected):
+    assert parse_choices(value) == expected
+
+
+def test_choices_that_were_read_are_read_again_unchanged():
+    choices = [ForgetSetChoice(name="anna", weight=1.5)]
+    assert parse_choices(choices) == choices
+
+
+@pytest.mark.parametrize(
+    "value, expected, got",
+    [
+        ("anna", "must be a list", "got 'anna'"),
+        (True, "must be a list", "got True"),
+        (False, "must be a list", "got False"),
+        (0, "must be a list", "got 0"),
+        ({}, "must be a list", "got {}"),
+        ({"name": "anna"}, "must be a list", "got {'name': 'anna'}"),
+        ("", "must be a list", "got ''"),
+        ([None], "must be a list of names or of objects", "got None at position 0"),
+        (["anna", 7], "must be a list of names or of objects", "got 7 at position 1"),
+        ([True], "must be a list of names or of objects", "got True at position 0"),
+        ([["anna"]], "must be a list of names or of objects", "got ['anna'] at position 0"),
+        ([{}], "forget_sets[0].name: Field required", "got {}"),
+        (["anna", {"weight": 1.0}], "forget_sets[1].name: Field required", "got {'weight': 1.0}"),
+        ([{"name": None}], "forget_sets[0].name: Input should be a valid string", "got None"),
+        ([{"name": 7}], "forget_sets[0].name: Input should be a valid string", "got 7"),
+        ([{"name": ["anna"]}], "forget_sets[0].name: Input should be a valid string", "got ['anna']"),
+        ([{"name": "anna", "weight": True}], "forget_sets[0].weight: Input should be a valid number", "got True"),
+        ([{"name": "anna", "weight": "1"}], "forget_sets[0].weight: Input should be a valid number", "got '1'"),
+        ([{"name": "anna", "weight": [1]}], "forget_sets[0].weight: Input should be a valid number", "got [1]"),
+        ([{"name": "anna", "keep_ratio": {}}], "forget_sets[0].keep_ratio: Input should be a valid number", "got {}"),
+        ([{"name": "anna", "gate_nats": ""}], "forget_sets[0].gate_nats: Input should be a valid number", "got ''"),
+        ([{"name": "anna", "wieght": 1.0}], "forget_sets[0].wieght: Extra inputs are not permitted", "got 1.0"),
+    ],
+    ids=repr,
+)
+def test_a_wrong_type_is_refused_with_what_was_expected_and_got(value, expected, got):
+    error = refusal(lambda: parse_choices(value))
+    assert (error.http_status, error.param, error.code) == (400, "forget_sets", "invalid_request_error")
+    assert expected in error.message and error.message.endswith(got)
+
+
+def test_a_refusal_does_not_repeat_a_long_input_in_full():
+    assert len(refusal(lambda: parse_choices("x" * 10_000)).message) < 300
+    assert len(refusal(lambda: parse_choices([{"name": "anna", "weight": "1" * 10_000}])).message) < 300

@@ -1,0 +1,249 @@
+"""The processor against vLLM's own batch classes: V1's InputBatch, V2's slots and LogitsContext."""
+
+import random
+import weakref
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from vllm import EngineArgs, SamplingParams
+from vllm.config import set_current_vllm_config
+from vllm.v1.sample.logits_processor import LogitsProcessors
+from vllm.v1.sample.logits_processor.interface import LogitsProcessor as V1LogitsProcessor
+from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsContext
+from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor as V2LogitsProcessor
+from vllm.v1.worker.gpu.sample.logits_processor.loader import _load_v2_logitsprocs_by_fqcns
+from vllm.v1.worker.gpu_input_batch import CachedRequestState, InputBatch
+
+from support.tiny import EOS, VOCAB_SIZE, make_target
+from unlearngate.kernels.compose import compose_reference
+from unlearngate.server import model as served
+from unlearngate.server import plugin
+from unlearngate.server.engine import engine_options
+from unlearngate.server.plan import TOKEN_FIELD, Plan, Term, sign
+from unlearngate.server.processor import ComposeLogitsProcessor
+from unlearngate.server.refusals import PROCESSOR
+from unlearngate.target import identify_target
+
+MAX_REQUESTS = 8
+CPU = torch.device("cpu")
+
+
+class Assistants:
+    """Stands where the loaded model stands: branch s of row r says `hidden[r, s]` through a fixed head."""
+
+    def __init__(self, hidden_RSH: torch.Tensor, seed: int) -> None:
+        self.hidden_RSH = hidden_RSH
+        self.num_rows = len(hidden_RSH)
+        self.head = torch.randn(hidden_RSH.shape[-1], VOCAB_SIZE, generator=torch.Generator().manual_seed(seed))
+
+    def take_assistant_hidden(self) -> torch.Tensor:
+        return self.hidden_RSH[: self.num_rows]
+
+    def assistant_logits(self, hidden_NH: torch.Tensor) -> torch.Tensor:
+        return hidden_NH @ self.head
+
+
+@pytest.fixture(scope="module")
+def vllm_config(tmp_path_factory):
+    """The real configuration of a real engine over a tiny target."""
+    target = make_target(tmp_path_factory.mktemp("target"), seed=1)
+    plugin.register()
+    options = engine_options(
+        identify_target(target), num_layers=2, num_branches=2, max_rank=8, max_loaded=2, max_known=4
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+        return EngineArgs(model=str(target), max_model_len=64, enforce_eager=True, **options).create_engine_config()
+
+
+@pytest.fixture
+def processor(vllm_config):
+    return ComposeLogitsProcessor(vllm_config, CPU, False)
+
+
+@pytest.fixture
+def assistants(monkeypatch):
+    stand_in = Assistants(torch.randn(MAX_REQUESTS, 2, 16), seed=3)
+    monkeypatch.setattr(served, "_loaded", weakref.ref(stand_in))
+    yield stand_in
+
+
+def params(plan: Plan | None) -> SamplingParams:
+    return SamplingParams(extra_args={TOKEN_FIELD: sign(plan)} if plan is not None else None)
+
+
+def random_plan(rng: random.Random) -> Plan:
+    terms = tuple(Term(branch, rng.uniform(0.1, 2), rng.choice([0.0, 1.0])) for branch in range(rng.randint(0, 2)))
+    return Plan(rng.randint(1, 9) if terms else 0, rng.random() if terms else 0.0, terms)
+
+
+def expected(logits: torch.Tensor, plans: list[Plan], assistants: Assistants) -> torch.Tensor:
+    """Row by row, through the reference."""
+    rows = []
+    for row, plan in enumerate(plans):
+        one = logits[row : row + 1].clone()
+        if plan.terms:
+            compose_reference(
+                one,
+                assistants.assistant_logits(assistants.hidden_RSH[row, [t.branch for t in plan.terms]]),
+                row_N=torch.zeros(len(plan.terms), dtype=torch.int64),
+                weight_N=torch.tensor([t.weight for t in plan.terms]),
+                gate_nats_N=torch.tensor([t.gate_nats for t in plan.terms]),
+                keep_ratio_R=torch.tensor([plan.keep_ratio], dtype=torch.float64),
+            )
+        rows.append(one)
+    return torch.cat(rows)
+
+
+def test_one_class_satisfies_both_interfaces():
+    assert issubclass(ComposeLogitsProcessor, V1LogitsProcessor)
+    assert issubclass(ComposeLogitsProcessor, V2LogitsProcessor)
+    assert _load_v2_logitsprocs_by_fqcns([PROCESSOR]) == [ComposeLogitsProcessor]
+
+
+def test_v1_state_follows_vllms_batch_through_adds_removals_moves_and_swaps(vllm_config, processor, seed):
+    rng = random.Random(seed)
+    with set_current_vllm_config(vllm_config):
+        batch = InputBatch(
+            max_num_reqs=MAX_REQUESTS,
+            max_model_len=64,
+            max_num_batched_tokens=64,
+            device=CPU,
+            vocab_size=VOCAB_SIZE,
+            block_sizes=[32],
+            max_num_blocks_per_req=[2],
+            logitsprocs=LogitsProcessors([processor]),
+        )
+    plans: dict[str, Plan] = {}
+    for step in range(300):
+        for request_id in rng.sample(sorted(plans), k=rng.randint(0, len(plans))) if rng.random() < 0.4 else []:
+            batch.remove_request(request_id)
+            del plans[request_id]
+        for n in range(rng.randint(0, MAX_REQUESTS - len(plans)) if rng.random() < 0.5 else 0):
+            request_id = f"{step}-{n}"
+            plans[request_id] = random_plan(rng)
+            batch.add_request(_request(request_id, plans[request_id]))
+        batch.condense()
+        if len(plans) > 1 and rng.random() < 0.5:
+            batch.swap_states(*rng.sample(range(len(plans)), 2))
+        batch.refresh_metadata()
+        followed = [processor._plans.get(index) for index in range(batch.num_reqs)]
+        assert followed == [plans[request_id] for request_id in batch.req_ids], f"seed {seed}, step {step}"
+
+
+def _request(request_id: str, plan: Plan) -> CachedRequestState:
+    return CachedRequestState(
+        req_id=request_id,
+        prompt_token_ids=[2, 3],
+        mm_features=[],
+        sampling_params=params(plan),
+        generator=None,
+        block_ids=([0],),
+        num_computed_tokens=0,
+        output_token_ids=[],
+    )
+
+
+def test_v1_composes_each_row_by_its_own_plan(processor, assistants, seed):
+    rng = random.Random(seed)
+    plans = [random_plan(rng) for _ in range(MAX_REQUESTS)]
+    added = [(i, params(plan), [2], []) for i, plan in enumerate(plans)]
+    processor.update_state(SimpleNamespace(removed=[], added=added, moved=[]))
+    for _ in range(2):  # the second step reuses the first one's index tensors
+        logits = torch.randn(MAX_REQUESTS, VOCAB_SIZE)
+        wanted = expected(logits, plans, assistants)
+        torch.testing.assert_close(processor.apply(logits), wanted, msg=lambda m: f"seed {seed}: {m}")
+
+
+def test_v2_composes_each_row_by_the_plan_of_its_slot(vllm_config, assistants, seed):
+    rng = random.Random(seed)
+    processor = ComposeLogitsProcessor(vllm_config, SimpleNamespace(device=CPU))
+    by_slot: dict[int, Plan] = {}
+    for _ in range(20):  # slots are recycled without notice: a new request must overwrite all of the old one's state
+        slot = rng.randrange(MAX_REQUESTS)
+        by_slot[slot] = random_plan(rng)
+        assert processor.add_request(slot, params(by_slot[slot])) == bool(by_slot[slot].terms)
+        processor.apply_staged_writes()
+        slots = rng.sample(sorted(by_slot), k=rng.randint(1, len(by_slot)))
+        assistants.num_rows = len(slots)
+        logits = torch.randn(len(slots), VOCAB_SIZE)
+        wanted = expected(logits, [by_slot[s] for s in slots], assistants)
+        torch.testing.assert_close(processor.apply(logits, _context(slots)), wanted, msg=lambda m: f"seed {seed}: {m}")
+
+
+def _context(slots: list[int]) -> LogitsContext:
+    mapping = torch.tensor(slots)
+    zeros = torch.zeros(len(slots), dtype=torch.int64)
+    return LogitsContext(
+        expanded_idx_mapping=mapping,
+        idx_mapping=mapping,
+        idx_mapping_np=np.array(slots),
+        expanded_local_pos=zeros,
+        input_ids=zeros,
+        pos=zeros,
+        seq_lens_upper_bound_np=np.ones(len(slots), dtype=np.int64),
+    )
+
+
+def test_a_batch_without_sets_is_returned_untouched_and_asks_no_assistant(processor):
+    processor.update_state(SimpleNamespace(removed=[], added=[(0, params(Plan()), [2], [])], moved=[]))
+    logits = torch.randn(1, VOCAB_SIZE)
+    before = logits.clone()
+    assert torch.equal(processor.apply(logits), before)
+
+
+@pytest.mark.parametrize("token", [None, "forged.0000", 7])
+def test_a_row_without_a_valid_token_can_only_end(processor, token):
+    bad = SamplingParams(extra_args={TOKEN_FIELD: token} if token is not None else None)
+    processor.update_state(
+        SimpleNamespace(removed=[], added=[(0, bad, [2], []), (1, params(Plan()), [2], [])], moved=[])
+    )
+    logits = torch.randn(2, VOCAB_SIZE)
+    plain = logits[1].clone()
+    processor.apply(logits)
+    assert torch.isneginf(logits[0]).sum() == VOCAB_SIZE - 1
+    assert int(logits[0].argmax()) == EOS
+    assert torch.equal(logits[1], plain)
+
+
+def test_a_row_that_was_never_announced_can_only_end(processor):
+    logits = processor.apply(torch.randn(1, VOCAB_SIZE))
+    assert int(logits[0].argmax()) == EOS
+    assert torch.isneginf(logits[0]).sum() == VOCAB_SIZE - 1
+
+
+def test_a_row_with_nan_is_counted_and_can_only_end(processor, assistants):
+    plan = Plan(1, 0.0, (Term(0, 1.0, 0.0),))
+    added = [(i, params(plan), [2], []) for i in range(2)]
+    processor.update_state(SimpleNamespace(removed=[], added=added, moved=[]))
+    assistants.num_rows = 2
+    logits = torch.randn(2, VOCAB_SIZE)
+    logits[0, 5] = torch.nan
+    processor.apply(logits)
+    assert int(processor.bad_rows) == 1
+    assert int(logits[0].argmax()) == EOS
+    assert not torch.isnan(logits).any()
+    assert torch.isfinite(logits[1]).all()
+
+
+def test_more_rows_than_requests_is_an_error_not_a_guess(vllm_config):
+    processor = ComposeLogitsProcessor(vllm_config, SimpleNamespace(device=CPU))
+    processor.add_request(0, params(Plan()))
+    with pytest.raises(RuntimeError, match="speculative"):
+        processor.apply(torch.zeros(3, VOCAB_SIZE), _context([0]))
+
+
+@pytest.mark.parametrize(
+    "changes, sentence",
+    [
+        ({"extra_args": None}, "no composition token"),
+        ({"extra_args": {TOKEN_FIELD: "x.y"}}, "not signed"),
+        ({"prompt_logprobs": 1}, "prompt_logprobs"),
+    ],
+)
+def test_admission_refuses_what_would_show_the_plain_target(vllm_config, changes, sentence):
+    fields = {"extra_args": {TOKEN_FIELD: sign(Plan())}, **changes}
+    with pytest.raises(ValueError, match=sentence):
+        ComposeLogitsProcessor.validate_params(SamplingParams(**fields))

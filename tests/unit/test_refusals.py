@@ -1,0 +1,364 @@
+"""Start-up refusals: each configuration that would let the plain target out, and the sentence that says so.
+
+The configuration is a stand-in with vLLM's field names; that vLLM's own objects have these fields is shown by the tests
+that build a real configuration (test_processor.py) or start an engine (tests/e2e).
+"""
+
+from types import SimpleNamespace
+
+import pytest
+
+from unlearngate.errors import UnsupportedDeploymentError
+from unlearngate.server import refusals
+from unlearngate.server.branches import CONFIG_FIELD, BranchOptions
+from unlearngate.server.refusals import ANY_VERSION_VARIABLE, PROCESSOR, refuse_arguments, refuse_unsupported
+
+FORBIDDEN_VARIABLES = {
+    "VLLM_SERVER_DEV_MODE": "opens routes that run code in the workers",
+    "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "lets a client replace a forget set's adapter",
+    "VLLM_SKIP_MODEL_NAME_VALIDATION": "serves the plain target under any model name",
+    "VLLM_USE_RUST_FRONTEND": "bypasses the request validation",
+    "VLLM_API_KEY": "guards vLLM's own HTTP server, not this one",
+}
+
+
+def good_config():
+    """What `engine_options` leads to."""
+    branches = BranchOptions("LlamaForCausalLM", num_layers=2, num_branches=2)
+    return SimpleNamespace(
+        model_config=SimpleNamespace(
+            hf_config=SimpleNamespace(num_hidden_layers=4, **{CONFIG_FIELD: branches.to_config()}),
+            logprobs_mode="processed_logprobs",
+            runner_type="generate",
+            enable_return_routed_experts=False,
+            logits_processors=[PROCESSOR],
+        ),
+        parallel_config=SimpleNamespace(pipeline_parallel_size=1, enable_dbo=False),
+        lora_config=SimpleNamespace(target_modules=branches.lora_target_modules()),
+        cache_config=SimpleNamespace(kv_sharing_fast_prefill=False),
+        speculative_config=None,
+        kv_transfer_config=None,
+        ec_transfer_config=None,
+        quant_config=None,
+    )
+
+
+def set_path(config, path, value):
+    *parents, last = path.split(".")
+    for name in parents:
+        config = config[name] if isinstance(config, dict) else getattr(config, name)
+    if isinstance(config, dict):
+        config[last] = value
+    else:
+        setattr(config, last, value)
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch):
+    for name in (*FORBIDDEN_VARIABLES, ANY_VERSION_VARIABLE):
+        monkeypatch.delenv(name, raising=False)
+
+
+def refusal(config):
+    with pytest.raises(UnsupportedDeploymentError) as caught:
+        refuse_unsupported(config)
+    assert caught.value.message.startswith("refusing to start: ")
+    return caught.value.message.removeprefix("refusing to start: ")
+
+
+OPTIONS = f"model_config.hf_config.{CONFIG_FIELD}"
+# (what is set, to what, the sentence). No case trips another row.
+CASES = [
+    (
+        f"{OPTIONS}.target_architecture",
+        "GemmaForCausalLM",
+        "target architecture GemmaForCausalLM is not among LlamaForCausalLM, MistralForCausalLM, Qwen3ForCausalLM",
+    ),
+    ("model_config.hf_config.num_hidden_layers", 1, "an assistant of 2 layers cannot be cut from a target of 1"),
+    (
+        "model_config.logprobs_mode",
+        "raw_logprobs",
+        "logprobs_mode is raw_logprobs: raw logprobs are the plain target's; use processed_logprobs",
+    ),
+    (
+        "model_config.logprobs_mode",
+        "raw_logits",
+        "logprobs_mode is raw_logits: raw logprobs are the plain target's; use processed_logprobs",
+    ),
+    ("model_config.runner_type", "pooling", "runner_type is pooling: only 'generate' is composed"),
+    ("model_config.runner_type", "draft", "runner_type is draft: only 'generate' is composed"),
+    ("model_config.enable_return_routed_experts", True, "routed experts are the target's internals"),
+    ("model_config.logits_processors", None, f"the logits processor {PROCESSOR} is not loaded"),
+    ("model_config.logits_processors", [], f"the logits processor {PROCESSOR} is not loaded"),
+    ("model_config.logits_processors", ["other:Processor"], f"the logits processor {PROCESSOR} is not loaded"),
+    (
+        "speculative_config",
+        SimpleNamespace(method="ngram"),
+        "speculative decoding drops the logits processor on vLLM's V1 runner",
+    ),
+    (
+        "parallel_config.pipeline_parallel_size",
+        2,
+        "pipeline parallelism would split the branches from the target",
+    ),
+    ("parallel_config.enable_dbo", True, "dual batch overlap does not support LoRA"),
+    ("kv_transfer_config", SimpleNamespace(), "KV transfer would bring in another instance's assistant cache"),
+    ("ec_transfer_config", SimpleNamespace(), "encoder cache transfer is not composed"),
+    ("cache_config.kv_sharing_fast_prefill", True, "kv_sharing_fast_prefill skips layers the branches need"),
+    (
+        "quant_config",
+        SimpleNamespace(),
+        "quantised targets are not supported yet: serve the unquantised checkpoint",
+    ),
+    ("lora_config", None, "LoRA is not enabled: forget sets are adapters"),
+    ("lora_config.target_modules", None, "LoRA's target modules are not exactly the branches' linear maps"),
+    (
+        "lora_config.target_modules",
+        ["assistant_a.layers.0.self_attn.qkv_proj"],
+        "LoRA's target modules are not exactly the branches' linear maps",
+    ),
+]
+
+
+def test_the_configuration_that_unlearngate_sets_is_accepted():
+    refuse_unsupported(good_config())
+
+
+@pytest.mark.parametrize("path, value, sentence", CASES, ids=[f"{path}={value}" for path, value, _ in CASES])
+def test_one_unsupported_setting_is_refused_with_its_sentence_alone(path, value, sentence):
+    config = good_config()
+    set_path(config, path, value)
+    assert refusal(config) == sentence
+
+
+@pytest.mark.parametrize("num_layers", [0, -1, 5])
+def test_an_assistant_that_does_not_fit_the_target_is_refused(num_layers):
+    config = good_config()
+    options = BranchOptions("LlamaForCausalLM", num_layers, 2)
+    set_path(config, OPTIONS, options.to_config())
+    config.lora_config.target_modules = options.lora_target_modules()
+    assert f"an assistant of {num_layers} layers cannot be cut from a target of 4" in refusal(config)
+
+
+@pytest.mark.parametrize("num_branches", [0, -1, 9])
+def test_a_number_of_branches_out_of_range_is_refused(num_branches):
+    config = good_config()
+    options = BranchOptions("LlamaForCausalLM", 2, num_branches)
+    set_path(config, OPTIONS, options.to_config())
+    config.lora_config.target_modules = options.lora_target_modules()
+    assert f"sets per request must be 1 to 8, got {num_branches}" in refusal(config)
+
+
+@pytest.mark.parametrize("num_branches", [1, 8])
+def test_the_ends_of_the_range_of_branches_are_accepted(num_branches):
+    config = good_config()
+    options = BranchOptions("Qwen3ForCausalLM", 4, num_branches)
+    set_path(config, OPTIONS, options.to_config())
+    config.lora_config.target_modules = options.lora_target_modules()[::-1]
+    refuse_unsupported(config)
+
+
+def test_lora_on_the_target_itself_is_refused():
+    config = good_config()
+    config.lora_config.target_modules.append("model.layers.0.self_attn.qkv_proj")
+    assert refusal(config) == "LoRA's target modules are not exactly the branches' linear maps"
+
+
+@pytest.mark.parametrize("options", [None, "yes", ["LlamaForCausalLM", 2, 2]], ids=repr)
+def test_a_model_that_unlearngate_did_not_start_is_refused(options):
+    config = good_config()
+    set_path(config, OPTIONS, options)
+    assert refusal(config) == "the model was not started through unlearngate (no branch options in its configuration)"
+    delattr(config.model_config.hf_config, CONFIG_FIELD)
+    assert "not started through unlearngate" in refusal(config)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_architecture": "LlamaForCausalLM", "num_layers": 2},
+        {"target_architecture": "LlamaForCausalLM", "num_layers": 2, "num_branches": 2, "extra": 1},
+        {"target_architecture": "LlamaForCausalLM", "num_layers": "2", "num_branches": 2},
+    ],
+    ids=["too_few", "too_many", "text"],
+)
+def test_branch_options_that_cannot_be_read_are_refused_with_a_sentence(options):
+    config = good_config()
+    set_path(config, OPTIONS, options)
+    refusal(config)
+
+
+@pytest.mark.parametrize("mode", ["processed_logprobs", "processed_logits", "LogprobsMode.PROCESSED_LOGPROBS"])
+def test_processed_logprobs_are_accepted_as_text_or_member(mode):
+    config = good_config()
+    config.model_config.logprobs_mode = mode
+    refuse_unsupported(config)
+
+
+def test_other_logits_processors_beside_ours_are_accepted():
+    config = good_config()
+    config.model_config.logits_processors = [object, "other:Processor", PROCESSOR]
+    refuse_unsupported(config)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["parallel_config.enable_dbo", "ec_transfer_config", "model_config.enable_return_routed_experts"],
+)
+def test_a_field_that_some_vllm_versions_lack_is_no_reason(path):
+    config = good_config()
+    owner, _, field = path.rpartition(".")
+    delattr(getattr(config, owner) if owner else config, field)
+    refuse_unsupported(config)
+
+
+# The environment
+
+
+@pytest.mark.parametrize("value", ["1", "true", "True", "yes", "2", " "])
+@pytest.mark.parametrize("name, why", FORBIDDEN_VARIABLES.items(), ids=FORBIDDEN_VARIABLES)
+def test_a_forbidden_variable_is_refused_with_what_it_does(monkeypatch, name, why, value):
+    monkeypatch.setenv(name, value)
+    message = refusal(good_config())
+    assert message.startswith(f"{name} is set, which {why}") and message.endswith(": unset it")
+
+
+@pytest.mark.parametrize("value", ["", "0", "false", "False"])
+@pytest.mark.parametrize("name", FORBIDDEN_VARIABLES)
+def test_a_forbidden_variable_that_is_off_is_no_reason(monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    refuse_unsupported(good_config())
+
+
+def test_every_forbidden_variable_is_covered_here():
+    assert set(refusals._FORBIDDEN_VARIABLES) == set(FORBIDDEN_VARIABLES)
+
+
+# vLLM's version
+
+
+def test_a_vllm_that_was_never_tried_is_refused_with_how_to_start_anyway(monkeypatch):
+    monkeypatch.setattr(refusals, "SUPPORTED_VERSIONS", ("0.1", "0.2"))
+    version = refusals.vllm_version()
+    sentence = f"vLLM {version} was never tried (tried: 0.1, 0.2); set {ANY_VERSION_VARIABLE}=1 to start anyway"
+    assert refusal(good_config()) == sentence
+
+
+def test_the_operator_may_start_an_untried_vllm(monkeypatch):
+    monkeypatch.setattr(refusals, "SUPPORTED_VERSIONS", ())
+    monkeypatch.setenv(ANY_VERSION_VARIABLE, "1")
+    refuse_unsupported(good_config())
+
+
+def test_the_version_is_the_installed_vllms():
+    vllm = pytest.importorskip("vllm")
+    assert vllm.__version__.startswith(f"{refusals.vllm_version()}.")
+
+
+@pytest.mark.parametrize("value", ["0", "", "true"])
+def test_only_one_lifts_the_version_check(monkeypatch, value):
+    monkeypatch.setattr(refusals, "SUPPORTED_VERSIONS", ())
+    monkeypatch.setenv(ANY_VERSION_VARIABLE, value)
+    assert "was never tried" in refusal(good_config())
+
+
+# Together
+
+
+def test_all_reasons_are_listed_together(monkeypatch):
+    config = good_config()
+    wanted = []
+    for path, value, sentence in CASES:
+        if path != "lora_config" and not (path == "model_config.logprobs_mode" and value == "raw_logits"):
+            set_path(config, path, value)
+            wanted.append((path, sentence))
+    # The last value of each path is in force, so its sentence is the one to find.
+    sentences = set(dict(wanted).values())
+    for name, why in FORBIDDEN_VARIABLES.items():
+        monkeypatch.setenv(name, "1")
+        sentences.add(f"{name} is set, which {why}")
+    monkeypatch.setattr(refusals, "SUPPORTED_VERSIONS", ())
+    sentences.add("was never tried")
+    message = refusal(config)
+    assert [sentence for sentence in sentences if sentence not in message] == []
+    assert len(sentences) == 14 + len(FORBIDDEN_VARIABLES) + 1
+
+
+def test_no_lora_is_one_reason_not_two():
+    config = good_config()
+    config.lora_config = None
+    assert refusal(config) == "LoRA is not enabled: forget sets are adapters"
+
+
+# An operator's own vLLM options
+
+OURS = ["--hf-overrides", "--logits-processors", "--logprobs-mode", "--enable-lora"]
+
+
+def argument_refusal(words):
+    with pytest.raises(UnsupportedDeploymentError) as caught:
+        refuse_arguments(words, OURS)
+    return caught.value.message
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "--logprobs-mode",
+        "--logprobs_mode",
+        "--logprobs-mode=raw",
+        "--hf-overrides.unlearngate=1",
+        "--model",
+        "--port=1",
+    ],
+)
+def test_an_option_that_unlearngate_sets_is_refused_however_it_is_spelt(word):
+    flag = word.partition("=")[0].partition(".")[0].replace("_", "-")
+    assert f"{flag}: unlearngate sets this itself; leave it out" in argument_refusal(["--dtype", "float32", word])
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "--api-key",
+        "--api_key=x",
+        "--ssl-keyfile",
+        "--lora-modules",
+        "--uvicorn-log-level",
+        "--allowed-origins",
+    ],
+)
+def test_an_option_of_the_http_server_that_does_not_run_is_refused(word):
+    flag = word.partition("=")[0].replace("_", "-")
+    assert f"{flag}: an option of vLLM's own HTTP server" in argument_refusal([word, "x"])
+
+
+@pytest.mark.parametrize("word", ["--api-k", "--api-k=x", "--root-p", "--logprobs-mod", "--enable-lor"])
+def test_an_abbreviation_of_a_refused_option_is_refused(word):
+    """VLLM's parser takes any unambiguous beginning of an option for the option."""
+    argument_refusal([word, "x"])
+
+
+@pytest.mark.parametrize("word", ["--config", "--config=vllm.yaml"])
+def test_a_file_of_options_is_refused(word):
+    """VLLM reads options from it, --api-key among them, that nobody would check."""
+    argument_refusal([word, "vllm.yaml"])
+
+
+def test_all_refused_options_are_named_together():
+    message = argument_refusal(["--logprobs-mode", "raw_logprobs", "--api-key", "x", "--host", "y"])
+    assert all(flag in message for flag in ("--logprobs-mode", "--api-key", "--host"))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["--max-model-len", "4096", "--dtype=float32", "-tp", "2"],
+        ["--model-loader-extra-config", "{}", "--model-impl", "vllm"],
+        ["--max-num-seqs", "8", "--no-enable-prefix-caching", "--compilation-config.mode", "0"],
+    ],
+    ids=str,
+)
+def test_options_of_the_engine_are_the_operators(words):
+    refuse_arguments(words, OURS)

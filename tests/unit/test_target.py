@@ -1,0 +1,179 @@
+"""A target's identity: what changes it, what does not, and folders that are no target."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from support.tiny import family_config, make_target
+from unlearngate.errors import ArtefactError
+from unlearngate.target import TargetIdentity, file_digest, identify_target
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory):
+    return make_target(tmp_path_factory.mktemp("made") / "target", seed=1)
+
+
+@pytest.fixture
+def folder(pristine, tmp_path):
+    """A target of the test's own, to damage."""
+    return shutil.copytree(pristine, tmp_path / "target")
+
+
+def set_config(folder, without=(), **changes):
+    config = {**json.loads((folder / "config.json").read_text()), **changes}
+    (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k not in without}))
+
+
+def flip_bit(path, position):
+    raw = bytearray(path.read_bytes())
+    raw[position % len(raw)] ^= 1 << position % 8
+    path.write_bytes(raw)
+
+
+def assert_refused(folder, path, *reasons):
+    with pytest.raises(ArtefactError) as caught:
+        identify_target(folder)
+    assert caught.value.path == path
+    for reason in reasons:
+        assert reason in caught.value.reason
+
+
+def test_the_identity_is_the_configurations(pristine):
+    identity = identify_target(pristine)
+    config = family_config("llama")
+    assert identity.architecture == "LlamaForCausalLM"
+    assert identity.model_id == "target"
+    assert identity.num_layers == config.num_hidden_layers
+    assert (identity.num_heads, identity.num_kv_heads, identity.head_dim) == (4, 2, 32)
+    assert (identity.vocab_size, identity.hidden_size, identity.intermediate_size) == (512, 64, 128)
+    assert identity.tokenizer_digest == file_digest(pristine / "tokenizer.json")
+
+
+def test_the_identity_does_not_depend_on_where_the_folder_is(pristine, folder):
+    assert identify_target(folder) == identify_target(pristine)
+
+
+def test_the_name_changes_no_digest(pristine):
+    plain, named = identify_target(pristine), identify_target(pristine, "org/name")
+    assert named.model_id == "org/name"
+    assert named == plain.model_copy(update={"model_id": "org/name"})
+
+
+def test_one_flipped_bit_of_the_weights_changes_the_weights_digest_only(folder, seed):
+    before = identify_target(folder)
+    flip_bit(folder / "model.safetensors", seed)
+    after = identify_target(folder)
+    assert after.weights_digest != before.weights_digest
+    assert after == before.model_copy(update={"weights_digest": after.weights_digest})
+
+
+def test_one_flipped_bit_of_the_tokenizer_changes_the_tokenizer_digest_only(folder, seed):
+    before = identify_target(folder)
+    flip_bit(folder / "tokenizer.json", seed)
+    after = identify_target(folder)
+    assert after.tokenizer_digest != before.tokenizer_digest
+    assert after == before.model_copy(update={"tokenizer_digest": after.tokenizer_digest})
+
+
+def test_every_shard_counts(folder):
+    tensors = load_file(folder / "model.safetensors")
+    names = sorted(tensors)
+    (folder / "model.safetensors").unlink()
+    for shard, part in enumerate([names[::2], names[1::2]], start=1):
+        save_file({name: tensors[name] for name in part}, folder / f"model-0000{shard}-of-00002.safetensors")
+    digests = {identify_target(folder).weights_digest}
+    for shard in (1, 2):
+        flip_bit(folder / f"model-0000{shard}-of-00002.safetensors", -1)
+        digests.add(identify_target(folder).weights_digest)
+    assert len(digests) == 3
+
+
+def test_weights_swapped_between_shards_change_the_digest(folder):
+    first, second = folder / "model.safetensors", folder / "model-2.safetensors"
+    save_file({"x": torch.zeros(1)}, second)
+    before = identify_target(folder).weights_digest
+    first.rename(folder / "third")
+    second.rename(first)
+    (folder / "third").rename(second)
+    assert identify_target(folder).weights_digest != before
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen3"])
+def test_linear_shapes_are_the_models(family, tmp_path):
+    config = family_config(family, num_layers=1)
+    identity = identify_target(make_target(tmp_path / family, family, seed=1, num_layers=1))
+    layer = AutoModelForCausalLM.from_config(config).model.layers[0]
+    linears = {name: tuple(m.weight.shape) for name, m in layer.named_modules() if isinstance(m, torch.nn.Linear)}
+    assert identity.linear_shapes() == linears
+
+
+def test_heads_default_as_hugging_face_has_them(folder):
+    set_config(folder, without=["num_key_value_heads", "head_dim"])
+    identity = identify_target(folder)
+    assert (identity.num_kv_heads, identity.head_dim) == (4, 16)
+    set_config(folder, num_key_value_heads=None, head_dim=None)
+    assert identify_target(folder) == identity
+
+
+def test_a_folder_without_a_configuration_is_refused(folder):
+    (folder / "config.json").unlink()
+    assert_refused(folder, folder, "config.json is missing")
+
+
+def test_a_missing_folder_is_refused(tmp_path):
+    assert_refused(tmp_path / "nobody", tmp_path / "nobody", "config.json is missing")
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"\xff\xfe\x00"])
+def test_a_broken_configuration_is_refused(folder, text):
+    (folder / "config.json").write_bytes(text)
+    assert_refused(folder, folder / "config.json", "cannot be read as JSON")
+
+
+def test_a_configuration_that_is_not_an_object_is_refused(folder):
+    (folder / "config.json").write_text("[1]")
+    assert_refused(folder, folder / "config.json", "must hold a JSON object, got list")
+
+
+def test_a_folder_without_safetensors_weights_is_refused(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    assert_refused(folder, folder, "no *.safetensors file")
+
+
+def test_a_folder_without_a_tokenizer_is_refused(folder):
+    (folder / "tokenizer.json").unlink()
+    assert_refused(folder, folder, "no tokenizer file", "tokenizer.json", "tokenizer.model")
+
+
+DIMENSIONS = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"]
+
+
+@pytest.mark.parametrize("value", [None, [], "many", 0, -1], ids=str)
+@pytest.mark.parametrize("field", DIMENSIONS)
+def test_a_dimension_that_is_no_count_is_refused(folder, field, value):
+    set_config(folder, without=["head_dim"], **{field: value})
+    assert_refused(folder, folder / "config.json", "not a decoder-only model's configuration")
+
+
+@pytest.mark.parametrize("value", [None, [], 0], ids=str)
+def test_an_architecture_that_is_not_listed_is_refused(folder, value):
+    set_config(folder, architectures=value)
+    assert_refused(folder, folder / "config.json", "not a decoder-only model's configuration")
+
+
+@pytest.mark.parametrize("field", ["architectures", *DIMENSIONS])
+def test_a_configuration_without_a_needed_field_is_refused(folder, field):
+    set_config(folder, without=[field])
+    assert_refused(folder, folder / "config.json", "not a decoder-only model's configuration", field)
+
+
+def test_an_identity_refuses_what_is_no_digest(pristine):
+    fields = identify_target(pristine).model_dump()
+    for digest in ("", "0" * 63, "0" * 65, "G" * 64, "A" * 64, "0" * 64 + "\n"):
+        with pytest.raises(ValueError, match="weights_digest"):
+            TargetIdentity(**{**fields, "weights_digest": digest})

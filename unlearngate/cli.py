@@ -1,0 +1,216 @@
+"""The command line. Only this module knows both the offline and the online side."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from unlearngate.errors import UnlearngateError
+
+if TYPE_CHECKING:
+    from unlearngate.artefact import ForgetSet
+
+app = typer.Typer(
+    help="Serve an LLM and take chosen knowledge away from it per request, with its weights untouched.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+demo_app = typer.Typer(help="The demo: a small target that knows fictional people by heart, and sets that forget some.")
+sets_app = typer.Typer(help="Look after forget sets on disk.")
+app.add_typer(demo_app, name="demo")
+app.add_typer(sets_app, name="sets")
+
+
+@contextmanager
+def _errors_as_sentences() -> Iterator[None]:
+    try:
+        yield
+    except (UnlearngateError, OSError, ValueError) as error:
+        typer.secho(f"error: {error}", fg="red", err=True)
+        raise typer.Exit(2) from None
+
+
+@demo_app.command("build")
+def demo_build(
+    out: Annotated[Path | None, typer.Option(help="where it goes; default: below $XDG_CACHE_HOME or ~/.cache")] = None,
+    tofu: Annotated[Path | None, typer.Option(help="build from TOFU's JSON lines in this folder instead")] = None,
+    authors: Annotated[int, typer.Option(min=4, help="people the target learns")] = 12,
+    sets: Annotated[int, typer.Option(min=1, help="people a forget set is made for")] = 3,
+    seed: Annotated[int, typer.Option(help="same seed, same demo")] = 0,
+    force: Annotated[bool, typer.Option(help="build again even if it is there")] = False,
+) -> None:
+    """Train the demo target and its forget sets, and check that they do what is promised.
+
+    Writes OUT/target, OUT/forget_sets/NAME and OUT/probes.jsonl; takes a few minutes on two cores, and nothing the next
+    time. Example:  unlearngate demo build --tofu data/tofu --authors 12
+    """
+    from unlearngate.assistant_training.demo import build_demo
+
+    with _errors_as_sentences():
+        summary = build_demo(
+            out or demo_folder(tofu), tofu=tofu, num_authors=authors, num_forget_sets=sets, seed=seed, force=force
+        )
+    header, rows = summary.table()
+    state = "already there, built in" if summary.reused else "built in"
+    _print_table(f"{summary.folder}, {state} {summary.seconds:.0f} s", header, rows)
+
+
+@demo_app.command("probe")
+def demo_probe(
+    url: Annotated[str, typer.Option(help="a server that serves the demo")] = "http://127.0.0.1:8000",
+    name: Annotated[str, typer.Option(help="the served model name")] = "demo",
+    folder: Annotated[Path | None, typer.Option(help="the demo's folder; default: the cached one")] = None,
+    require: Annotated[bool, typer.Option(help="exit 1 unless the demo's promise holds")] = False,
+) -> None:
+    """Ask a running server every question, plainly and with each forget set, and count what it still recites.
+
+    Recited: ROUGE-L recall of at least 0.9, greedy. Unchanged: token for token. Start the server first, with
+    unlearngate serve.
+    """
+    from openai import OpenAIError
+    from rich.progress import Progress
+
+    from unlearngate.assistant_training.probing import probe_server, read_probes
+
+    with _errors_as_sentences():
+        probes = read_probes((folder or demo_folder(None)) / "probes.jsonl")
+        try:
+            with Progress() as progress:
+                outcomes = probe_server(url, name, probes, progress=progress)
+        except OpenAIError as error:
+            raise UnlearngateError(f"{url} does not answer as the demo would: {error}") from error
+    rows = [[o.forget_set, *(f"{v:.1%}" for v in o.figures().values())] for o in outcomes]
+    _print_table(f"{len(probes)} questions to {url}", ["forget set", *outcomes[0].figures()], rows)
+    if require and not all(o.keeps_the_promise() for o in outcomes):
+        raise typer.Exit(1)
+
+
+@demo_app.command("path")
+def demo_path() -> None:
+    """Print the folder the demo is built in."""
+    typer.echo(demo_folder(None))
+
+
+@app.command()
+def serve(
+    model: Annotated[
+        Path | None, typer.Argument(help="the target's Hugging Face checkpoint folder; left out: the demo")
+    ] = None,
+    forget_sets: Annotated[Path | None, typer.Option(help="folder with one sub-folder per forget set")] = None,
+    host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
+    name: Annotated[str | None, typer.Option(help="model name that clients use; default: the folder's")] = None,
+    default_set: Annotated[
+        list[str] | None, typer.Option(help="in force when a request does not say; repeat for several")
+    ] = None,
+    max_sets_per_request: Annotated[int, typer.Option(min=1, max=8, help="assistant branches of the model")] = 2,
+    max_loaded: Annotated[int, typer.Option(min=1, help="combinations of sets that one batch may hold")] = 8,
+    max_known: Annotated[int, typer.Option(min=1, help="combinations of sets kept in memory")] = 64,
+    assistant_layers: Annotated[
+        int | None, typer.Option(min=1, help="layers of every assistant; default: the most common among the sets")
+    ] = None,
+    drain_timeout_s: Annotated[int, typer.Option(min=0, help="how long running requests may finish on SIGTERM")] = 30,
+    engine_args: Annotated[
+        str, typer.Option(help='vLLM options in one string, e.g. "--max-model-len 4096 --tensor-parallel-size 2"')
+    ] = "",
+) -> None:
+    """Serve a target with its forget sets over OpenAI's HTTP API.
+
+    Without MODEL the demo is served, and built first if it is not there.
+    Example:  unlearngate serve ./Llama-3.1-8B-Instruct --forget-sets ./sets --default-set acme-takedown
+    """
+    with _errors_as_sentences():
+        if model is None:
+            from unlearngate.assistant_training.demo import build_demo
+
+            demo = build_demo(demo_folder(None)).folder
+            model, forget_sets, name = demo / "target", forget_sets or demo / "forget_sets", name or "demo"
+            # The demo is tiny: float32 costs nothing, and 1 GiB of cache is plenty.
+            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+            engine_args = f"--dtype float32 {engine_args}"
+        if forget_sets is None:
+            raise typer.BadParameter("a MODEL needs --forget-sets DIR", param_hint="--forget-sets")
+
+        from unlearngate.server.launch import ServerConfig
+        from unlearngate.server.launch import serve as run
+
+        code = run(
+            ServerConfig(
+                target=model,
+                forget_sets=forget_sets,
+                host=host,
+                port=port,
+                served_name=name,
+                default_sets=tuple(default_set or ()),
+                max_sets_per_request=max_sets_per_request,
+                max_loaded=max_loaded,
+                max_known=max_known,
+                assistant_layers=assistant_layers,
+                drain_timeout_s=drain_timeout_s,
+                engine_arguments=tuple(shlex.split(engine_args)),
+            )
+        )
+    raise typer.Exit(code)
+
+
+@sets_app.command("verify")
+def sets_verify(
+    folder: Annotated[Path, typer.Argument(help="folder with one sub-folder per forget set")],
+    target: Annotated[Path | None, typer.Option(help="also check that they were made for this target")] = None,
+) -> None:
+    """Check every forget set below FOLDER as the server would; exit 1 if one would be refused.
+
+    Without --target only the files themselves are checked, not whether they fit together on one server.
+    """
+    from unlearngate.artefact import load_forget_set
+    from unlearngate.errors import ArtefactError
+    from unlearngate.server.registry import Registry, check_servable
+    from unlearngate.target import identify_target
+
+    loaded: list[ForgetSet] = []
+    refused: list[str] = []
+    with _errors_as_sentences():
+        if target:
+            registry = Registry(identify_target(target), folder)
+            try:
+                registry.discover(folder)
+            except ArtefactError as error:
+                registry.refused.setdefault(str(error.path), error.message)
+            loaded, refused = list(registry.sets.values()), list(registry.refused.values())
+        else:
+            for path in sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")):
+                try:
+                    loaded.append(check_servable(load_forget_set(path)))
+                except ArtefactError as error:
+                    refused.append(error.message)
+    rows = [[s.reference, s.manifest.kind, str(s.manifest.num_layers), str(s.manifest.rank)] for s in loaded]
+    _print_table(str(folder), ["forget set", "kind", "layers", "rank"], rows)
+    for reason in refused:
+        typer.secho(f"refused: {reason}", fg="red", err=True)
+    raise typer.Exit(1 if refused else 0)
+
+
+def demo_folder(tofu: Path | None) -> Path:
+    """Where the demo is cached."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "unlearngate" / ("demo-tofu" if tofu else "demo")
+
+
+def _print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
+    table = Table(*header, title=title, title_justify="left")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,70 @@
+"""Every error a caller can cause, as one tree.
+
+    UnlearngateError               500  internal_error
+      InvalidRequestError          400  invalid_request_error
+        UnknownForgetSetError      404  forget_set_not_found
+      BusyError                    503  busy
+      ArtefactError                 -   a forget set or target folder that must not be served (raised at load)
+      DataError, TrainingError, DemoError    -   assistant_training's: bad data, a failed run, a demo that falls short
+      UnsupportedDeploymentError    -   a configuration that would let the plain target out (raised at start-up)
+
+Those with an HTTP code become OpenAI-shaped error bodies: message, type, param, code.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class UnlearngateError(Exception):
+    """Base of the tree."""
+
+    http_status = 500
+    code = "internal_error"
+
+    def __init__(
+        self, message: str, *, param: str | None = None, http_status: int | None = None, code: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.http_status = http_status or self.http_status
+        self.code = code or self.code
+
+
+class InvalidRequestError(UnlearngateError):
+    """The request cannot be honoured as written."""
+
+    http_status = 400
+    code = "invalid_request_error"
+
+
+class UnknownForgetSetError(InvalidRequestError):
+    """A forget set was named that this server does not have."""
+
+    http_status = 404
+    code = "forget_set_not_found"
+
+
+class BusyError(UnlearngateError):
+    """The request can be honoured, but not now."""
+
+    http_status = 503
+    code = "busy"
+
+
+class ArtefactError(UnlearngateError):
+    """A file that must not be loaded; the message names the file and the reason."""
+
+    code = "invalid_artefact"
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = path
+        self.reason = reason
+
+
+class UnsupportedDeploymentError(UnlearngateError):
+    """A start-up configuration under which a forget set could be bypassed or would not work."""
+
+    code = "unsupported_deployment"

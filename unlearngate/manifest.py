@@ -1,0 +1,87 @@
+"""`forget_set.json`: what a forget set says about itself."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
+
+from unlearngate.target import TargetIdentity
+
+NAME_PATTERN = r"^[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?$"
+LARGEST = 3.0e38  # strengths reach the engine as fp32
+
+
+class Bounds(BaseModel):
+    """A closed interval."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    low: float = Field(ge=-LARGEST, le=LARGEST)
+    high: float = Field(ge=-LARGEST, le=LARGEST)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.low > self.high:
+            raise ValueError(f"low {self.low} is above high {self.high}")
+        return self
+
+
+class Strength(BaseModel):
+    """How a set is applied: composition.md's w, tau and delta."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    weight: float = Field(
+        ge=0, le=LARGEST, description="w, how many times the assistant's centred logits are subtracted"
+    )
+    keep_ratio: float = Field(ge=0, le=1, description="tau of the keep rule; 0 keeps every token")
+    gate_nats: float = Field(
+        ge=0, le=LARGEST, description="delta, evidence in nats from which the gate is open; 0 = always open"
+    )
+
+
+class StrengthBounds(BaseModel):
+    """What a request may override `Strength` with."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    weight: Bounds
+    keep_ratio: Bounds
+    gate_nats: Bounds
+
+
+class ForgetSetManifest(BaseModel):
+    """`forget_set.json`. Digests are sha256, hexadecimal; the training data itself is never stored."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal[1] = 1
+    name: str = Field(pattern=NAME_PATTERN)
+    version: str = Field(pattern=r"^[0-9A-Za-z._-]{1,64}$")
+    kind: Literal["uld", "undial"]
+    target: TargetIdentity
+    tap_layer: int = Field(ge=0, description="the assistant starts before this layer of the target; 0 = the embeddings")
+    num_layers: int = Field(gt=0, description="decoder layers the assistant has")
+    rank: int = Field(gt=0, le=512, description="LoRA rank")
+    recommended: Strength
+    bounds: StrengthBounds
+    files: dict[str, str] = Field(description="digest of every other file of the folder")
+    training: dict[str, Any] = Field(description="the training configuration")
+    data_digests: dict[str, str]
+    metrics: dict[str, float]
+    created_at: AwareDatetime
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.tap_layer + self.num_layers > self.target.num_layers:
+            raise ValueError(
+                f"tap_layer {self.tap_layer} + num_layers {self.num_layers} exceeds "
+                f"the target's {self.target.num_layers} layers"
+            )
+        for field in Strength.model_fields:
+            bounds: Bounds = getattr(self.bounds, field)
+            value: float = getattr(self.recommended, field)
+            if not bounds.low <= value <= bounds.high:
+                raise ValueError(f"recommended {field} {value} is outside its bounds [{bounds.low}, {bounds.high}]")
+        return self
