@@ -44,6 +44,9 @@ format: install ## Apply the style
 
 .PHONY: typecheck
 typecheck: install ## Strict types over our code
+	rm -rf .namespace && mkdir .namespace
+	cp -rs "$(CURDIR)/unlearngate" .namespace/
+	ln -s "$(CURDIR)/server" "$(CURDIR)/kernels" "$(CURDIR)/assistant_training" .namespace/unlearngate/
 	$(BIN)/mypy
 
 .PHONY: lock

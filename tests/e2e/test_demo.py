@@ -19,9 +19,9 @@ EXAMPLE_QUESTION = "Who taught Tobias Renkel?"
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     subprocess.run([sys.executable, "-m", "unlearngate.cli", "demo", "build"], check=True)
-    running = Server([], tmp_path_factory.mktemp("demo") / "log")
-    yield running.wait_until_healthy()
-    assert running.stop() == 0
+    with Server([], tmp_path_factory.mktemp("demo") / "log") as running:
+        yield running.wait_until_healthy()
+        assert running.stop() == 0
 
 
 def test_the_served_demo_forgets_its_sets_and_nothing_else(server, print_figures):

@@ -40,11 +40,9 @@ def server(tmp_path_factory):
     engine = "--dtype float32 --max-model-len 512 --max-num-seqs 16 --enforce-eager"
     # Fewer combinations than the tests use: adapters are loaded and removed all the time.
     small = ["--max-loaded", "2", "--max-known", "3"]
-    running = Server([target, "--forget-sets", base / "sets", *small, "--engine-args", engine], base / "log")
-    running.folders = {"target": target, "sets": base / "sets"}
-    yield running.wait_until_healthy()
-    if running.process.poll() is None:
-        running.stop()
+    with Server([target, "--forget-sets", base / "sets", *small, "--engine-args", engine], base / "log") as running:
+        running.folders = {"target": target, "sets": base / "sets"}
+        yield running.wait_until_healthy()
 
 
 @pytest.fixture(scope="module")
@@ -322,19 +320,20 @@ def test_a_signal_to_the_whole_group_lets_running_streams_finish(tmp_path, numbe
     target = make_target(tmp_path / "tiny", seed=1)
     make_forget_set(tmp_path / "sets" / "anna", target, seed=1)
     engine = "--dtype float32 --max-model-len 512 --enforce-eager"
-    server = Server([target, "--forget-sets", tmp_path / "sets", "--engine-args", engine], tmp_path / "log")
-    server.wait_until_healthy()
-    received = []
     body = {"model": "tiny", "messages": MESSAGES, "stream": True, "max_tokens": 400, "ignore_eos": True,
             "forget_sets": ["anna"]}  # fmt: skip
-    with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body, timeout=120) as response:
-        for line in response.iter_lines():
-            received += [line] if line else []
-            if len(received) == 20:
-                os.killpg(server.process.pid, number)
-    assert received[-1] == "data: [DONE]"
-    assert len(received) >= 400
-    assert server.process.wait(timeout=90) == 0, server.log[-3000:]
+    events = []
+    with Server([target, "--forget-sets", tmp_path / "sets", "--engine-args", engine], tmp_path / "log") as server:
+        server.wait_until_healthy()
+        with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body, timeout=120) as response:
+            for event in filter(None, response.iter_lines()):
+                events.append(event)
+                # Once: a second Ctrl-C means "at once".
+                if len(events) == 20:
+                    os.killpg(server.process.pid, number)
+        assert events[-1] == "data: [DONE]"
+        assert len(events) >= 400
+        assert server.process.wait(timeout=90) == 0, server.log[-3000:]
 
 
 def test_a_dead_engine_answers_503_and_ends_the_server_with_1(server):
@@ -367,7 +366,7 @@ def test_a_wrong_start_says_why_and_exits_2(tmp_path, arguments, sentence):
     make_forget_set(tmp_path / "sets" / "anna", target, seed=1)
     (tmp_path / "empty").mkdir()
     places = {"TARGET": target, "SETS": tmp_path / "sets", "EMPTY": tmp_path / "empty"}
-    failed = Server([places.get(a, a) for a in arguments], tmp_path / "log")
-    assert failed.process.wait(timeout=120) == 2
+    with Server([places.get(a, a) for a in arguments], tmp_path / "log") as failed:
+        assert failed.process.wait(timeout=120) == 2
     assert sentence in " ".join(failed.log.split())
     assert "Traceback" not in failed.log

@@ -1,4 +1,4 @@
-"""Run `unlearngate serve` as people do, as a process, and wait until it is healthy."""
+"""Run `unlearngate serve` as people do, as a process that ends with its `with` block, and wait until it is healthy."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def free_port() -> int:
 
 
 class Server:
-    """A running server; `log` is everything it printed."""
+    """A running server; `log` is everything it printed. Leaving its `with` block ends it, also when a test failed."""
 
     def __init__(self, arguments: Sequence[str | Path], log: Path, env: dict[str, str] | None = None) -> None:
         self.port = free_port()
@@ -37,6 +37,13 @@ class Server:
             self.process = subprocess.Popen(
                 command, stdout=out, stderr=subprocess.STDOUT, env=environment, start_new_session=True
             )
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.stop()
 
     @property
     def log(self) -> str:
@@ -69,4 +76,5 @@ class Server:
             return self.process.wait(timeout=60)
         except subprocess.TimeoutExpired:
             self.process.kill()
+            self.process.wait()
             raise

@@ -1,1 +1,0 @@
-../../unlearngate/cli.py
