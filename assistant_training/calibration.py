@@ -13,7 +13,7 @@ from torch import Tensor
 from unlearngate.assistant_training.data import QAPair
 from unlearngate.assistant_training.encoding import Encoded, collate, focus_labels, length_batches, vary
 from unlearngate.assistant_training.objectives import answer_rows
-from unlearngate.kernels.compose import centre
+from unlearngate.kernels.reference import centre
 
 _LOWEST_NATS = 0.25
 

@@ -1,4 +1,4 @@
-"""What a target still says with a forget set in force: greedy decoding through the reference composition."""
+"""What a target still says with a forget set in force: greedy decoding through the served composition."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 from rouge_score.rouge_scorer import RougeScorer
 from torch import Tensor
 
-from unlearngate.kernels.compose import compose_reference
+from unlearngate.kernels.compose import compose
+from unlearngate.kernels.pairs import Pairs
 from unlearngate.manifest import Strength
 
 RECITED_AT = 0.9  # ROUGE-L recall from which an answer counts as recited
@@ -102,14 +103,15 @@ class _Branch:
 
 
 def _apply(target_BV: Tensor, assistant_BV: Tensor, strength: Strength) -> None:
-    rows = target_BV.shape[0]
-    done = compose_reference(
-        target_BV,
-        assistant_BV,
-        row_N=torch.arange(rows),
-        weight_N=torch.full((rows,), strength.weight),
-        gate_nats_N=torch.full((rows,), strength.gate_nats),
-        keep_ratio_R=torch.full((rows,), strength.keep_ratio, dtype=torch.float64),
+    num_rows, vocab_size = target_BV.shape
+    pairs = Pairs.build(
+        range(num_rows),
+        [strength.weight] * num_rows,
+        [strength.gate_nats] * num_rows,
+        [strength.keep_ratio] * num_rows,
+        vocab_size=vocab_size,
+        device=target_BV.device,
     )
+    done = compose(target_BV, assistant_BV, pairs)
     if bool(done.bad_N.any()):
         raise ValueError(f"{int(done.bad_N.sum())} rows of logits hold NaN or infinity")

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from unlearngate.kernels.compose import compose
+from unlearngate.kernels.compose import compose, runs_triton
+from unlearngate.kernels.pairs import Pairs
+from unlearngate.kernels.scratch import Scratch
 from unlearngate.server.plan import TOKEN_FIELD, Plan, verify
 from unlearngate.server.vllm_compat import (
     BatchUpdate,
@@ -30,14 +32,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class _Pairs(NamedTuple):
-    """The (row, forget set) pairs of one batch, on the device. N pairs, R rows."""
+class _Batch(NamedTuple):
+    """The (row, forget set) pairs of one batch, and the branch that computed each pair's assistant. N pairs."""
 
-    row_N: Tensor
+    slots: tuple[int, ...]
+    pairs: Pairs
     branch_N: Tensor
-    weight_N: Tensor
-    gate_nats_N: Tensor
-    keep_ratio_R: Tensor
 
 
 class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
@@ -66,7 +66,8 @@ class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         eos = vllm_config.model_config.hf_config.eos_token_id
         self._eos: int = eos[0] if isinstance(eos, list) else eos or 0
         self._plans: dict[int, Plan | None] = {}  # by batch index (V1) or slot (V2); None = refused
-        self._cached: tuple[tuple[int, ...], _Pairs] | None = None
+        self._cached: _Batch | None = None
+        self._scratch: Scratch | None = None
         self.bad_rows = torch.zeros((), dtype=torch.int64, device=self._device)
 
     # vLLM's V1 interface
@@ -106,9 +107,9 @@ class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         slots: Sequence[int] = range(logits.shape[0]) if ctx is None else ctx.idx_mapping_np.tolist()
         if len(slots) != logits.shape[0]:
             raise RuntimeError(f"{logits.shape[0]} logits rows for {len(slots)} requests: speculative decoding is on")
-        pairs = self._pairs(tuple(slots))
-        if pairs is not None:
-            self._compose(logits, pairs)
+        batch = self._batch(tuple(slots), logits.shape[1])
+        if batch.branch_N.numel():
+            self._compose(logits, batch)
         # A row that nobody announced is as untrusted as one with a bad token.
         for row, slot in enumerate(slots):
             if self._plans.get(slot) is None:
@@ -116,30 +117,31 @@ class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
                 logits[row, self._eos] = 0.0
         return logits
 
-    def _pairs(self, slots: tuple[int, ...]) -> _Pairs | None:
-        """The batch's pairs as tensors, built once per batch composition. None if no row has a set in force."""
-        if self._cached is None or self._cached[0] != slots:
-            self._cached = slots, _build_pairs([self._plans.get(slot) or Plan() for slot in slots], self._device)
-        pairs = self._cached[1]
-        return pairs if pairs.row_N.numel() else None
+    def _batch(self, slots: tuple[int, ...], vocab_size: int) -> _Batch:
+        """Which sets are in force in which rows, as tensors: built once per batch composition."""
+        if self._cached is None or self._cached.slots != slots:
+            plans = [self._plans.get(slot) or Plan() for slot in slots]
+            self._cached = _build_batch(slots, plans, vocab_size, self._device)
+        return self._cached
 
-    def _compose(self, logits: Tensor, pairs: _Pairs) -> None:
+    def _compose(self, logits: Tensor, batch: _Batch) -> None:
         from unlearngate.server.model import loaded_model
 
         model = loaded_model()
         hidden_RSH = model.take_assistant_hidden()
         if hidden_RSH.shape[0] != logits.shape[0]:
             raise RuntimeError(f"{logits.shape[0]} rows of logits, but {hidden_RSH.shape[0]} of the assistants")
-        hidden_NH = hidden_RSH[pairs.row_N, pairs.branch_N]
-        result = compose(
-            logits,
-            model.assistant_logits(hidden_NH),
-            row_N=pairs.row_N,
-            weight_N=pairs.weight_N,
-            gate_nats_N=pairs.gate_nats_N,
-            keep_ratio_R=pairs.keep_ratio_R,
-        )
-        self._end_bad_rows(logits, pairs.row_N, result.bad_N)
+        hidden_NH = hidden_RSH[batch.pairs.row_N, batch.branch_N]
+        assistant_NV = model.assistant_logits(hidden_NH)
+        result = compose(logits, assistant_NV, batch.pairs, scratch=self._scratch_for(batch.pairs))
+        self._end_bad_rows(logits, batch.pairs.row_N, result.bad_N)
+
+    def _scratch_for(self, pairs: Pairs) -> Scratch | None:
+        """The kernels' memory, grown when a batch has more pairs than any before."""
+        num_pairs = pairs.row_N.shape[0]
+        if runs_triton(self._device) and (self._scratch is None or self._scratch.num_pairs < num_pairs):
+            self._scratch = Scratch(2 * num_pairs, pairs.vocab_size, self._device)
+        return self._scratch
 
     def _end_bad_rows(self, logits: Tensor, row_N: Tensor, bad_N: Tensor) -> None:
         """Let rows that hold NaN sample nothing but end-of-sequence, and count them; on a GPU without a host sync."""
@@ -158,12 +160,15 @@ def _plan_of(params: SamplingParams) -> Plan | None:
         return None
 
 
-def _build_pairs(plans: list[Plan], device: torch.device) -> _Pairs:
-    pairs = [(row, term) for row, plan in enumerate(plans) for term in plan.terms]
-    return _Pairs(
-        row_N=torch.tensor([row for row, _ in pairs], dtype=torch.int64, device=device),
-        branch_N=torch.tensor([term.branch for _, term in pairs], dtype=torch.int64, device=device),
-        weight_N=torch.tensor([term.weight for _, term in pairs], dtype=torch.float32, device=device),
-        gate_nats_N=torch.tensor([term.gate_nats for _, term in pairs], dtype=torch.float32, device=device),
-        keep_ratio_R=torch.tensor([plan.keep_ratio for plan in plans], dtype=torch.float64, device=device),
+def _build_batch(slots: tuple[int, ...], plans: list[Plan], vocab_size: int, device: torch.device) -> _Batch:
+    terms = [(row, term) for row, plan in enumerate(plans) for term in plan.terms]
+    pairs = Pairs.build(
+        [row for row, _ in terms],
+        [term.weight for _, term in terms],
+        [term.gate_nats for _, term in terms],
+        [plan.keep_ratio for plan in plans],
+        vocab_size=vocab_size,
+        device=device,
     )
+    branch_N = torch.tensor([term.branch for _, term in terms], dtype=torch.int64, device=device)
+    return _Batch(slots, pairs, branch_N)

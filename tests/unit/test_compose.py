@@ -1,8 +1,10 @@
-"""`compose` against composition.md, written out again here row by row in numpy float64."""
+"""`compose` against composition.md as tests/support/composition.py has it, on whatever implementation runs here.
+
+`make test-kernels` runs this file on the Triton kernels too: in Triton's interpreter, or compiled where there is a GPU.
+"""
 
 import math
 import os
-from typing import NamedTuple
 
 import hypothesis
 import numpy as np
@@ -11,17 +13,25 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from support.composition import (
+    DTYPES,
+    EPS32,
+    MODES,
+    RATIOS,
+    TARGET_KINDS,
+    Case,
+    K,
+    centred,
+    check,
+    composed,
+    draw_case,
+    draw_target_row,
+    expected_row,
+    same_bits,
+    strided_copy,
+)
 from unlearngate.kernels.compose import compose
-
-# An entry may be off by K * eps(dtype) * (|t| + sum_f w_f * (1 + max |c_f|)): one rounding of the result, and fp32
-# rounding of each c_f, which all entries of a row share through its logsumexp (hence the row's largest, and the 1).
-K = 4
-EPS32 = float(torch.finfo(torch.float32).eps)
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
-MODES = ("sampling", "scoring")
-TARGET_KINDS = ("plain", "masked", "one_left", "none_left", "tied", "all_equal")
-RATIOS = (0.0, 1.0, 0.01, 0.1, 0.5)
+from unlearngate.kernels.pairs import Pairs
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -31,166 +41,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-class Case(NamedTuple):
-    """Arguments of one call."""
-
-    target_RV: torch.Tensor
-    assistant_NV: torch.Tensor
-    row_N: torch.Tensor
-    weight_N: torch.Tensor
-    gate_nats_N: torch.Tensor
-    keep_ratio_R: torch.Tensor
-
-    def run(self, mode="sampling"):
-        keywords = self._asdict()
-        return compose(keywords.pop("target_RV"), keywords.pop("assistant_NV"), **keywords, mode=mode)
-
-    def copy(self, **changes):
-        return self._replace(**{"target_RV": self.target_RV.clone(), **changes})
-
-
-class Row(NamedTuple):
-    """One row as composition.md has it, and how far from it is still right."""
-
-    logits: np.ndarray
-    tolerance: np.ndarray
-    undecided: np.ndarray  # at the ratio threshold to within fp32: kept or not, both are right
-    unchanged: bool
-
-
-def centred(a):
-    """c = a - logsumexp(a) + ln V and KL(softmax(a) || uniform)."""
-    log_p = a - a.max() - math.log(np.exp(a - a.max()).sum())
-    p = np.exp(log_p)
-    return log_p + math.log(len(a)), float((p * (log_p + math.log(len(a)))).sum())
-
-
-def is_bad(t, a):
-    return bool(np.isnan(t).any() or (t == np.inf).any() or not np.isfinite(a).all())
-
-
-def expected_row(t, terms, tau, mode, eps):
-    """The formula for one row. `terms` are (assistant logits, weight, gate) of the sets in force."""
-    if any(is_bad(t, a) for a, _, _ in terms):
-        return Row(np.full_like(t, -np.inf), np.zeros_like(t), np.zeros(len(t), bool), unchanged=False)
-    taken, size = np.zeros_like(t), np.abs(np.where(np.isfinite(t), t, 0.0))
-    any_open = False
-    for a, weight, gate in terms:
-        c, evidence = centred(a)
-        if weight > 0 and (gate == 0 or evidence >= gate):
-            any_open = True
-            taken += weight * c
-            size += weight * (1 + np.abs(c).max())
-    if not any_open:
-        return Row(t, np.zeros_like(t), np.zeros(len(t), bool), unchanged=True)
-    kth = np.sort(t)[::-1][max(1, math.floor(tau * len(t))) - 1]
-    ratio = t.max() + (math.log(tau) if tau > 0 else -math.inf)
-    kept = t >= min(ratio, kth)
-    undecided = np.zeros(len(t), bool)
-    if math.isfinite(ratio) and ratio < kth:
-        undecided = np.isfinite(t)
-        undecided[undecided] = np.abs(t[undecided] - ratio) <= 4 * EPS32 * (abs(t.max()) + abs(math.log(tau)))
-    z = np.where(kept, t - taken, -np.inf if mode == "sampling" else t)
-    return Row(z, K * eps * size, undecided, unchanged=False)
-
-
-def draw_case(seed, num_rows, vocab_size, dtype, spread=1.0, max_pairs=3):
-    """Random arguments: every kind of target row, 0 to `max_pairs` pairs a row, views of wider buffers.
-
-    Gates are 0, half the evidence, or well above it: never so near that rounding decides.
-    """
-    rng = np.random.default_rng(seed)
-    wide_target = torch.full((num_rows, vocab_size + 13), math.nan, dtype=dtype)
-    target_RV = wide_target[:, 5 : 5 + vocab_size]
-    for row in range(num_rows):
-        kind = TARGET_KINDS[(row + seed) % len(TARGET_KINDS)]
-        target_RV[row] = torch.from_numpy(draw_target_row(rng, kind, vocab_size, spread)).to(dtype)
-    rows = rng.permutation(np.repeat(np.arange(num_rows), rng.integers(0, max_pairs + 1, num_rows)))
-    assistant_dtype = DTYPES[rng.integers(len(DTYPES))]
-    wide_assistant = torch.full((len(rows), vocab_size + 3), math.nan, dtype=assistant_dtype)
-    assistant_NV = wide_assistant[:, :vocab_size]
-    assistant_NV.copy_(torch.from_numpy(rng.normal(0, spread, (len(rows), vocab_size))))
-    gates = []
-    for a in assistant_NV.double().numpy():
-        _, evidence = centred(a)
-        gates.append((0.0, 0.5 * evidence if evidence > 1e-3 else 0.0, 1.5 * evidence + 0.01)[rng.integers(3)])
-    ratios = [RATIOS[rng.integers(len(RATIOS))] if rng.random() < 0.7 else rng.random() for _ in range(num_rows)]
-    return Case(
-        target_RV,
-        assistant_NV,
-        torch.from_numpy(rows.astype(np.int64)),
-        torch.tensor(rng.choice([0.0, 0.75, 1.0, 3.3], len(rows)), dtype=torch.float32),
-        torch.tensor(gates, dtype=torch.float32),
-        torch.tensor(ratios, dtype=torch.float64),
-    )
-
-
-def draw_target_row(rng, kind, vocab_size, spread):
-    t = rng.normal(0, spread, vocab_size)
-    if kind == "masked":
-        t[rng.random(vocab_size) < 0.7] = -np.inf
-    elif kind == "one_left":
-        t[np.arange(vocab_size) != rng.integers(vocab_size)] = -np.inf
-    elif kind == "none_left":
-        t[:] = -np.inf
-    elif kind == "tied":
-        t = np.round(t)
-    elif kind == "all_equal":
-        t[:] = t[0]
-    return t
-
-
-def check(case, mode="sampling"):
-    """Run a copy of `case` and compare every row, flag and evidence with the formula. Returns the composed copy."""
-    composed = case.copy(target_RV=strided_copy(case.target_RV))
-    result = composed.run(mode)
-    assistants = case.assistant_NV.double().numpy()
-    pairs = list(zip(case.row_N.tolist(), assistants, case.weight_N.tolist(), case.gate_nats_N.tolist(), strict=True))
-    for row, t in enumerate(case.target_RV.double().numpy()):
-        terms = [(a, w, g) for r, a, w, g in pairs if r == row]
-        tau = float(case.keep_ratio_R[row])
-        expected = expected_row(t, terms, tau, mode, float(torch.finfo(case.target_RV.dtype).eps))
-        if expected.unchanged:
-            assert same_bits(composed.target_RV[row], case.target_RV[row]), f"row {row} must keep its bits"
-            continue
-        compare(composed.target_RV[row].double().numpy(), expected, t, f"row {row}, tau {tau}, {len(terms)} pairs")
-    for n, (row, a, weight, gate) in enumerate(pairs):
-        bad = is_bad(case.target_RV[row].double().numpy(), a)
-        assert bool(result.bad_N[n]) == bad, f"pair {n}: bad"
-        if bad:
-            assert not result.open_N[n], f"pair {n} is bad and open"
-            continue
-        c, evidence = centred(a)
-        assert abs(float(result.evidence_N[n]) - evidence) <= K * EPS32 * (1 + np.abs(c).max()), f"pair {n}: evidence"
-        assert bool(result.open_N[n]) == (weight > 0 and (gate == 0 or evidence >= gate)), f"pair {n}: gate"
-    return composed.target_RV
-
-
-def compare(got, expected, t, where):
-    dropped = np.isneginf(got)
-    wrong = (dropped != np.isneginf(expected.logits)) & ~expected.undecided
-    assert not wrong.any(), f"{where}: kept is wrong at {np.flatnonzero(wrong)[:5]}"
-    both = ~dropped & ~np.isneginf(expected.logits)
-    error = np.abs(got[both] - expected.logits[both])
-    # Undecided in scoring mode: the target's logit is right too.
-    fallback = expected.undecided[both] & (got[both] == t[both])
-    wrong = ~(error <= expected.tolerance[both]) & ~fallback
-    assert not wrong.any(), f"{where}: off by {error[wrong].max()}, {(error / expected.tolerance[both])[wrong].max()} x"
-
-
-def strided_copy(target_RV):
-    """The same rows in the middle of a wider buffer of NaN."""
-    num_rows, vocab_size = target_RV.shape
-    wide = torch.full((num_rows, vocab_size + 13), math.nan, dtype=target_RV.dtype)
-    wide[:, 5 : 5 + vocab_size] = target_RV
-    return wide[:, 5 : 5 + vocab_size]
-
-
-def same_bits(x, y):
-    as_bits = BITS[x.dtype]
-    return torch.equal(x.contiguous().view(as_bits), y.contiguous().view(as_bits))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -274,15 +124,7 @@ def single_row(t, tau):
 def test_a_batch_without_pairs_is_untouched():
     target_RV = torch.randn(3, 5)
     before = target_RV.clone()
-    none = torch.zeros(0)
-    result = compose(
-        target_RV,
-        torch.zeros(0, 5),
-        row_N=torch.zeros(0, dtype=torch.int64),
-        weight_N=none,
-        gate_nats_N=none,
-        keep_ratio_R=torch.full((3,), 0.5, dtype=torch.float64),
-    )
+    result = compose(target_RV, torch.zeros(0, 5), Pairs.build([], [], [], [0.5] * 3, vocab_size=5))
     assert same_bits(target_RV, before)
     assert [tuple(x.shape) for x in result] == [(0,)] * 3
     assert [x.dtype for x in result] == [torch.bool, torch.float32, torch.bool]
@@ -425,7 +267,7 @@ def test_a_gate_of_zero_is_open_however_little_the_assistant_knows(case, mode):
 
 @property_of
 def test_a_uniform_assistant_leaves_target_untouched_when_every_token_is_kept(case, mode):
-    uniform = case.assistant_NV[:, :1].expand(-1, case.assistant_NV.shape[1])
+    uniform = case.assistant_NV[:, :1].repeat(1, case.assistant_NV.shape[1])
     case = case._replace(
         assistant_NV=uniform,
         gate_nats_N=torch.zeros_like(case.gate_nats_N),
@@ -524,61 +366,70 @@ def test_evidence_is_the_divergence_from_uniform(case, mode):
 
 # What is refused
 
-VALID = {
-    "target_RV": torch.zeros(2, 4),
-    "assistant_NV": torch.zeros(3, 4),
-    "row_N": torch.zeros(3, dtype=torch.int64),
-    "weight_N": torch.ones(3),
-    "gate_nats_N": torch.zeros(3),
-    "keep_ratio_R": torch.zeros(2, dtype=torch.float64),
-}
+VALID = {"row_N": [0, 1, 1], "weight_N": [1.0] * 3, "gate_nats_N": [0.0] * 3, "keep_ratio_R": [0.1, 0.2]}
 
 
-def refusal(**changes):
-    arguments = {**VALID, **changes}
+@pytest.mark.parametrize(
+    "name, value, sentence",
+    [
+        ("row_N", [0, 1, 2], "row_N[2] must be a row of the batch, 0 to 1, got 2"),
+        ("row_N", [-1, 1, 1], "row_N[0] must be a row of the batch, 0 to 1, got -1"),
+        ("weight_N", [1.0, math.nan, 1.0], "weight_N[1] must be finite and >= 0, got nan"),
+        ("weight_N", [1.0, 1.0, math.inf], "weight_N[2] must be finite and >= 0, got inf"),
+        ("weight_N", [-0.5, 1.0, 1.0], "weight_N[0] must be finite and >= 0, got -0.5"),
+        ("weight_N", [1.0], "weight_N must have one value per pair, 3, got 1"),
+        ("gate_nats_N", [0.0, -1.0, 0.0], "gate_nats_N[1] must be >= 0, got -1.0"),
+        ("gate_nats_N", [0.0, math.nan, 0.0], "gate_nats_N[1] must be >= 0, got nan"),
+        ("gate_nats_N", [], "gate_nats_N must have one value per pair, 3, got 0"),
+        ("keep_ratio_R", [0.1, 1.1], "keep_ratio_R[1] must be in [0, 1], got 1.1"),
+        ("keep_ratio_R", [math.nan, 1], "keep_ratio_R[0] must be in [0, 1], got nan"),
+        ("capacity", 2, "3 pairs do not fit in a capacity of 2"),
+    ],
+)
+def test_a_wrong_pair_is_named_with_what_was_expected_and_got(name, value, sentence):
     with pytest.raises(ValueError) as caught:
-        compose(arguments.pop("target_RV"), arguments.pop("assistant_NV"), **arguments)
+        Pairs.build(**{**VALID, name: value}, vocab_size=4)
+    assert str(caught.value) == sentence
+
+
+def refusal(target_RV=None, assistant_NV=None, mode="sampling"):
+    target_RV = torch.zeros(2, 4) if target_RV is None else target_RV
+    assistant_NV = torch.zeros(3, 4) if assistant_NV is None else assistant_NV
+    with pytest.raises(ValueError) as caught:
+        compose(target_RV, assistant_NV, Pairs.build(**VALID, vocab_size=4), mode=mode)
     return str(caught.value)
 
 
 @pytest.mark.parametrize(
     "name, value, expected",
     [
-        ("target_RV", torch.zeros(4), "(R, V)"),
-        ("target_RV", torch.zeros(1, 2, 4), "(R, V)"),
+        ("target_RV", torch.zeros(4), "(2, 4)"),
+        ("target_RV", torch.zeros(1, 2, 4), "(2, 4)"),
+        ("target_RV", torch.zeros(3, 4), "(2, 4)"),
+        ("target_RV", torch.zeros(2, 5), "(2, 4)"),
         ("target_RV", torch.zeros(2, 4, dtype=torch.float64), "fp32, bf16 or fp16"),
         ("target_RV", torch.zeros(2, 4, dtype=torch.int64), "fp32, bf16 or fp16"),
         ("assistant_NV", torch.zeros(3, 5), "(3, 4)"),
         ("assistant_NV", torch.zeros(2, 4), "(3, 4)"),
         ("assistant_NV", torch.zeros(3), "(3, 4)"),
-        ("assistant_NV", torch.zeros(3, 4, dtype=torch.int64), "float32"),
-        ("row_N", torch.zeros(3, dtype=torch.int32), "int64"),
-        ("row_N", torch.zeros(3), "int64"),
-        ("weight_N", torch.ones(2), "(3,)"),
-        ("weight_N", torch.ones(3, 1), "(3,)"),
-        ("weight_N", torch.ones(3, dtype=torch.float64), "float32"),
-        ("gate_nats_N", torch.ones(4), "(3,)"),
-        ("gate_nats_N", torch.ones(3, dtype=torch.bfloat16), "float32"),
-        ("keep_ratio_R", torch.zeros(3, dtype=torch.float64), "(2,)"),
-        ("keep_ratio_R", torch.zeros(2), "float64"),
+        ("assistant_NV", torch.zeros(3, 4, dtype=torch.int64), "fp32, bf16 or fp16"),
     ],
 )
-def test_a_wrong_tensor_is_named_with_what_was_expected_and_got(name, value, expected):
+def test_wrong_logits_are_named_with_what_was_expected_and_got(name, value, expected):
     message = refusal(**{name: value})
     assert message.startswith(f"{name} must be")
     assert expected in message.partition(", got ")[0]
     assert message.endswith(f"got {tuple(value.shape)} {value.dtype}")
 
 
-@pytest.mark.parametrize("shape", [(3, 1), ()])
-def test_row_indices_that_are_not_a_vector_are_named_not_another_tensor(shape):
-    assert refusal(row_N=torch.zeros(shape, dtype=torch.int64)).startswith("row_N must be")
+@pytest.mark.parametrize("name, shape", [("target_RV", (4, 2)), ("assistant_NV", (4, 3))])
+def test_rows_that_are_not_contiguous_are_refused(name, shape):
+    assert "must have contiguous rows" in refusal(**{name: torch.zeros(shape).T})
 
 
-@pytest.mark.parametrize("name", [name for name in VALID if name != "target_RV"])
-def test_a_tensor_on_another_device_is_named_with_both_devices(name):
-    message = refusal(**{name: VALID[name].to("meta")})
-    assert message.startswith(f"{name} is on meta, target_RV on cpu")
+@pytest.mark.parametrize("name, value", [("target_RV", torch.zeros(2, 4)), ("assistant_NV", torch.zeros(3, 4))])
+def test_a_tensor_on_another_device_is_named_with_both_devices(name, value):
+    assert refusal(**{name: value.to("meta")}).startswith(f"{name} is on meta, the pairs on cpu")
 
 
 def test_an_unknown_mode_is_refused_with_the_known_ones():
@@ -589,5 +440,41 @@ def test_an_unknown_mode_is_refused_with_the_known_ones():
 def test_a_refused_call_writes_nothing():
     target_RV = torch.randn(2, 4)
     before = target_RV.clone()
-    refusal(target_RV=target_RV, weight_N=torch.ones(2))
+    refusal(target_RV=target_RV, assistant_NV=torch.zeros(1, 4))
     assert same_bits(target_RV, before)
+
+
+# Padding, for CUDA graphs
+
+
+@property_of
+def test_padding_does_nothing(case, mode):
+    num_pairs = len(case.row_N)
+    padded = case.pairs(capacity=num_pairs + 3)
+    wide_NV = torch.full((num_pairs + 3, case.target_RV.shape[1]), math.nan, dtype=case.assistant_NV.dtype)
+    wide_NV[:num_pairs] = case.assistant_NV
+    plain, other = case.copy(), case.copy()
+    expected = plain.run(mode)
+    result = composed(other.target_RV, wide_NV, padded, mode)
+    assert same_bits(plain.target_RV, other.target_RV)
+    for found, wanted in zip(result, expected, strict=True):
+        assert torch.equal(found[:num_pairs], wanted)
+        assert not found[num_pairs:].any()
+
+
+@property_of
+def test_pairs_can_be_replaced_at_the_same_addresses(case, mode):
+    capacity = len(case.row_N) + 2
+    held = Pairs.build([], [], [], [0.0] * len(case.target_RV), vocab_size=case.target_RV.shape[1], capacity=capacity)
+    addresses = [x.data_ptr() for x in held.tensors()]
+    held.copy_(case.pairs(capacity=capacity))
+    assert [x.data_ptr() for x in held.tensors()] == addresses
+    for mine, theirs in zip(held.tensors(), case.pairs(capacity=capacity).tensors(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("capacity, num_rows, vocab_size", [(4, 2, 4), (5, 3, 4), (5, 2, 8)])
+def test_pairs_of_other_sizes_cannot_take_their_place(capacity, num_rows, vocab_size):
+    held = Pairs.build(**VALID, vocab_size=4, capacity=5)
+    with pytest.raises(ValueError, match="pairs"):
+        held.copy_(Pairs.build([], [], [], [0.0] * num_rows, vocab_size=vocab_size, capacity=capacity))

@@ -8,7 +8,8 @@ from unlearngate.assistant_training.assistant import new_assistant
 from unlearngate.assistant_training.corpus import make_corpus
 from unlearngate.assistant_training.demo_target import TargetSettings, new_target, train_tokenizer
 from unlearngate.assistant_training.evaluation import Rouge, greedy
-from unlearngate.kernels.compose import compose_reference
+from unlearngate.kernels.pairs import Pairs
+from unlearngate.kernels.reference import compose_reference
 from unlearngate.manifest import Strength
 
 SMALL = TargetSettings(vocab_size=300, hidden_size=64, intermediate_size=64, num_layers=3, num_heads=2)
@@ -45,10 +46,7 @@ def recomputed(target: Any, assistant: Any, strength: Strength, prompt: list[int
         compose_reference(
             rows,
             assistant(input_ids=torch.tensor([tokens])).logits[:, -1],
-            row_N=torch.tensor([0]),
-            weight_N=torch.tensor([strength.weight]),
-            gate_nats_N=torch.tensor([strength.gate_nats]),
-            keep_ratio_R=torch.tensor([strength.keep_ratio], dtype=torch.float64),
+            Pairs.build([0], [strength.weight], [strength.gate_nats], [strength.keep_ratio], vocab_size=rows.shape[1]),
         )
         tokens.append(int(rows.argmax()))
     return tokens[len(prompt) :]

@@ -20,7 +20,7 @@ FOLDERS = {
 SHARED = {"unlearngate.artefact", "unlearngate.errors", "unlearngate.manifest", "unlearngate.target"}
 # Which of our packages each folder may import. The command line alone may import everything.
 MAY_IMPORT = {
-    "unlearngate.kernels": set(),
+    "unlearngate.kernels": {"unlearngate.kernels"},
     "unlearngate": SHARED,
     "unlearngate.server": SHARED | {"unlearngate.kernels", "unlearngate.server"},
     "unlearngate.assistant_training": SHARED | {"unlearngate.kernels", "unlearngate.assistant_training"},

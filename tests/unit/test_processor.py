@@ -17,7 +17,8 @@ from vllm.v1.worker.gpu.sample.logits_processor.loader import _load_v2_logitspro
 from vllm.v1.worker.gpu_input_batch import CachedRequestState, InputBatch
 
 from support.tiny import EOS, VOCAB_SIZE, make_target
-from unlearngate.kernels.compose import compose_reference
+from unlearngate.kernels.pairs import Pairs
+from unlearngate.kernels.reference import compose_reference
 from unlearngate.server import model as served
 from unlearngate.server import plugin
 from unlearngate.server.engine import engine_options
@@ -88,10 +89,13 @@ def expected(logits: torch.Tensor, plans: list[Plan], assistants: Assistants) ->
             compose_reference(
                 one,
                 assistants.assistant_logits(assistants.hidden_RSH[row, [t.branch for t in plan.terms]]),
-                row_N=torch.zeros(len(plan.terms), dtype=torch.int64),
-                weight_N=torch.tensor([t.weight for t in plan.terms]),
-                gate_nats_N=torch.tensor([t.gate_nats for t in plan.terms]),
-                keep_ratio_R=torch.tensor([plan.keep_ratio], dtype=torch.float64),
+                Pairs.build(
+                    [0] * len(plan.terms),
+                    [t.weight for t in plan.terms],
+                    [t.gate_nats for t in plan.terms],
+                    [plan.keep_ratio],
+                    vocab_size=logits.shape[1],
+                ),
             )
         rows.append(one)
     return torch.cat(rows)

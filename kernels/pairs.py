@@ -1,0 +1,174 @@
+"""What goes into one composition beside the logits, and what comes out of it beside them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+Mode = Literal["sampling", "scoring"]
+MODES = ("sampling", "scoring")
+_NO_ROW = -1
+
+
+class Composition(NamedTuple):
+    """What `compose` did beside writing the logits.
+
+    open_N: (N,) bool, the pair's gate was open and its weight above 0.
+    evidence_N: (N,) fp32, KL(p_assistant || uniform) in nats; 0 where the assistant row is not finite.
+    bad_N: (N,) bool, the pair's target row holds NaN or +inf, its assistant row is not finite, or the row overflows.
+    """
+
+    open_N: Tensor
+    evidence_N: Tensor
+    bad_N: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """The (row, forget set) pairs of one batch as index tensors: in this row, this set is in force.
+
+    Built once per batch composition by `Pairs.build`, which checks every value on the host, so that `compose` need not
+    look at one: on a GPU that would stall the queue. Rows without a pair appear nowhere.
+
+    N pairs in the order of the assistants' rows; M distinct rows among them, ascending; row_M is -1 in padding.
+    The pairs of row_M[m] are member_N[first_M[m] : first_M[m + 1]].
+    """
+
+    row_N: Tensor  # (N,) int64
+    weight_N: Tensor  # (N,) fp32
+    gate_nats_N: Tensor  # (N,) fp32
+    row_M: Tensor  # (M,) int64
+    first_M: Tensor  # (M + 1,) int32
+    member_N: Tensor  # (N,) int32
+    log_ratio_M: Tensor  # (M,) fp32, ln of the keep ratio; -inf keeps every token
+    rank_M: Tensor  # (M,) int32, k = max(1, floor(keep ratio * V))
+    num_rows: int
+    vocab_size: int
+    padded: bool = False
+
+    @classmethod
+    def build(
+        cls,
+        row_N: Sequence[int],
+        weight_N: Sequence[float],
+        gate_nats_N: Sequence[float],
+        keep_ratio_R: Sequence[float],
+        *,
+        vocab_size: int,
+        device: torch.device | str = "cpu",
+        capacity: int | None = None,
+    ) -> Pairs:
+        """Check the pairs and put them on the device.
+
+        Args:
+            row_N: the row of each pair, in [0, R). Several pairs may name one row; their subtractions add.
+            weight_N: finite and >= 0; a pair of weight 0 is not in force.
+            gate_nats_N: >= 0; the evidence in nats from which a pair is open; 0 is always open.
+            keep_ratio_R: tau in [0, 1] of every row of the batch; 0 keeps every token. Its length says R.
+            vocab_size: V.
+            device: where the logits are.
+            capacity: pad to so many pairs in so many rows, for `copy_` and CUDA graphs.
+
+        Raises: ValueError that names the pair and what was expected.
+        """
+        num_pairs, num_rows = len(row_N), len(keep_ratio_R)
+        _check_values(row_N, weight_N, gate_nats_N, keep_ratio_R)
+        if capacity is not None and num_pairs > capacity:
+            raise ValueError(f"{num_pairs} pairs do not fit in a capacity of {capacity}")
+        members: dict[int, list[int]] = {}
+        for n, row in enumerate(row_N):
+            members.setdefault(row, []).append(n)
+        rows = sorted(members)
+        first = [0]
+        for row in rows:
+            first.append(first[-1] + len(members[row]))
+        ratios = [keep_ratio_R[row] for row in rows]
+        pad_n = max(0, (capacity or 0) - num_pairs)
+        pad_m = max(0, (capacity or 0) - len(rows))
+
+        def tensor(values: Sequence[float], dtype: torch.dtype, pad: int, fill: float) -> Tensor:
+            return torch.tensor([*values, *[fill] * pad], dtype=dtype).to(device)
+
+        return cls(
+            row_N=tensor(row_N, torch.int64, pad_n, _NO_ROW),
+            weight_N=tensor(weight_N, torch.float32, pad_n, 0.0),
+            gate_nats_N=tensor(gate_nats_N, torch.float32, pad_n, 0.0),
+            row_M=tensor(rows, torch.int64, pad_m, _NO_ROW),
+            first_M=tensor(first, torch.int32, pad_m, num_pairs),
+            member_N=tensor([n for row in rows for n in members[row]], torch.int32, pad_n, 0),
+            log_ratio_M=tensor([math.log(t) if t > 0 else -math.inf for t in ratios], torch.float32, pad_m, -math.inf),
+            rank_M=tensor([max(1, math.floor(t * vocab_size)) for t in ratios], torch.int32, pad_m, 1),
+            num_rows=num_rows,
+            vocab_size=vocab_size,
+            padded=capacity is not None,
+        )
+
+    def without_padding(self) -> Pairs:
+        """The same pairs; on a GPU this waits for the device."""
+        num_pairs, num_members = int((self.row_N >= 0).sum()), int((self.row_M >= 0).sum())
+        return Pairs(
+            row_N=self.row_N[:num_pairs],
+            weight_N=self.weight_N[:num_pairs],
+            gate_nats_N=self.gate_nats_N[:num_pairs],
+            row_M=self.row_M[:num_members],
+            first_M=self.first_M[: num_members + 1],
+            member_N=self.member_N[:num_pairs],
+            log_ratio_M=self.log_ratio_M[:num_members],
+            rank_M=self.rank_M[:num_members],
+            num_rows=self.num_rows,
+            vocab_size=self.vocab_size,
+        )
+
+    def copy_(self, other: Pairs) -> None:
+        """Take over another batch's pairs at the same addresses, so that a captured CUDA graph composes them.
+
+        Raises: ValueError if `other` was built for other sizes.
+        """
+        if (self.num_rows, self.vocab_size) != (other.num_rows, other.vocab_size):
+            raise ValueError(
+                f"pairs are for (R, V) = {(self.num_rows, self.vocab_size)}, "
+                f"got pairs for {(other.num_rows, other.vocab_size)}"
+            )
+        for mine, theirs in zip(self.tensors(), other.tensors(), strict=True):
+            if mine.shape != theirs.shape:
+                raise ValueError(
+                    f"pairs have capacity {self.row_N.shape[0]}, got {other.row_N.shape[0]}: "
+                    "build both with the same capacity"
+                )
+            mine.copy_(theirs, non_blocking=True)
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All index tensors, in the order of the fields."""
+        return (
+            self.row_N,
+            self.weight_N,
+            self.gate_nats_N,
+            self.row_M,
+            self.first_M,
+            self.member_N,
+            self.log_ratio_M,
+            self.rank_M,
+        )
+
+
+def _check_values(
+    row_N: Sequence[int], weight_N: Sequence[float], gate_nats_N: Sequence[float], keep_ratio_R: Sequence[float]
+) -> None:
+    for name, values in (("weight_N", weight_N), ("gate_nats_N", gate_nats_N)):
+        if len(values) != len(row_N):
+            raise ValueError(f"{name} must have one value per pair, {len(row_N)}, got {len(values)}")
+    for n, (row, weight, gate) in enumerate(zip(row_N, weight_N, gate_nats_N, strict=True)):
+        if not 0 <= row < len(keep_ratio_R):
+            raise ValueError(f"row_N[{n}] must be a row of the batch, 0 to {len(keep_ratio_R) - 1}, got {row}")
+        if not (math.isfinite(weight) and weight >= 0):
+            raise ValueError(f"weight_N[{n}] must be finite and >= 0, got {weight}")
+        if not gate >= 0:
+            raise ValueError(f"gate_nats_N[{n}] must be >= 0, got {gate}")
+    for row, ratio in enumerate(keep_ratio_R):
+        if not 0 <= ratio <= 1:
+            raise ValueError(f"keep_ratio_R[{row}] must be in [0, 1], got {ratio}")

@@ -1,0 +1,126 @@
+"""`compose` in Triton. A batch is two launches (larger than the L2 cache) or three (smaller: more programs for a row).
+
+1. `guess_kernel`, a program per row: from a sample, a bracket in which the k-th largest logit should lie.
+2. `read_kernel`, a program per chunk of a row: statistics of the target's and the assistants' logits, and the logits
+   in the bracket. The last program of a row to finish merges them and decides: centring, evidence, gates,
+   the exact threshold. In a large batch it also composes its row, which the other programs have just brought into the
+   L2 cache. No program ever waits for another.
+3. `write_kernel`, a program per chunk, in a small batch: composes.
+
+Shape legend: R target rows, N (row, forget set) pairs, M distinct rows among the pairs, V vocab, C chunks of a row.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from unlearngate.kernels.pairs import Composition, Mode, Pairs
+from unlearngate.kernels.scratch import SMALLEST_BLOCK, Scratch, max_candidates, sample_size
+from unlearngate.kernels.triton_kernels import guess_kernel, read_kernel, write_kernel
+
+_LARGE_BLOCK = 4096  # with 8 warps: 80 registers a thread on sm_90, three programs on a multiprocessor
+_NUM_WARPS = 8
+
+
+class Launch(NamedTuple):
+    """How a batch is split: BLOCK tokens a program, and whether the last program of a row composes it."""
+
+    block: int
+    write_at_once: bool
+
+
+def compose_triton(
+    target_RV: Tensor,
+    assistant_NV: Tensor,
+    pairs: Pairs,
+    *,
+    mode: Mode = "sampling",
+    scratch: Scratch | None = None,
+    launch: Launch | None = None,
+) -> Composition:
+    """`compose` by the kernels of this module; `launch` overrides the split."""
+    num_pairs, num_members, vocab_size = pairs.row_N.shape[0], pairs.row_M.shape[0], pairs.vocab_size
+    if scratch is None:
+        scratch = Scratch(num_pairs, vocab_size, target_RV.device)
+    result = scratch.result(num_pairs)
+    if pairs.padded:
+        for tensor in result:
+            tensor.zero_()
+    if num_pairs == 0 or vocab_size == 0:
+        return result
+    launch = launch or choose_launch(num_members, vocab_size, target_RV.element_size(), _l2_bytes(target_RV.device))
+    num_chunks = triton.cdiv(vocab_size, launch.block)
+    rows = (pairs.row_M, pairs.first_M, pairs.member_N)
+    sizes = (vocab_size, target_RV.stride(0), assistant_NV.stride(0), scratch.num_pairs)
+    decided = (scratch.centring, scratch.threshold, scratch.action)
+    sampled = vocab_size > max_candidates(vocab_size)
+    if sampled:
+        guess_kernel[(num_members,)](
+            target_RV,
+            pairs.row_M,
+            pairs.log_ratio_M,
+            pairs.rank_M,
+            scratch.bracket,
+            vocab_size,
+            target_RV.stride(0),
+            scratch.num_pairs,
+            SAMPLE=sample_size(vocab_size),
+            num_warps=_NUM_WARPS,
+        )
+    read_kernel[(num_chunks * num_members,)](
+        target_RV,
+        assistant_NV,
+        *rows,
+        pairs.weight_N,
+        pairs.gate_nats_N,
+        pairs.log_ratio_M,
+        pairs.rank_M,
+        scratch.pair_parts,
+        scratch.row_parts,
+        scratch.bracket,
+        scratch.candidates,
+        scratch.counters,
+        *decided,
+        *result,
+        *sizes,
+        scratch.max_chunks,
+        num_chunks,
+        torch.finfo(target_RV.dtype).max,
+        SAMPLED=sampled,
+        CANDIDATES=max_candidates(vocab_size) if sampled else triton.next_power_of_2(vocab_size),
+        SAMPLING=mode == "sampling",
+        WRITE=launch.write_at_once,
+        CHUNKS=triton.next_power_of_2(num_chunks),
+        BLOCK=launch.block,
+        num_warps=_NUM_WARPS,
+    )
+    if not launch.write_at_once:
+        write_kernel[(num_chunks * num_members,)](
+            target_RV,
+            assistant_NV,
+            *rows,
+            *decided,
+            *sizes,
+            num_chunks,
+            SAMPLING=mode == "sampling",
+            BLOCK=launch.block,
+            num_warps=_NUM_WARPS,
+        )
+    return result
+
+
+def choose_launch(num_members: int, vocab_size: int, element_size: int, l2_bytes: int) -> Launch:
+    """A batch whose logits fit in half of the L2 cache is written by a launch of its own, from the cache."""
+    if num_members * vocab_size * 2 * element_size <= l2_bytes // 2:
+        return Launch(SMALLEST_BLOCK, write_at_once=False)
+    return Launch(_LARGE_BLOCK, write_at_once=True)
+
+
+@functools.cache
+def _l2_bytes(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).L2_cache_size if device.type == "cuda" else 0
