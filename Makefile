@@ -3,6 +3,9 @@ VENV ?= .venv
 PYTHON ?= python3.11
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# On a CPU the kernels run in Triton's interpreter, which has to be chosen before Triton is imported.
+KERNEL_TESTS = $(BIN)/python -c 'import torch; raise SystemExit(not torch.cuda.is_available())' \
+  || export TRITON_INTERPRET=1; $(BIN)/pytest tests/unit/test_compose.py tests/unit/test_triton_compose.py
 export PYTHONSAFEPATH := 1
 export VLLM_NO_USAGE_STATS := 1
 
@@ -23,10 +26,15 @@ demo: install ## Build the demo only (cached below ~/.cache/unlearngate)
 .PHONY: test
 test: install lint typecheck ## Everything CI runs: lint, types, unit tests, real engines, the demo
 	$(BIN)/pytest
+	$(KERNEL_TESTS)
 
 .PHONY: test-unit
 test-unit: install ## The tests that start no engine (seconds)
 	$(BIN)/pytest -m "not e2e"
+
+.PHONY: test-kernels
+test-kernels: install ## The Triton kernels: in Triton's interpreter, or compiled where there is a GPU
+	$(KERNEL_TESTS)
 
 .PHONY: test-parity
 test-parity: install ## The engine against Hugging Face + PEFT, token for token

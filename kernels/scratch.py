@@ -55,11 +55,13 @@ class Scratch:
         self._evidence_N = floats(num_pairs)
         self._bad_N = torch.empty(num_pairs, dtype=torch.bool, device=device)
 
-    def result(self, num_pairs: int) -> Composition:
+    def result(self, num_pairs: int, vocab_size: int) -> Composition:
         """Where the kernels write what `compose` returns.
 
-        Raises: ValueError if this scratch is smaller.
+        Raises: ValueError if this scratch is smaller, or for another vocab.
         """
         if num_pairs > self.num_pairs:
             raise ValueError(f"this scratch is for at most {self.num_pairs} pairs, got {num_pairs}")
+        if vocab_size != self.vocab_size:
+            raise ValueError(f"this scratch is for a vocab of {self.vocab_size}, got {vocab_size}")
         return Composition(self._open_N[:num_pairs], self._evidence_N[:num_pairs], self._bad_N[:num_pairs])

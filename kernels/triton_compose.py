@@ -47,7 +47,7 @@ def compose_triton(
     num_pairs, num_members, vocab_size = pairs.row_N.shape[0], pairs.row_M.shape[0], pairs.vocab_size
     if scratch is None:
         scratch = Scratch(num_pairs, vocab_size, target_RV.device)
-    result = scratch.result(num_pairs)
+    result = scratch.result(num_pairs, vocab_size)
     if pairs.padded:
         for tensor in result:
             tensor.zero_()

@@ -1,0 +1,94 @@
+"""The Triton kernels compile for real GPUs, here too: Triton's compiler needs none. What runs them is another test."""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from unlearngate.kernels import triton_kernels
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("the interpreter compiles nothing", allow_module_level=True)
+
+TYPES = {
+    **dict.fromkeys(["row_ptr"], "*i64"),
+    **dict.fromkeys(["first_ptr", "member_ptr", "rank_ptr", "counters_ptr", "action_ptr"], "*i32"),
+    **dict.fromkeys(["open_ptr", "bad_ptr"], "*i1"),
+    **dict.fromkeys(
+        ["vocab_size", "target_stride", "assistant_stride", "num_pairs", "max_chunks", "num_chunks"], "i32"
+    ),
+    "limit": "fp32",
+}
+ARCHITECTURES = (80, 90)
+LOGITS = (("*fp32", "*bf16"), ("*bf16", "*bf16"), ("*fp16", "*fp32"))
+SETTINGS = {
+    "guess_kernel": {"SAMPLE": 4096},
+    "read_kernel": {"SAMPLED": True, "CANDIDATES": 8192, "SAMPLING": True, "WRITE": True, "CHUNKS": 32, "BLOCK": 4096},
+    "write_kernel": {"SAMPLING": True, "BLOCK": 2048},
+}
+
+
+def compiled(name, architecture, logits, ones=(), **changes):
+    """As a launch would compile it: pointers and strides divisible by 16, integers that are 1 built in."""
+    kernel = getattr(triton_kernels, name)
+    constants = {**SETTINGS[name], **changes, **dict.fromkeys(ones, 1)}
+    types = {**TYPES, "target_ptr": logits[0], "assistant_ptr": logits[1]}
+    signature = {
+        argument: "constexpr" if argument in constants else types.get(argument, "*fp32")
+        for argument in kernel.arg_names
+    }
+    aligned = {
+        (i,): [["tt.divisibility", 16]]
+        for i, argument in enumerate(kernel.arg_names)
+        if signature[argument].startswith("*") or argument in ("vocab_size", "target_stride", "assistant_stride")
+        if argument not in constants
+    }
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
+    return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options={"num_warps": 8})
+
+
+def resources(binary, folder):
+    """Registers and bytes of local memory of a thread, as the assembler reports them."""
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    (folder / "kernel.cubin").write_bytes(binary.asm["cubin"])
+    report = subprocess.run(
+        [tools / "cuobjdump", "-res-usage", folder / "kernel.cubin"], capture_output=True, text=True, check=True
+    ).stdout
+    return {key: int(value) for key, value in re.findall(r"(REG|LOCAL|STACK):(\d+)", report)}
+
+
+@pytest.mark.parametrize("logits", LOGITS, ids="-".join)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_kernel_compiles_and_leaves_room_for_two_programs(tmp_path, name, architecture, logits):
+    used = resources(compiled(name, architecture, logits), tmp_path)
+    # 8 warps of 32 threads; a multiprocessor has 65,536 registers.
+    assert used["REG"] * 8 * 32 * 2 <= 65_536, used
+    assert used["LOCAL"] == 0 and used["STACK"] <= 64, used
+
+
+@pytest.mark.parametrize(
+    "name, changes",
+    [
+        ("read_kernel", {"WRITE": False, "BLOCK": 2048, "CHUNKS": 64}),
+        ("read_kernel", {"SAMPLED": False, "CANDIDATES": 1, "CHUNKS": 1}),
+        ("read_kernel", {"SAMPLING": False, "CANDIDATES": 16_384, "CHUNKS": 64}),
+        ("write_kernel", {"SAMPLING": False, "BLOCK": 4096}),
+        ("guess_kernel", {"SAMPLE": 8192}),
+    ],
+)
+def test_the_other_variants_compile(name, changes):
+    assert compiled(name, 90, LOGITS[0], **changes).asm["cubin"]
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_sizes_of_one_compile(name):
+    """Triton builds an integer argument that is 1 into the kernel."""
+    arguments = getattr(triton_kernels, name).arg_names
+    ones = [n for n in ("vocab_size", "target_stride", "assistant_stride", "num_pairs", "num_chunks") if n in arguments]
+    assert compiled(name, 90, LOGITS[0], ones).asm["cubin"]
