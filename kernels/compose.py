@@ -35,7 +35,8 @@ def compose(
 
     A row that no pair names, and a row with all gates closed, keeps its bits and is not written. A row with a bad pair
     is filled with -inf: the caller must count it and must not sample from it. On a GPU nothing waits for the device;
-    with `scratch` nothing is allocated either, and all addresses stay: a CUDA graph can hold the call.
+    with `scratch` nothing is allocated either, and all addresses stay: a CUDA graph can hold the call, after one call
+    outside of it with the same shapes, which compiles the kernels.
 
     Args:
         target_RV: (R, V) fp32/bf16/fp16 logits, the rows contiguous, written in place; -inf marks tokens that are not

@@ -13,6 +13,7 @@ from torch import Tensor
 Mode = Literal["sampling", "scoring"]
 MODES = ("sampling", "scoring")
 _NO_ROW = -1
+_LARGEST = torch.finfo(torch.float32).max
 
 
 class Composition(NamedTuple):
@@ -135,7 +136,7 @@ class Pairs:
                 f"got pairs for {(other.num_rows, other.vocab_size)}"
             )
         for mine, theirs in zip(self.tensors(), other.tensors(), strict=True):
-            if mine.shape != theirs.shape:
+            if mine.shape != theirs.shape or not self.padded or not other.padded:
                 raise ValueError(
                     f"pairs have capacity {self.row_N.shape[0]}, got {other.row_N.shape[0]}: "
                     "build both with the same capacity"
@@ -165,8 +166,8 @@ def _check_values(
     for n, (row, weight, gate) in enumerate(zip(row_N, weight_N, gate_nats_N, strict=True)):
         if not 0 <= row < len(keep_ratio_R):
             raise ValueError(f"row_N[{n}] must be a row of the batch, 0 to {len(keep_ratio_R) - 1}, got {row}")
-        if not (math.isfinite(weight) and weight >= 0):
-            raise ValueError(f"weight_N[{n}] must be finite and >= 0, got {weight}")
+        if not 0 <= weight <= _LARGEST:
+            raise ValueError(f"weight_N[{n}] must be a finite fp32 number >= 0, got {weight}")
         if not gate >= 0:
             raise ValueError(f"gate_nats_N[{n}] must be >= 0, got {gate}")
     for row, ratio in enumerate(keep_ratio_R):

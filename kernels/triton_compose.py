@@ -23,8 +23,10 @@ from unlearngate.kernels.pairs import Composition, Mode, Pairs
 from unlearngate.kernels.scratch import SMALLEST_BLOCK, Scratch, max_candidates, sample_size
 from unlearngate.kernels.triton_kernels import guess_kernel, read_kernel, write_kernel
 
-_LARGE_BLOCK = 4096  # with 8 warps: 80 registers a thread on sm_90, three programs on a multiprocessor
-_NUM_WARPS = 8
+_LARGE_BLOCK = 4096
+# Fused multiply-adds round the two operands of a butterfly sum differently: the threads of a program would not agree on
+# the sum, and part ways at a gate that is exactly as high as the evidence.
+OPTIONS = {"enable_fp_fusion": False}
 
 
 class Launch(NamedTuple):
@@ -59,58 +61,63 @@ def compose_triton(
     sizes = (vocab_size, target_RV.stride(0), assistant_NV.stride(0), scratch.num_pairs)
     decided = (scratch.centring, scratch.threshold, scratch.action)
     sampled = vocab_size > max_candidates(vocab_size)
-    if sampled:
-        guess_kernel[(num_members,)](
-            target_RV,
-            pairs.row_M,
-            pairs.log_ratio_M,
-            pairs.rank_M,
-            scratch.bracket,
-            vocab_size,
-            target_RV.stride(0),
-            scratch.num_pairs,
-            SAMPLE=sample_size(vocab_size),
-            num_warps=_NUM_WARPS,
-        )
-    read_kernel[(num_chunks * num_members,)](
-        target_RV,
-        assistant_NV,
-        *rows,
-        pairs.weight_N,
-        pairs.gate_nats_N,
-        pairs.log_ratio_M,
-        pairs.rank_M,
-        scratch.pair_parts,
-        scratch.row_parts,
-        scratch.bracket,
-        scratch.candidates,
-        scratch.counters,
-        *decided,
-        *result,
-        *sizes,
-        scratch.max_chunks,
-        num_chunks,
-        torch.finfo(target_RV.dtype).max,
-        SAMPLED=sampled,
-        CANDIDATES=max_candidates(vocab_size) if sampled else triton.next_power_of_2(vocab_size),
-        SAMPLING=mode == "sampling",
-        WRITE=launch.write_at_once,
-        CHUNKS=triton.next_power_of_2(num_chunks),
-        BLOCK=launch.block,
-        num_warps=_NUM_WARPS,
-    )
-    if not launch.write_at_once:
-        write_kernel[(num_chunks * num_members,)](
+    num_warps = num_warps_for(vocab_size)
+    with torch.cuda.device_of(target_RV):
+        if sampled:
+            guess_kernel[(num_members,)](
+                target_RV,
+                pairs.row_M,
+                pairs.log_ratio_M,
+                pairs.rank_M,
+                scratch.bracket,
+                vocab_size,
+                target_RV.stride(0),
+                scratch.num_pairs,
+                SAMPLE=sample_size(vocab_size),
+                num_warps=num_warps,
+                **OPTIONS,
+            )
+        read_kernel[(num_chunks * num_members,)](
             target_RV,
             assistant_NV,
             *rows,
+            pairs.weight_N,
+            pairs.gate_nats_N,
+            pairs.log_ratio_M,
+            pairs.rank_M,
+            scratch.pair_parts,
+            scratch.row_parts,
+            scratch.bracket,
+            scratch.candidates,
+            scratch.counters,
             *decided,
+            *result,
             *sizes,
+            scratch.max_chunks,
             num_chunks,
+            torch.finfo(target_RV.dtype).max,
+            SAMPLED=sampled,
+            CANDIDATES=max_candidates(vocab_size) if sampled else triton.next_power_of_2(vocab_size),
             SAMPLING=mode == "sampling",
+            WRITE=launch.write_at_once,
+            CHUNKS=triton.next_power_of_2(num_chunks),
             BLOCK=launch.block,
-            num_warps=_NUM_WARPS,
+            num_warps=num_warps,
+            **OPTIONS,
         )
+        if not launch.write_at_once:
+            write_kernel[(num_chunks * num_members,)](
+                target_RV,
+                assistant_NV,
+                *rows,
+                *decided,
+                *sizes,
+                num_chunks,
+                SAMPLING=mode == "sampling",
+                BLOCK=launch.block,
+                num_warps=num_warps,
+                **OPTIONS,
+            )
     return result
 
 
@@ -119,6 +126,11 @@ def choose_launch(num_members: int, vocab_size: int, element_size: int, l2_bytes
     if num_members * vocab_size * 2 * element_size <= l2_bytes // 2:
         return Launch(SMALLEST_BLOCK, write_at_once=False)
     return Launch(_LARGE_BLOCK, write_at_once=True)
+
+
+def num_warps_for(vocab_size: int) -> int:
+    """As many as leave registers for 512 threads on a multiprocessor: the candidates take most of them."""
+    return 8 if max_candidates(vocab_size) <= 8192 else 16
 
 
 @functools.cache

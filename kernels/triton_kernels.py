@@ -79,6 +79,7 @@ def read_kernel(
                 bad_ptr, first, last, vocab_size, num_pairs, max_chunks, num_chunks, limit,
                 SAMPLED, CANDIDATES, CHUNKS, BLOCK,
             )  # fmt: skip
+            tl.debug_barrier()  # every thread has read the counters
             tl.store(action_ptr + m, action)
             tl.store(threshold_ptr + m, threshold)
             tl.store(counter_ptr + _ARRIVED * num_pairs, 0)
@@ -181,15 +182,16 @@ def _decide(
         moment = tl.sum(tl.where(scale > 0.0, scale * (moment + offset * total), 0.0), axis=0)
         total = tl.sum(scale * total, axis=0)
         # ln(total / V), not ln(total) - ln(V): all-equal logits then give ln(1) = 0 exactly.
-        log_mean = tl.log(total / vocab_size)
+        # The division must be exact for that: a plain one is a multiplication by a rounded reciprocal.
+        log_mean = tl.log(tl.div_rn(total, tl.cast(vocab_size, tl.float32)))
         evidence = moment / total - log_mean
-        bad = (infinite != 0) | ((tl.abs(evidence) < float("inf")) == 0)
+        lowest_shifted = tl.min(lowest, axis=0) - top
+        bad = (infinite != 0) | ((tl.abs(evidence) < float("inf")) == 0) | (lowest_shifted == -float("inf"))
         evidence = tl.where(bad, 0.0, evidence)
         weight = tl.load(weight_ptr + n)
         gate = tl.load(gate_ptr + n)
         is_open = (weight > 0.0) & ((gate <= 0.0) | (evidence >= gate)) & (bad == 0)
-        lowest_centred = tl.min(lowest, axis=0) - top - log_mean
-        raised += tl.where(is_open, tl.maximum(0.0, -weight * lowest_centred), 0.0)
+        raised += tl.where(is_open, tl.maximum(0.0, -weight * (lowest_shifted - log_mean)), 0.0)
         num_open += is_open.to(tl.int32)
         num_bad += bad.to(tl.int32)
         tl.store(centring_ptr + n, top)

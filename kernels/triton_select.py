@@ -69,7 +69,7 @@ def guess_bracket(logits_ptr, vocab_size, k, SAMPLE: tl.constexpr):
     x = tl.load(logits_ptr + (at // _RUN) * spacing + at % _RUN).to(tl.float32)
     share = k.to(tl.float32) / vocab_size
     middle = share * SAMPLE
-    margin = 4.0 * tl.sqrt(middle * (1.0 - share)) + 2.0
+    margin = 4.0 * tl.sqrt(middle * tl.maximum(1.0 - share, 0.0)) + 2.0
     upper = tl.floor(middle - margin).to(tl.int32)
     lower = tl.ceil(middle + margin).to(tl.int32)
     low = -float("inf")

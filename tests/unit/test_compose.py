@@ -375,9 +375,10 @@ VALID = {"row_N": [0, 1, 1], "weight_N": [1.0] * 3, "gate_nats_N": [0.0] * 3, "k
     [
         ("row_N", [0, 1, 2], "row_N[2] must be a row of the batch, 0 to 1, got 2"),
         ("row_N", [-1, 1, 1], "row_N[0] must be a row of the batch, 0 to 1, got -1"),
-        ("weight_N", [1.0, math.nan, 1.0], "weight_N[1] must be finite and >= 0, got nan"),
-        ("weight_N", [1.0, 1.0, math.inf], "weight_N[2] must be finite and >= 0, got inf"),
-        ("weight_N", [-0.5, 1.0, 1.0], "weight_N[0] must be finite and >= 0, got -0.5"),
+        ("weight_N", [1.0, math.nan, 1.0], "weight_N[1] must be a finite fp32 number >= 0, got nan"),
+        ("weight_N", [1.0, 1.0, math.inf], "weight_N[2] must be a finite fp32 number >= 0, got inf"),
+        ("weight_N", [1.0, 1e39, 1.0], "weight_N[1] must be a finite fp32 number >= 0, got 1e+39"),
+        ("weight_N", [-0.5, 1.0, 1.0], "weight_N[0] must be a finite fp32 number >= 0, got -0.5"),
         ("weight_N", [1.0], "weight_N must have one value per pair, 3, got 1"),
         ("gate_nats_N", [0.0, -1.0, 0.0], "gate_nats_N[1] must be >= 0, got -1.0"),
         ("gate_nats_N", [0.0, math.nan, 0.0], "gate_nats_N[1] must be >= 0, got nan"),

@@ -169,6 +169,43 @@ def test_rows_may_lie_further_apart_than_32_bits_count():
     assert same_bits(again.cpu(), near.target_RV)
 
 
+@pytest.mark.parametrize("vocab_size", [41, 50_257, 128_256])
+def test_a_uniform_assistant_takes_nothing_at_all(seed, vocab_size):
+    """Also where V times the rounded 1 / V is not 1."""
+    t = torch.randn(1, vocab_size, generator=torch.Generator().manual_seed(seed))
+    case = one_row(t[0].numpy(), 0.0)._replace(assistant_NV=torch.full((1, vocab_size), 0.7))
+    before = case.target_RV.clone()
+    assert case.run().evidence_N.tolist() == [0.0]
+    assert same_bits(case.target_RV, before)
+
+
+@pytest.mark.parametrize("launch", LAUNCHES[:2], ids=str)
+@pytest.mark.parametrize("vocab_size", [30_000, 65_536, 128_256])
+def test_a_gate_as_high_as_the_evidence_is_open_in_every_thread(seed, vocab_size, launch):
+    rng = np.random.default_rng(seed)
+    for draw in range(3):
+        case = one_row(rng.normal(0, 3, vocab_size), 0.01, seed=seed + draw)
+        evidence = case.copy().run(by=by(launch)).evidence_N
+        case = case._replace(gate_nats_N=evidence)
+        at_gate = case.copy()
+        assert at_gate.run(by=by(launch)).open_N.all()
+        assert torch.isneginf(at_gate.target_RV).any()
+        above = case._replace(gate_nats_N=torch.nextafter(evidence, torch.tensor(math.inf))).copy()
+        assert not above.run(by=by(launch)).open_N.any()
+        assert same_bits(above.target_RV, case.target_RV)
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_an_assistant_whose_range_overflows_is_bad_however_its_row_is_split(weight):
+    t = np.random.default_rng(0).normal(0, 1, 8192)
+    case = one_row(t, 0.5)._replace(weight_N=torch.tensor([weight]))
+    case.assistant_NV[0, :4096], case.assistant_NV[0, 4096:] = 3e38, -3e38
+    for launch in LAUNCHES:
+        after = case.copy()
+        assert after.run(by=by(launch)).bad_N.all()
+        assert torch.isneginf(after.target_RV).all()
+
+
 def test_small_batches_are_written_by_a_launch_of_their_own():
     l2_bytes = 50 * 2**20
     assert not choose_launch(8, 128_256, 4, l2_bytes).write_at_once
