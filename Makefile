@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # On a CPU the kernels run in Triton's interpreter, which has to be chosen before Triton is imported.
 KERNEL_TESTS = $(BIN)/python -c 'import torch; raise SystemExit(not torch.cuda.is_available())' \
-  || export TRITON_INTERPRET=1; $(BIN)/pytest tests/unit/test_compose.py tests/unit/test_triton_compose.py
+  || export TRITON_INTERPRET=1; $(BIN)/pytest tests/unit/test_compose.py \
+  tests/unit/test_compose_hidden.py tests/unit/test_triton_compose.py
 export PYTHONSAFEPATH := 1
 export VLLM_NO_USAGE_STATS := 1
 
@@ -40,6 +41,11 @@ test-kernels: install ## The Triton kernels: in Triton's interpreter, or compile
 test-parity: install ## The engine against Hugging Face + PEFT, token for token
 	$(BIN)/pytest tests/e2e/test_parity.py
 
+.PHONY: bench-kernels
+bench-kernels: install ## Time compose against torch.compile, the paper's way and a plain copy (on a CPU: BENCH=--quick)
+	$(BIN)/python benchmarks/kernels.py --out build/bench $(BENCH)
+	$(BIN)/python benchmarks/plot.py build/bench/kernels.csv
+
 .PHONY: lint
 lint: install ## Style
 	$(BIN)/ruff check .
@@ -55,6 +61,7 @@ typecheck: install ## Strict types over our code
 	rm -rf .namespace && mkdir .namespace
 	cp -rs "$(CURDIR)/unlearngate" .namespace/
 	ln -s "$(CURDIR)/server" "$(CURDIR)/kernels" "$(CURDIR)/assistant_training" .namespace/unlearngate/
+	ln -s "$(CURDIR)/benchmarks" .namespace/
 	$(BIN)/mypy
 
 .PHONY: lock

@@ -51,7 +51,8 @@ def compose(
     Raises: ValueError if shapes, dtypes or devices disagree.
     Source: ULD, arXiv:2406.08607: logit subtraction and relative-top filter. The gate and the centring are ours.
     """
-    _check(target_RV, assistant_NV, pairs, mode)
+    check_target(target_RV, pairs, mode)
+    _check_logits("assistant_NV", assistant_NV, pairs, pairs.row_N.shape[0])
     if runs_triton(target_RV.device):
         from unlearngate.kernels.triton_compose import compose_triton
 
@@ -78,22 +79,23 @@ def runs_triton(device: torch.device) -> bool:
     raise ValueError(f"compose runs on cuda and cpu, got logits on {device.type}: move them to one of these")
 
 
-def _check(target_RV: Tensor, assistant_NV: Tensor, pairs: Pairs, mode: str) -> None:
+def check_target(target_RV: Tensor, pairs: Pairs, mode: str) -> None:
+    """Raises: ValueError if the target's logits do not go with the pairs, or the mode is unknown."""
     if mode not in MODES:
         raise ValueError(f"mode must be 'sampling' or 'scoring', got {mode!r}")
-    sizes = (pairs.num_rows, pairs.vocab_size)
-    for name, tensor, shape in (
-        ("target_RV", target_RV, sizes),
-        ("assistant_NV", assistant_NV, (pairs.row_N.shape[0], pairs.vocab_size)),
-    ):
-        if tuple(tensor.shape) != shape or tensor.dtype not in _DTYPES:
-            raise ValueError(
-                f"{name} must be {shape} of fp32, bf16 or fp16 to go with pairs for (R, V) = {sizes}, "
-                f"got {tuple(tensor.shape)} {tensor.dtype}"
-            )
-        if tensor.shape[1] > 1 and tensor.stride(1) != 1:
-            raise ValueError(f"{name} must have contiguous rows, got strides {tensor.stride()}: call .contiguous()")
-        if tensor.device != pairs.row_N.device:
-            raise ValueError(f"{name} is on {tensor.device}, the pairs on {pairs.row_N.device}: put all on one device")
+    _check_logits("target_RV", target_RV, pairs, pairs.num_rows)
     if pairs.vocab_size > MAX_VOCAB_SIZE:
         raise ValueError(f"the vocab may have at most {MAX_VOCAB_SIZE} tokens, got {pairs.vocab_size}")
+
+
+def _check_logits(name: str, logits: Tensor, pairs: Pairs, num_rows: int) -> None:
+    shape = (num_rows, pairs.vocab_size)
+    if tuple(logits.shape) != shape or logits.dtype not in _DTYPES:
+        raise ValueError(
+            f"{name} must be {shape} of fp32, bf16 or fp16 to go with the pairs, "
+            f"got {tuple(logits.shape)} {logits.dtype}"
+        )
+    if logits.shape[1] > 1 and logits.stride(1) != 1:
+        raise ValueError(f"{name} must have contiguous rows, got strides {logits.stride()}: call .contiguous()")
+    if logits.device != pairs.row_N.device:
+        raise ValueError(f"{name} is on {logits.device}, the pairs on {pairs.row_N.device}: put all on one device")

@@ -46,22 +46,53 @@ def compose_triton(
     launch: Launch | None = None,
 ) -> Composition:
     """`compose` by the kernels of this module; `launch` overrides the split."""
-    num_pairs, num_members, vocab_size = pairs.row_N.shape[0], pairs.row_M.shape[0], pairs.vocab_size
+    num_members, vocab_size = pairs.row_M.shape[0], pairs.vocab_size
     if scratch is None:
-        scratch = Scratch(num_pairs, vocab_size, target_RV.device)
+        scratch = Scratch(pairs.row_N.shape[0], vocab_size, target_RV.device)
+    launch = launch or choose_launch(num_members, vocab_size, target_RV.element_size(), _l2_bytes(target_RV.device))
+    result = read_rows(target_RV, assistant_NV, pairs, mode, scratch, launch)
+    if not launch.write_at_once and pairs.row_N.shape[0] and vocab_size:
+        num_chunks = triton.cdiv(vocab_size, launch.block)
+        with torch.cuda.device_of(target_RV):
+            write_kernel[(num_chunks * num_members,)](
+                target_RV,
+                assistant_NV,
+                pairs.row_M,
+                pairs.first_M,
+                pairs.member_N,
+                scratch.centring,
+                scratch.threshold,
+                scratch.action,
+                vocab_size,
+                target_RV.stride(0),
+                assistant_NV.stride(0),
+                scratch.num_pairs,
+                num_chunks,
+                SAMPLING=mode == "sampling",
+                BLOCK=launch.block,
+                num_warps=num_warps_for(vocab_size),
+                **OPTIONS,
+            )
+    return result
+
+
+def read_rows(
+    target_RV: Tensor, assistant_NV: Tensor | None, pairs: Pairs, mode: Mode, scratch: Scratch, launch: Launch
+) -> Composition:
+    """Steps 1 and 2: everything is decided, and what `launch` writes at once is written.
+
+    Without the assistants' logits, the statistics of their chunks of `launch.block` tokens are in the scratch already.
+    """
+    num_pairs, num_members, vocab_size = pairs.row_N.shape[0], pairs.row_M.shape[0], pairs.vocab_size
     result = scratch.result(num_pairs, vocab_size)
     if pairs.padded:
         for tensor in result:
             tensor.zero_()
     if num_pairs == 0 or vocab_size == 0:
         return result
-    launch = launch or choose_launch(num_members, vocab_size, target_RV.element_size(), _l2_bytes(target_RV.device))
     num_chunks = triton.cdiv(vocab_size, launch.block)
-    rows = (pairs.row_M, pairs.first_M, pairs.member_N)
-    sizes = (vocab_size, target_RV.stride(0), assistant_NV.stride(0), scratch.num_pairs)
-    decided = (scratch.centring, scratch.threshold, scratch.action)
-    sampled = vocab_size > max_candidates(vocab_size)
     num_warps = num_warps_for(vocab_size)
+    sampled = vocab_size > max_candidates(vocab_size)
     with torch.cuda.device_of(target_RV):
         if sampled:
             guess_kernel[(num_members,)](
@@ -79,8 +110,10 @@ def compose_triton(
             )
         read_kernel[(num_chunks * num_members,)](
             target_RV,
-            assistant_NV,
-            *rows,
+            target_RV if assistant_NV is None else assistant_NV,
+            pairs.row_M,
+            pairs.first_M,
+            pairs.member_N,
             pairs.weight_N,
             pairs.gate_nats_N,
             pairs.log_ratio_M,
@@ -90,34 +123,27 @@ def compose_triton(
             scratch.bracket,
             scratch.candidates,
             scratch.counters,
-            *decided,
+            scratch.centring,
+            scratch.threshold,
+            scratch.action,
             *result,
-            *sizes,
+            vocab_size,
+            target_RV.stride(0),
+            0 if assistant_NV is None else assistant_NV.stride(0),
+            scratch.num_pairs,
             scratch.max_chunks,
             num_chunks,
             torch.finfo(target_RV.dtype).max,
             SAMPLED=sampled,
             CANDIDATES=max_candidates(vocab_size) if sampled else triton.next_power_of_2(vocab_size),
             SAMPLING=mode == "sampling",
+            ASSISTANTS=assistant_NV is not None,
             WRITE=launch.write_at_once,
             CHUNKS=triton.next_power_of_2(num_chunks),
             BLOCK=launch.block,
             num_warps=num_warps,
             **OPTIONS,
         )
-        if not launch.write_at_once:
-            write_kernel[(num_chunks * num_members,)](
-                target_RV,
-                assistant_NV,
-                *rows,
-                *decided,
-                *sizes,
-                num_chunks,
-                SAMPLING=mode == "sampling",
-                BLOCK=launch.block,
-                num_warps=num_warps,
-                **OPTIONS,
-            )
     return result
 
 

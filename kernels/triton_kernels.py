@@ -11,9 +11,9 @@ import triton.language as tl
 from unlearngate.kernels.triton_select import guess_bracket, kth_largest, kth_largest_in_memory
 
 # What a row's decision is.
-_LEAVE: tl.constexpr = tl.constexpr(0)
-_COMPOSE: tl.constexpr = tl.constexpr(1)
-_SILENCE: tl.constexpr = tl.constexpr(2)
+LEAVE: tl.constexpr = tl.constexpr(0)
+COMPOSE: tl.constexpr = tl.constexpr(1)
+SILENCE: tl.constexpr = tl.constexpr(2)
 # The counters of a row, zero between calls.
 _ARRIVED: tl.constexpr = tl.constexpr(0)
 _CANDIDATES: tl.constexpr = tl.constexpr(1)
@@ -45,10 +45,13 @@ def read_kernel(
     pair_parts_ptr, row_parts_ptr, bracket_ptr, candidates_ptr, counters_ptr, centring_ptr, threshold_ptr, action_ptr,
     open_ptr, evidence_ptr, bad_ptr,
     vocab_size, target_stride, assistant_stride, num_pairs, max_chunks, num_chunks, limit,
-    SAMPLED: tl.constexpr, CANDIDATES: tl.constexpr, SAMPLING: tl.constexpr, WRITE: tl.constexpr,
-    CHUNKS: tl.constexpr, BLOCK: tl.constexpr,
+    SAMPLED: tl.constexpr, CANDIDATES: tl.constexpr, SAMPLING: tl.constexpr, ASSISTANTS: tl.constexpr,
+    WRITE: tl.constexpr, CHUNKS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Program m C + c: the statistics of chunk c of row m; the last of a row decides, and with WRITE composes it."""
+    """Program m C + c: the statistics of chunk c of row m; the last of a row decides, and with WRITE composes it.
+
+    Without ASSISTANTS, those of the assistants are in pair_parts already.
+    """
     m = tl.program_id(0) // num_chunks
     chunk = tl.program_id(0) % num_chunks
     row = tl.load(row_ptr + m)
@@ -61,12 +64,13 @@ def read_kernel(
             candidates_ptr + m.to(tl.int64) * CANDIDATES, counter_ptr, chunk, vocab_size, num_pairs,
             SAMPLED, CANDIDATES, BLOCK,
         )  # fmt: skip
-        for i in range(first, last):
-            n = tl.load(member_ptr + i).to(tl.int64)
-            _read_assistant(
-                assistant_ptr + n * assistant_stride, pair_parts_ptr + n * max_chunks + chunk, num_pairs * max_chunks,
-                chunk, vocab_size, BLOCK,
-            )  # fmt: skip
+        if ASSISTANTS:
+            for i in range(first, last):
+                n = tl.load(member_ptr + i).to(tl.int64)
+                _read_assistant(
+                    assistant_ptr + n * assistant_stride, pair_parts_ptr + n * max_chunks + chunk,
+                    num_pairs * max_chunks, chunk, vocab_size, BLOCK,
+                )  # fmt: skip
         # All threads have written before one says so; who learns that all programs have, reads what they wrote.
         tl.debug_barrier()
         arrived = tl.atomic_add(counter_ptr + _ARRIVED * num_pairs, 1, sem="acq_rel", scope="gpu")
@@ -86,7 +90,7 @@ def read_kernel(
             tl.store(counter_ptr + _CANDIDATES * num_pairs, 0)
             tl.store(counter_ptr + _ABOVE * num_pairs, 0)
             if WRITE:
-                if action != _LEAVE:
+                if action != LEAVE:
                     tl.debug_barrier()
                     for c in range(0, num_chunks):
                         _write_chunk(
@@ -105,7 +109,7 @@ def write_kernel(
     row = tl.load(row_ptr + m)
     if row >= 0:
         action = tl.load(action_ptr + m)
-        if action != _LEAVE:
+        if action != LEAVE:
             _write_chunk(
                 target_ptr + row * target_stride, assistant_ptr, assistant_stride, member_ptr, centring_ptr,
                 tl.load(first_ptr + m), tl.load(first_ptr + m + 1), tl.program_id(0) % num_chunks, action,
@@ -207,9 +211,9 @@ def _decide(
             n = tl.load(member_ptr + i).to(tl.int64)
             tl.store(open_ptr + n, False)
             tl.store(bad_ptr + n, True)
-    action = tl.where(num_bad > 0, _SILENCE, tl.where(num_open > 0, _COMPOSE, _LEAVE))
+    action = tl.where(num_bad > 0, SILENCE, tl.where(num_open > 0, COMPOSE, LEAVE))
     threshold = -float("inf")
-    if (action == _COMPOSE) & (log_ratio > -float("inf")):
+    if (action == COMPOSE) & (log_ratio > -float("inf")):
         kth = _kth_largest(
             logits_ptr, bracket_ptr, candidates_ptr, counter_ptr, rank, vocab_size, num_pairs, SAMPLED, CANDIDATES,
             BLOCK,
@@ -255,7 +259,7 @@ def _write_chunk(
     at = chunk * BLOCK + tl.arange(0, BLOCK)
     inside = at < vocab_size
     z = tl.full((BLOCK,), -float("inf"), tl.float32)
-    if action == _COMPOSE:
+    if action == COMPOSE:
         t = tl.load(logits_ptr + at, mask=inside, other=0.0, eviction_policy="evict_first").to(tl.float32)
         taken = tl.zeros((BLOCK,), tl.float32)
         for i in range(first, last):

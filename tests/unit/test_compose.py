@@ -32,6 +32,7 @@ from support.composition import (
 )
 from unlearngate.kernels.compose import compose
 from unlearngate.kernels.pairs import Pairs
+from unlearngate.kernels.reference import compose_reference
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -234,6 +235,11 @@ def assert_close(case, before, after):
 @property_of
 def test_random_small_cases_are_the_formulas(case, mode):
     check(case, mode)
+
+
+@property_of
+def test_the_reference_is_the_formula_too(case, mode):
+    check(case, mode, by=compose_reference)
 
 
 @property_of
