@@ -123,6 +123,8 @@ def main(
                 f"{_title(result.case)}  {result.provider}: {result.timing.note}", markup=False, soft_wrap=True
             )
     console.print(f"{path} is written. Plot it:  python benchmarks/plot.py {path}", soft_wrap=True)
+    if any("Error" in result.timing.note for result in results if result.provider.startswith("ours")):
+        raise typer.Exit(1)
 
 
 def require_green(console: Console) -> None:
