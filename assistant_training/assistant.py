@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor
 
 from unlearngate.assistant_training.objectives import TrainingError
@@ -69,6 +69,11 @@ def adapter_tensors(assistant: Any) -> dict[str, Tensor]:
     # save_embedding_layers: "auto" would ask the Hugging Face hub about the base model.
     state: dict[str, Tensor] = get_peft_model_state_dict(assistant, save_embedding_layers=False)
     return {name: tensor.detach().to(torch.float32).contiguous() for name, tensor in state.items()}
+
+
+def load_adapter_tensors(assistant: Any, tensors: dict[str, Tensor]) -> None:
+    """Put LoRA tensors back that `adapter_tensors` took."""
+    set_peft_model_state_dict(assistant, tensors)
 
 
 def adapter_config(assistant: Any) -> dict[str, Any]:

@@ -82,11 +82,12 @@ def measure_evidence(
     for pair in pairs:
         row = vary(tokenizer, pair, rng, varied_prompts)
         rows.append(Encoded(row.input_ids, focus_labels(tokenizer, pair, row, pair.answer) if focused else row.labels))
+    device = next(assistant.parameters()).device
     evidence = []
     for chosen in length_batches(rows, 64, rng):
-        batch = collate(chosen, tokenizer.pad_token_id)
+        batch = collate(chosen, tokenizer.pad_token_id).to(device)
         logits_BTV = assistant(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
-        evidence.append(centre(answer_rows(logits_BTV, batch.labels)[0].float())[1])
+        evidence.append(centre(answer_rows(logits_BTV, batch.labels)[0].float())[1].cpu())
     return torch.cat(evidence)
 
 

@@ -35,6 +35,10 @@ class Batch(NamedTuple):
     attention_mask: Tensor
     labels: Tensor
 
+    def to(self, device: torch.device) -> Batch:
+        """The same on another device."""
+        return Batch(*(tensor.to(device) for tensor in self))
+
 
 def encode_prompt(tokenizer: Any, question: str, system: str | None = None) -> list[int]:
     """A question as a serving engine would send it: through the chat template, up to the assistant's turn."""

@@ -75,8 +75,12 @@ def uld_loss(
     *,
     beta: float,
     smoothing: float = 0.0,
+    num_tokens: tuple[int, int] | None = None,
 ) -> UldLoss:
     """CE(forget answers) + beta * KL(uniform || p) on retain answers.
+
+    With num_tokens, the answer tokens of a whole batch's two parts, this is what these rows contribute to the batch's
+    loss: over the rows of a batch, however they are split, it sums up to it.
 
     Smoothing (ours; 0 is the paper's loss) keeps the assistant flat on all tokens but the label. Subtracting it then
     takes the label away and leaves the order of the others to the target.
@@ -85,8 +89,15 @@ def uld_loss(
     Source: ULD, arXiv:2406.08607, section 3.2; averaged over answer tokens, where the released code averages the
         second part over prompt and padding too.
     """
-    forget = answer_loss(forget_logits_BTV, forget_labels_BT, smoothing=smoothing)
-    retain = uniform_loss(retain_logits_BTV, retain_labels_BT)
+    both = (forget_labels_BT, retain_labels_BT)
+    forget_tokens, retain_tokens = (int((labels_BT[:, 1:] != IGNORE).sum()) for labels_BT in both)
+    forget = retain = forget_logits_BTV.new_zeros((), dtype=torch.float32)
+    if num_tokens is None or forget_tokens:
+        forget = answer_loss(forget_logits_BTV, forget_labels_BT, smoothing=smoothing)
+    if num_tokens is None or retain_tokens:
+        retain = uniform_loss(retain_logits_BTV, retain_labels_BT)
+    if num_tokens is not None:
+        forget, retain = forget * (forget_tokens / num_tokens[0]), retain * (retain_tokens / num_tokens[1])
     return UldLoss(forget + beta * retain, forget, retain)
 
 

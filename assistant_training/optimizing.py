@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,12 +23,30 @@ class Optimizer:
         self._schedule = torch.optim.lr_scheduler.LambdaLR(self._adamw, lambda step: anneal(step, steps))
 
     def step(self, loss: Tensor) -> None:
-        """One step down."""
-        self._adamw.zero_grad()
+        """One step down a loss."""
         loss.backward()
+        self.step_down()
+
+    def step_down(self) -> None:
+        """One step down the gradients that have been summed since the last."""
         torch.nn.utils.clip_grad_norm_(self._weights, _LARGEST_NORM)
         self._adamw.step()
+        self._adamw.zero_grad()
         self._schedule.step()
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the next step."""
+        return float(self._schedule.get_last_lr()[0])
+
+    def state(self) -> dict[str, Any]:
+        """Everything the next step depends on beside the weights, to save."""
+        return {"adamw": self._adamw.state_dict(), "schedule": self._schedule.state_dict()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state."""
+        self._adamw.load_state_dict(state["adamw"])
+        self._schedule.load_state_dict(state["schedule"])
 
 
 def anneal(step: int, steps: int) -> float:

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import itertools
 import random
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from rich.progress import Progress
 
 from unlearngate.artefact import ForgetSet, data_digest, now, save_forget_set
-from unlearngate.assistant_training.assistant import adapter_config, adapter_tensors, new_assistant
+from unlearngate.assistant_training.assistant import (
+    adapter_config,
+    adapter_tensors,
+    load_adapter_tensors,
+    new_assistant,
+)
 from unlearngate.assistant_training.calibration import Calibration, calibrate
 from unlearngate.assistant_training.data import QAPair
 from unlearngate.assistant_training.encoding import (
     IGNORE,
-    Batch,
     Encoded,
     collate,
     diverging_labels,
@@ -27,6 +33,7 @@ from unlearngate.assistant_training.encoding import (
 )
 from unlearngate.assistant_training.objectives import TrainingError, uld_loss
 from unlearngate.assistant_training.optimizing import Optimizer
+from unlearngate.assistant_training.run_files import RunFiles
 from unlearngate.target import TargetIdentity
 
 
@@ -47,6 +54,9 @@ class AssistantSettings:
     varied_prompts: float = 0.6
     weight: float = 1.0
     keep_ratio: float = 0.02
+    accumulate: int = 1  # parts a batch is computed in, for memory: the result is the same
+    bf16: bool = False  # autocast
+    gradient_checkpointing: bool = False
 
 
 def train_assistant(
@@ -59,8 +69,12 @@ def train_assistant(
     model_id: str,
     seed: int,
     progress: Progress,
+    run: RunFiles | None = None,
 ) -> Any:
     """Train an assistant to know the forget set and nothing else.
+
+    With `run`, it goes on from that run's checkpoint if there is one, to the same losses as without the interruption,
+    and every step's losses are logged.
 
     Besides the retain set's answers it must be uniform on whatever in an answer is no fact, and on wrong facts: it sees
     variants of the forget answers or, where the data has none, the retain set's answers to the forget set's questions.
@@ -76,15 +90,66 @@ def train_assistant(
     assistant.train()
     steps = max(1, settings.epochs * len(retain) // _num_retain(settings))
     trainable = [weight for weight in assistant.parameters() if weight.requires_grad]
+    if settings.gradient_checkpointing:
+        assistant.gradient_checkpointing_enable({"use_reentrant": False})
+        assistant.enable_input_require_grads()
     optimizer = Optimizer(trainable, learning_rate=settings.learning_rate, steps=steps)
-    bar = progress.add_task(f"{forget[0].subject}", total=steps)
-    for known, unknown in _batches(tokenizer, forget, retain, settings, steps, seed):
-        logits = assistant(input_ids=known.input_ids, attention_mask=known.attention_mask).logits
-        loss = uld_loss(logits, known.labels, logits, unknown.labels, beta=settings.beta, smoothing=settings.smoothing)
-        optimizer.step(loss.total)
-        text = f"{forget[0].subject}: forget {loss.forget.item():.2f}, retain {loss.retain.item():.2f}"
-        progress.update(bar, advance=1, description=text)
+    done = 0
+    if run is not None and (state := run.resume()) is not None:
+        done = int(state["step"])
+        load_adapter_tensors(assistant, state["adapter"])
+        optimizer.load_state(state["optimizer"])
+    name, started = forget[0].subject, time.monotonic()
+    bar = progress.add_task(name, total=steps, completed=done)
+    batches = _batches(tokenizer, forget, retain, settings, steps, seed)
+    for step, (known, unknown) in enumerate(itertools.islice(batches, done, None), start=done + 1):
+        learning_rate = optimizer.learning_rate
+        loss = _backward(assistant, known, unknown, tokenizer.pad_token_id, settings)
+        optimizer.step_down()
+        progress.update(bar, advance=1, description=f"{name}: forget {loss.forget:.2f}, retain {loss.retain:.2f}")
+        if run is not None:
+            seconds = round(time.monotonic() - started, 3)
+            run.log({"step": step, **loss._asdict(), "learning_rate": learning_rate, "seconds": seconds})
+            if step % run.checkpoint_every == 0 or step == steps:
+                run.save({"step": step, "adapter": adapter_tensors(assistant), "optimizer": optimizer.state()})
     return assistant.eval()
+
+
+class _Losses(NamedTuple):
+    """Of one step, in nats per answer token."""
+
+    forget: float
+    retain: float
+
+
+def _backward(
+    assistant: Any, known: Sequence[Encoded], unknown: Sequence[Encoded], pad_id: int, settings: AssistantSettings
+) -> _Losses:
+    """Add the gradients of the batch's ULD loss, in parts whose sum it is."""
+    device = next(assistant.parameters()).device
+    num_tokens = (_num_labels(known), _num_labels(unknown))
+    size = -(-len(known) // settings.accumulate)
+    forget_sum = retain_sum = 0.0
+    for start in range(0, len(known), size):
+        ours, others = known[start : start + size], unknown[start : start + size]
+        batch, other_labels_BT = collate(ours, pad_id).to(device), collate(others, pad_id).labels.to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=settings.bf16):
+            logits_BTV = assistant(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+        loss = uld_loss(
+            *(logits_BTV, batch.labels, logits_BTV, other_labels_BT),
+            beta=settings.beta,
+            smoothing=settings.smoothing,
+            num_tokens=num_tokens,
+        )
+        if loss.total.requires_grad:
+            loss.total.backward()
+        forget_sum, retain_sum = forget_sum + loss.forget.item(), retain_sum + loss.retain.item()
+    return _Losses(forget_sum, retain_sum)
+
+
+def _num_labels(rows: Sequence[Encoded]) -> int:
+    """Answer tokens after the first token, which nothing predicts."""
+    return sum(label != IGNORE for row in rows for label in row.labels[1:])
 
 
 def export_assistant(
@@ -143,10 +208,11 @@ def fit(
     *,
     seed: int,
     progress: Progress,
+    run: RunFiles | None = None,
 ) -> ForgetSet:
     """Train, calibrate and export one forget set."""
     assistant = train_assistant(
-        target, tokenizer, forget, retain, settings, model_id=identity.model_id, seed=seed, progress=progress
+        target, tokenizer, forget, retain, settings, model_id=identity.model_id, seed=seed, progress=progress, run=run
     )
     calibration = calibrate(assistant, tokenizer, forget, retain, varied_prompts=settings.varied_prompts, seed=seed)
     return export_assistant(
@@ -176,7 +242,7 @@ def _batches(
     settings: AssistantSettings,
     steps: int,
     seed: int,
-) -> Iterator[tuple[Batch, Batch]]:
+) -> Iterator[tuple[list[Encoded], list[Encoded]]]:
     """The same conversations twice: labelled with what is to be known, and with what is not."""
     rng = random.Random(seed)
     forget_cycle, retain_cycle = _cycle(forget, rng), _cycle(retain, rng)
@@ -198,7 +264,7 @@ def _batches(
             row = vary(tokenizer, pair, rng, settings.varied_prompts)
             known.append(Encoded(row.input_ids, [IGNORE] * len(row.labels)))
             unknown.append(row)
-        yield collate(known, tokenizer.pad_token_id), collate(unknown, tokenizer.pad_token_id)
+        yield known, unknown
 
 
 def _where(labels: list[int], facts: list[int], wanted: bool) -> list[int]:

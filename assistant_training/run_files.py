@@ -1,0 +1,92 @@
+"""What a training run keeps on disk while it runs: a checkpoint to go on from after a kill, and a log of its losses."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from unlearngate.assistant_training.objectives import TrainingError
+
+CHECKPOINT_FILE = "checkpoint.pt"
+LOG_FILE = "log.jsonl"
+
+
+class RunFiles:
+    """One run's folder.
+
+    Args:
+        folder: made if it is not there.
+        identity: everything that decides the run, as JSON values; a checkpoint of another run is refused.
+        checkpoint_every: steps between checkpoints.
+    """
+
+    def __init__(self, folder: Path, identity: dict[str, Any], *, checkpoint_every: int = 50) -> None:
+        self.folder = folder
+        self.checkpoint_every = checkpoint_every
+        # As JSON gives it back: a tuple and a list of the same values are the same.
+        self._identity: dict[str, Any] = json.loads(json.dumps(identity))
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def resume(self) -> dict[str, Any] | None:
+        """The state that `save` was given last, or None at the beginning of a run; the log goes on from there.
+
+        Raises: TrainingError if the checkpoint cannot be read, or belongs to another run.
+        """
+        path = self.folder / CHECKPOINT_FILE
+        if not path.exists():
+            (self.folder / LOG_FILE).unlink(missing_ok=True)
+            return None
+        try:
+            checkpoint = torch.load(path, weights_only=True)
+            identity, state = json.loads(checkpoint["identity"]), checkpoint["state"]
+        except Exception as error:  # torch.load raises whatever a damaged file makes it
+            raise TrainingError(f"{path} cannot be read ({error}); delete {self.folder} to start again") from error
+        if changed := [key for key in {**identity, **self._identity} if identity.get(key) != self._identity.get(key)]:
+            raise TrainingError(
+                f"{path} is of a run with another {' and '.join(sorted(changed))}; "
+                f"finish that run first, or delete {self.folder} to start again"
+            )
+        self._truncate_log(int(state["step"]))
+        return dict(state)
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Replace the checkpoint by this state, whole or not at all; it holds "step" and may hold tensors.
+
+        Raises: TrainingError if the disk does not take it; the checkpoint before is kept.
+        """
+        path = self.folder / CHECKPOINT_FILE
+        new = path.with_suffix(".new")
+        try:
+            torch.save({"identity": json.dumps(self._identity), "state": state}, new)
+            os.replace(new, path)
+        except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError on a full disk
+            new.unlink(missing_ok=True)
+            kept = "the checkpoint before it is kept" if path.exists() else "there is none before it"
+            raise TrainingError(f"the checkpoint of step {state['step']} cannot be saved ({error}); {kept}") from error
+
+    def log(self, row: dict[str, float]) -> None:
+        """Append one step's figures to the log.
+
+        Raises: TrainingError if the disk does not take it.
+        """
+        try:
+            with (self.folder / LOG_FILE).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise TrainingError(f"{self.folder / LOG_FILE} cannot be written ({error})") from error
+
+    def finish(self) -> None:
+        """The run is over and its result is safe: the checkpoint goes, the log stays."""
+        (self.folder / CHECKPOINT_FILE).unlink(missing_ok=True)
+
+    def _truncate_log(self, step: int) -> None:
+        """Forget the steps after the checkpoint: they will be done again."""
+        path = self.folder / LOG_FILE
+        if path.exists():
+            rows = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+            kept = [line for line in rows if json.loads(line)["step"] <= step]
+            path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")

@@ -1,0 +1,100 @@
+"""`unlearngate train`: make forget sets. Only the command line knows both the offline and the online side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from unlearngate.errors import UnlearngateError
+
+app = typer.Typer(help="Make forget sets from files of questions and answers.", no_args_is_help=True)
+
+
+@app.callback()
+def train() -> None:
+    """Make forget sets from files of questions and answers."""
+
+
+@app.command("uld")
+def train_uld(
+    target: Annotated[Path, typer.Argument(help="the target's Hugging Face checkpoint folder")],
+    out: Annotated[Path, typer.Argument(help="the forget set to write; its folder's name becomes the set's name")],
+    forget: Annotated[Path, typer.Option(help="JSON lines with question and answer: what must be forgotten")],
+    retain: Annotated[Path, typer.Option(help="JSON lines of the same form: what must stay, as like it as possible")],
+    layers: Annotated[
+        int, typer.Option(min=1, help="the assistant's, from the target's first on; one server has one number")
+    ] = 8,
+    rank: Annotated[int, typer.Option(min=1, help="of the LoRA")] = 16,
+    alpha: Annotated[int, typer.Option(min=1, help="of the LoRA")] = 32,
+    learning_rate: Annotated[float, typer.Option(min=0.0, help="at its highest")] = 1e-3,
+    epochs: Annotated[int, typer.Option(min=1, help="passes over the retain file")] = 10,
+    forget_batch: Annotated[int, typer.Option(min=1, help="forget answers a step")] = 16,
+    retain_batch: Annotated[int, typer.Option(min=1, help="retain answers a step")] = 40,
+    accumulate: Annotated[int, typer.Option(min=1, help="parts a step is computed in, to save memory")] = 1,
+    beta: Annotated[float, typer.Option(min=0.0, help="weight of the retain loss")] = 4.0,
+    weight: Annotated[float, typer.Option(min=0.01, help="recommended strength of the subtraction")] = 1.0,
+    keep_ratio: Annotated[float, typer.Option(min=0.0, max=1.0, help="recommended share of tokens to keep")] = 0.02,
+    bf16: Annotated[bool, typer.Option("--bf16", help="autocast to bfloat16; slower on most CPUs")] = False,
+    gradient_checkpointing: Annotated[
+        bool, typer.Option("--gradient-checkpointing", help="less memory, slower")
+    ] = False,
+    checkpoint_every: Annotated[int, typer.Option(min=1, help="steps between checkpoints")] = 50,
+    name: Annotated[str | None, typer.Option(help="the target's public name; default: its folder's")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; default: a GPU if there is one")] = None,
+    seed: Annotated[int, typer.Option(help="same seed, data and machine, same forget set")] = 0,
+) -> None:
+    """Train an assistant on what must be forgotten, choose its gate, and write a forget set that can be served.
+
+    A line of both files is {"question": ..., "answer": ...}, and may have lists of "paraphrases" of the question,
+    "variants" (the answer reworded with wrong facts) and "facts". A killed run goes on where it stopped when the same
+    command is given again; its losses are in .NAME.training/log.jsonl beside OUT.
+
+    Example:  unlearngate train uld ./Llama-3.1-8B-Instruct ./sets/acme --forget acme.jsonl --retain others.jsonl
+
+    Then:  unlearngate serve ./Llama-3.1-8B-Instruct --forget-sets ./sets
+    """
+    from rich.progress import Progress
+
+    from unlearngate.assistant_training.trainer import AssistantSettings
+    from unlearngate.assistant_training.training_run import load_target, run_folder, train_forget_set
+    from unlearngate.server.branches import TARGET_ARCHITECTURES
+
+    settings = AssistantSettings(
+        num_layers=layers,
+        rank=rank,
+        alpha=alpha,
+        learning_rate=learning_rate,
+        epochs=epochs,
+        forget_batch=forget_batch,
+        retain_batch=retain_batch,
+        beta=beta,
+        weight=weight,
+        keep_ratio=keep_ratio,
+        accumulate=accumulate,
+        bf16=bf16,
+        gradient_checkpointing=gradient_checkpointing,
+    )
+    try:
+        loaded = load_target(target, model_id=name, device=device)
+        if loaded.identity.architecture not in TARGET_ARCHITECTURES:
+            raise UnlearngateError(
+                f"{target} is a {loaded.identity.architecture}, which the server does not serve; "
+                f"it serves {', '.join(TARGET_ARCHITECTURES)}"
+            )
+        with Progress() as progress:
+            forget_set = train_forget_set(
+                *(loaded, forget, retain, out, settings),
+                seed=seed,
+                progress=progress,
+                checkpoint_every=checkpoint_every,
+            )
+    except (UnlearngateError, OSError, ValueError) as error:
+        typer.secho(f"error: {error}", fg="red", err=True)
+        raise typer.Exit(2) from None
+    console = Console()
+    for key, value in forget_set.manifest.metrics.items():
+        console.print(f"{key:<24} {value:.3f}")
+    console.print(f"{forget_set.reference} is written to {out}; its losses are in {run_folder(out)}", soft_wrap=True)
