@@ -1,0 +1,113 @@
+"""What a target makes of given answers, with and without forget sets in force: the numbers that metrics are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unlearngate.assistant_training.encoding import Encoded, collate
+from unlearngate.assistant_training.objectives import answer_rows
+from unlearngate.kernels.compose import compose
+from unlearngate.kernels.pairs import Mode, Pairs
+from unlearngate.manifest import Strength
+
+
+class InForce(NamedTuple):
+    """A forget set's assistant, and how strongly it is subtracted."""
+
+    assistant: Any
+    strength: Strength
+
+
+class Scored(NamedTuple):
+    """One answer, token by token: arrays of length T, the end token last.
+
+    log_p: ln p of the token, fp64; -inf where sampling mode does not keep it.
+    is_best: whether the token is the most probable one.
+    mean_log_p, std_log_p: of ln p over the vocab under the distribution itself, fp64 (for Min-K%++).
+    untouched: no gate was open, so the target's logits stand bit for bit.
+    """
+
+    log_p: np.ndarray
+    is_best: np.ndarray
+    mean_log_p: np.ndarray
+    std_log_p: np.ndarray
+    untouched: np.ndarray
+
+
+@torch.inference_mode()
+def score(
+    target: Any,
+    rows: Sequence[Encoded],
+    *,
+    pad_id: int,
+    in_force: Sequence[InForce] = (),
+    mode: Mode = "scoring",
+    batch_size: int = 32,
+) -> list[Scored]:
+    """Score the rows' answers with teacher forcing.
+
+    Args:
+        target: a Hugging Face model in evaluation mode, or whatever answers as one does.
+        rows: from `encode`.
+        pad_id: for batches; never seen.
+        in_force: the sets to compose, as the server would in sampling mode; none scores the target as it is.
+        mode: "sampling" is the distribution that is served, with -inf outside the kept tokens; "scoring" keeps the
+            target's logits there, so that every answer has a finite probability.
+        batch_size: rows at a time.
+
+    Returns: one per row, in their order.
+    Raises: ValueError if logits are not finite.
+    """
+    device = next(target.parameters()).device
+    scored: dict[int, Scored] = {}
+    by_length = sorted(range(len(rows)), key=lambda index: len(rows[index].input_ids))
+    for start in range(0, len(rows), batch_size):
+        chosen = by_length[start : start + batch_size]
+        batch = collate([rows[index] for index in chosen], pad_id).to(device)
+        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+        logits_NV, labels_N = answer_rows(target(**inputs).logits, batch.labels)
+        logits_NV = logits_NV.float().contiguous()
+        assistants = [answer_rows(f.assistant(**inputs).logits, batch.labels)[0] for f in in_force]
+        untouched_N = _compose(logits_NV, assistants, [f.strength for f in in_force], mode)
+        parts = _figures(logits_NV, labels_N, untouched_N)
+        lengths = (batch.labels[:, 1:] >= 0).sum(dim=1).tolist()
+        split = (np.split(part, np.cumsum(lengths)[:-1]) for part in parts)
+        scored |= {index: Scored(*arrays) for index, *arrays in zip(chosen, *split, strict=True)}
+    return [scored[index] for index in range(len(rows))]
+
+
+def _compose(logits_NV: Tensor, assistants: Sequence[Tensor], strengths: Sequence[Strength], mode: Mode) -> Tensor:
+    """Compose all sets into the rows, in place. Returns which rows no gate touched: (N,) bool."""
+    num_rows, vocab_size = logits_NV.shape
+    untouched_N = torch.ones(num_rows, dtype=torch.bool, device=logits_NV.device)
+    if not assistants or not num_rows:
+        return untouched_N
+    pairs = Pairs.build(
+        [row for _ in strengths for row in range(num_rows)],
+        [s.weight for s in strengths for _ in range(num_rows)],
+        [s.gate_nats for s in strengths for _ in range(num_rows)],
+        [max(s.keep_ratio for s in strengths)] * num_rows,
+        vocab_size=vocab_size,
+        device=logits_NV.device,
+    )
+    done = compose(logits_NV, torch.cat(list(assistants)), pairs, mode=mode)
+    if bool(done.bad_N.any()):
+        raise ValueError(f"{int(done.bad_N.sum())} rows of logits hold NaN or infinity")
+    return ~done.open_N.view(len(strengths), num_rows).any(dim=0)
+
+
+def _figures(logits_NV: Tensor, labels_N: Tensor, untouched_N: Tensor) -> list[np.ndarray]:
+    """The fields of `Scored` for all answer tokens of a batch."""
+    log_p_NV = logits_NV.double().log_softmax(dim=-1)
+    p_NV = log_p_NV.exp()
+    finite_NV = log_p_NV.masked_fill(p_NV == 0, 0.0)  # 0 ln 0 = 0
+    mean_N = (p_NV * finite_NV).sum(dim=-1)
+    variance_N = (p_NV * (finite_NV - mean_N[:, None]) ** 2).sum(dim=-1)
+    label_N = log_p_NV.gather(1, labels_N[:, None])[:, 0]
+    parts = (label_N, logits_NV.argmax(dim=-1) == labels_N, mean_N, variance_N.sqrt(), untouched_N)
+    return [part.cpu().numpy() for part in parts]
