@@ -1,0 +1,136 @@
+"""TOFU as a benchmark: what a target learns, what it has to forget, and what each of its four sets asks.
+
+TOFU (Maini et al., arXiv:2401.06121) has 200 fictional authors of 20 questions; its paraphrased and perturbed answers,
+which the truth ratio needs, exist for the last 20 authors (forget10) and the first 20 (its retain set).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from unlearngate.assistant_training.data import TOFU_PAIRS_PER_AUTHOR, DataError, QAPair, read_tofu
+
+_LAST_AUTHORS = "forget10_perturbed.jsonl"
+_FIRST_AUTHORS = "retain_perturbed.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One question of an evaluation set.
+
+    Attributes:
+        question: as the target learned it.
+        answer: the true one.
+        paraphrased: the true answer in other words; the answer itself where TOFU has no paraphrase.
+        perturbed: wrong answers of the same form.
+    """
+
+    question: str
+    answer: str
+    paraphrased: str
+    perturbed: tuple[str, ...]
+
+    def pair(self, subject: str) -> QAPair:
+        """As something to train on."""
+        return QAPair(subject, self.question, self.answer)
+
+
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """A scale of TOFU.
+
+    Attributes:
+        forget: the authors to forget, with TOFU's own wrong answers.
+        retain: authors to keep, likewise.
+        real_authors, world_facts: questions about the real world, with wrong options.
+        learned: everything that the target is trained on; the retain model's is this without the forget questions.
+    """
+
+    forget: list[Question]
+    retain: list[Question]
+    real_authors: list[Question]
+    world_facts: list[Question]
+    learned: list[QAPair]
+
+    @property
+    def forget_pairs(self) -> list[QAPair]:
+        """What an assistant is trained to know."""
+        return [question.pair("forget") for question in self.forget]
+
+    @property
+    def retained_pairs(self) -> list[QAPair]:
+        """What the retain model is trained on."""
+        forgotten = {question.question for question in self.forget}
+        return [pair for pair in self.learned if pair.question not in forgotten]
+
+
+def read_benchmark(folder: Path, *, num_authors: int = 20, num_forget_authors: int = 2) -> Benchmark:
+    """TOFU, or the last authors of it, from the dataset's JSON lines.
+
+    Up to 20 authors, all of them have wrong answers, so all that are not forgotten make the retain set; with more,
+    TOFU's own retain set does. The target also learns the real-world answers: a small target trained from scratch knows
+    nothing else that forgetting could damage.
+
+    Args:
+        folder: full, forget10_perturbed, retain_perturbed, real_authors_perturbed and world_facts_perturbed.jsonl.
+        num_authors: 3 to 20, or 200.
+        num_forget_authors: the last ones; at most 20 and fewer than num_authors.
+
+    Raises: DataError if a file is not as TOFU publishes it, ValueError for sizes that TOFU has no wrong answers for.
+    """
+    if not (3 <= num_authors <= 20 or num_authors == 200):
+        raise ValueError(f"num_authors must be 3 to 20, or 200 for all of TOFU, got {num_authors}")
+    if not 0 < num_forget_authors < min(num_authors, 21):
+        raise ValueError(f"num_forget_authors must be 1 to {min(num_authors - 1, 20)}, got {num_forget_authors}")
+    authors = read_tofu(folder, num_authors=num_authors)
+    num_forget = num_forget_authors * TOFU_PAIRS_PER_AUTHOR
+    last = _by_question(folder / _LAST_AUTHORS)
+    forget = _look_up(last, authors[-num_forget:], folder / _LAST_AUTHORS)
+    if num_authors <= 20:
+        retain = _look_up(last, authors[:-num_forget], folder / _LAST_AUTHORS)
+    else:
+        retain = read_questions(folder / _FIRST_AUTHORS)
+    real = read_questions(folder / "real_authors_perturbed.jsonl")
+    world = read_questions(folder / "world_facts_perturbed.jsonl")
+    learned = [*authors, *(question.pair("real authors") for question in real)]
+    learned += [question.pair("world facts") for question in world]
+    return Benchmark(forget, retain, real, world, learned)
+
+
+def read_questions(path: Path) -> list[Question]:
+    """An evaluation set's file.
+
+    Raises: DataError naming the line.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from error
+    questions = [_parse(path, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    if not questions:
+        raise DataError(f"{path}: holds no question")
+    return questions
+
+
+def _parse(path: Path, number: int, line: str) -> Question:
+    try:
+        row = json.loads(line)
+        texts = [row["question"], row["answer"], row.get("paraphrased_answer", row["answer"]), *row["perturbed_answer"]]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}: line {number} is not a TOFU question with wrong answers ({error!r})") from error
+    if len(texts) < 4 or not all(isinstance(text, str) and text.strip() for text in texts):
+        raise DataError(f"{path}: line {number}: all texts must be non-empty strings, one wrong answer at least")
+    return Question(texts[0], texts[1], texts[2], tuple(texts[3:]))
+
+
+def _by_question(path: Path) -> dict[str, Question]:
+    return {question.question: question for question in read_questions(path)}
+
+
+def _look_up(known: dict[str, Question], pairs: Sequence[QAPair], path: Path) -> list[Question]:
+    if missing := [pair.question for pair in pairs if pair.question not in known]:
+        raise DataError(f"{path}: {len(missing)} questions of full.jsonl are missing, such as {missing[0]!r}")
+    return [known[pair.question] for pair in pairs]
