@@ -52,7 +52,8 @@ class DemoSettings:
     acceptance: Acceptance = field(default_factory=Acceptance)
 
 
-OWN_CORPUS = DemoSettings()
+# At 1.0 one answer of 16 survived on some machines: training rounds differently from one to the next.
+OWN_CORPUS = DemoSettings(assistant=AssistantSettings(weight=1.5))
 TOFU = DemoSettings(target=TargetSettings(vocab_size=2048), assistant=AssistantSettings(weight=2.5))
 
 
