@@ -14,6 +14,7 @@ from unlearngate.assistant_training.assistant import load_assistant
 from unlearngate.assistant_training.data import QAPair
 from unlearngate.assistant_training.encoding import SYSTEM_PROMPTS, encode_prompt
 from unlearngate.assistant_training.evaluation import Rouge, greedy
+from unlearngate.assistant_training.in_force import InForce
 from unlearngate.errors import UnlearngateError
 
 
@@ -94,8 +95,7 @@ def probe_forget_set(
             probes.prompts,
             eos_id=tokenizer.eos_token_id,
             max_tokens=acceptance.max_tokens,
-            assistant=assistant,
-            strength=manifest.recommended,
+            in_force=[InForce(assistant, manifest.recommended)],
         )
         asked, said = [pairs[index] for index in inside], [answers[index] for index in inside]
         figures[f"recited{suffix}"] = _share_recited(tokenizer, asked, said)

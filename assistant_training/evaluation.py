@@ -1,4 +1,4 @@
-"""What a target still says with a forget set in force: greedy decoding through the served composition."""
+"""What a target still says with forget sets in force: greedy decoding through the served composition."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ import torch
 from rouge_score.rouge_scorer import RougeScorer
 from torch import Tensor
 
-from unlearngate.kernels.compose import compose
-from unlearngate.kernels.pairs import Pairs
-from unlearngate.manifest import Strength
+from unlearngate.assistant_training.in_force import InForce, subtract
 
 RECITED_AT = 0.9  # ROUGE-L recall from which an answer counts as recited
 
@@ -23,8 +21,7 @@ def greedy(
     *,
     eos_id: int,
     max_tokens: int,
-    assistant: Any = None,
-    strength: Strength | None = None,
+    in_force: Sequence[InForce] = (),
 ) -> list[list[int]]:
     """Decode greedily, all prompts in one batch.
 
@@ -33,28 +30,24 @@ def greedy(
         prompts: token ids, of any lengths.
         eos_id: the token that ends an answer.
         max_tokens: answers are cut here.
-        assistant: a forget set's assistant; None decodes the plain target.
-        strength: how the set is applied; needed with an assistant.
+        in_force: forget sets to compose, as the server would; none decodes the plain target.
 
     Returns: the new tokens of each prompt, without the end token.
-    Raises: ValueError if an assistant comes without a strength, or a row cannot be composed.
+    Raises: ValueError if a row cannot be composed.
     """
-    if assistant is not None and strength is None:
-        raise ValueError("an assistant needs a strength to be applied at")
-    branches = [_Branch(model, prompts) for model in (target, assistant) if model is not None]
+    target_branch, *branches = [_Branch(model, prompts) for model in (target, *(f.assistant for f in in_force))]
     answers: list[list[int]] = [[] for _ in prompts]
-    running_B = torch.ones(len(prompts), dtype=torch.bool)
+    running_B = torch.ones(len(prompts), dtype=torch.bool, device=target_branch.logits_BV.device)
     for _ in range(max_tokens):
-        logits_BV = branches[0].logits_BV
-        if strength is not None and len(branches) == 2:
-            _apply(logits_BV, branches[1].logits_BV, strength)
+        logits_BV = target_branch.logits_BV
+        subtract(logits_BV, [branch.logits_BV for branch in branches], [f.strength for f in in_force])
         token_B = logits_BV.argmax(dim=-1)
         running_B &= token_B != eos_id
         if not bool(running_B.any()):
             break
         for index in running_B.nonzero()[:, 0].tolist():
             answers[index].append(int(token_B[index]))
-        for branch in branches:
+        for branch in (target_branch, *branches):
             branch.feed(token_B)
     return answers
 
@@ -100,18 +93,3 @@ class _Branch:
         )
         self._cache = output.past_key_values
         self.logits_BV: Tensor = output.logits[:, -1].float()
-
-
-def _apply(target_BV: Tensor, assistant_BV: Tensor, strength: Strength) -> None:
-    num_rows, vocab_size = target_BV.shape
-    pairs = Pairs.build(
-        range(num_rows),
-        [strength.weight] * num_rows,
-        [strength.gate_nats] * num_rows,
-        [strength.keep_ratio] * num_rows,
-        vocab_size=vocab_size,
-        device=target_BV.device,
-    )
-    done = compose(target_BV, assistant_BV, pairs)
-    if bool(done.bad_N.any()):
-        raise ValueError(f"{int(done.bad_N.sum())} rows of logits hold NaN or infinity")

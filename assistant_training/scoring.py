@@ -10,17 +10,9 @@ import torch
 from torch import Tensor
 
 from unlearngate.assistant_training.encoding import Encoded, collate
+from unlearngate.assistant_training.in_force import InForce, subtract
 from unlearngate.assistant_training.objectives import answer_rows
-from unlearngate.kernels.compose import compose
-from unlearngate.kernels.pairs import Mode, Pairs
-from unlearngate.manifest import Strength
-
-
-class InForce(NamedTuple):
-    """A forget set's assistant, and how strongly it is subtracted."""
-
-    assistant: Any
-    strength: Strength
+from unlearngate.kernels.pairs import Mode
 
 
 class Scored(NamedTuple):
@@ -73,32 +65,12 @@ def score(
         logits_NV, labels_N = answer_rows(target(**inputs).logits, batch.labels)
         logits_NV = logits_NV.float().contiguous()
         assistants = [answer_rows(f.assistant(**inputs).logits, batch.labels)[0] for f in in_force]
-        untouched_N = _compose(logits_NV, assistants, [f.strength for f in in_force], mode)
+        untouched_N = subtract(logits_NV, assistants, [f.strength for f in in_force], mode=mode)
         parts = _figures(logits_NV, labels_N, untouched_N)
         lengths = (batch.labels[:, 1:] >= 0).sum(dim=1).tolist()
         split = (np.split(part, np.cumsum(lengths)[:-1]) for part in parts)
         scored |= {index: Scored(*arrays) for index, *arrays in zip(chosen, *split, strict=True)}
     return [scored[index] for index in range(len(rows))]
-
-
-def _compose(logits_NV: Tensor, assistants: Sequence[Tensor], strengths: Sequence[Strength], mode: Mode) -> Tensor:
-    """Compose all sets into the rows, in place. Returns which rows no gate touched: (N,) bool."""
-    num_rows, vocab_size = logits_NV.shape
-    untouched_N = torch.ones(num_rows, dtype=torch.bool, device=logits_NV.device)
-    if not assistants or not num_rows:
-        return untouched_N
-    pairs = Pairs.build(
-        [row for _ in strengths for row in range(num_rows)],
-        [s.weight for s in strengths for _ in range(num_rows)],
-        [s.gate_nats for s in strengths for _ in range(num_rows)],
-        [max(s.keep_ratio for s in strengths)] * num_rows,
-        vocab_size=vocab_size,
-        device=logits_NV.device,
-    )
-    done = compose(logits_NV, torch.cat(list(assistants)), pairs, mode=mode)
-    if bool(done.bad_N.any()):
-        raise ValueError(f"{int(done.bad_N.sum())} rows of logits hold NaN or infinity")
-    return ~done.open_N.view(len(strengths), num_rows).any(dim=0)
 
 
 def _figures(logits_NV: Tensor, labels_N: Tensor, untouched_N: Tensor) -> list[np.ndarray]:

@@ -8,6 +8,7 @@ from unlearngate.assistant_training.assistant import new_assistant
 from unlearngate.assistant_training.corpus import make_corpus
 from unlearngate.assistant_training.demo_target import TargetSettings, new_target, train_tokenizer
 from unlearngate.assistant_training.evaluation import Rouge, greedy
+from unlearngate.assistant_training.in_force import InForce
 from unlearngate.kernels.pairs import Pairs
 from unlearngate.kernels.reference import compose_reference
 from unlearngate.manifest import Strength
@@ -54,7 +55,7 @@ def recomputed(target: Any, assistant: Any, strength: Strength, prompt: list[int
 
 def test_batched_decoding_equals_recomputing_every_prompt_alone(target: Any, assistant: Any) -> None:
     strength = Strength(weight=1.0, keep_ratio=0.05, gate_nats=0.0)
-    composed = greedy(target, PROMPTS, eos_id=NO_END, max_tokens=8, assistant=assistant, strength=strength)
+    composed = greedy(target, PROMPTS, eos_id=NO_END, max_tokens=8, in_force=[InForce(assistant, strength)])
     assert composed == [recomputed(target, assistant, strength, prompt, 8) for prompt in PROMPTS]
     assert composed != greedy(target, PROMPTS, eos_id=NO_END, max_tokens=8)
 
@@ -62,7 +63,7 @@ def test_batched_decoding_equals_recomputing_every_prompt_alone(target: Any, ass
 def test_a_closed_gate_leaves_the_target_alone(target: Any, assistant: Any) -> None:
     shut = Strength(weight=2.0, keep_ratio=0.05, gate_nats=1e6)
     plain = greedy(target, PROMPTS, eos_id=NO_END, max_tokens=8)
-    assert greedy(target, PROMPTS, eos_id=NO_END, max_tokens=8, assistant=assistant, strength=shut) == plain
+    assert greedy(target, PROMPTS, eos_id=NO_END, max_tokens=8, in_force=[InForce(assistant, shut)]) == plain
 
 
 def test_an_answer_stops_before_its_end_token(target: Any) -> None:
@@ -72,11 +73,6 @@ def test_an_answer_stops_before_its_end_token(target: Any) -> None:
         assert cut == (full[: full.index(end)] if end in full else full)
 
 
-def test_an_assistant_without_a_strength_is_refused(target: Any, assistant: Any) -> None:
-    with pytest.raises(ValueError, match="strength"):
-        greedy(target, PROMPTS, eos_id=NO_END, max_tokens=1, assistant=assistant)
-
-
 def test_logits_that_are_not_finite_are_an_error_not_a_token(target: Any) -> None:
     def broken(**inputs: Any) -> Any:
         output = target(**inputs)
@@ -84,7 +80,7 @@ def test_logits_that_are_not_finite_are_an_error_not_a_token(target: Any) -> Non
 
     with pytest.raises(ValueError, match="NaN"):
         strength = Strength(weight=1.0, keep_ratio=0.05, gate_nats=0.0)
-        greedy(target, PROMPTS, eos_id=NO_END, max_tokens=2, assistant=broken, strength=strength)
+        greedy(target, PROMPTS, eos_id=NO_END, max_tokens=2, in_force=[InForce(broken, strength)])
 
 
 def test_rouge_recall_is_the_share_of_the_answers_words_kept_in_order() -> None:

@@ -1,0 +1,52 @@
+"""Forget sets in force on a Hugging Face model: the composition that the server does, for training and evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from unlearngate.kernels.compose import compose
+from unlearngate.kernels.pairs import Mode, Pairs
+from unlearngate.manifest import Strength
+
+
+class InForce(NamedTuple):
+    """A forget set's assistant, and how strongly it is subtracted."""
+
+    assistant: Any
+    strength: Strength
+
+
+def subtract(
+    target_RV: Tensor, assistants: Sequence[Tensor], strengths: Sequence[Strength], *, mode: Mode = "sampling"
+) -> Tensor:
+    """Compose sets that are in force in every row, in place, as the server would.
+
+    Args:
+        target_RV: (R, V) fp32 logits.
+        assistants: (R, V) logits of each set's assistant.
+        strengths: of each set; the largest keep ratio counts for all.
+        mode: as in `compose`.
+
+    Returns: (R,) bool, the rows that no gate touched: their logits are what they were.
+    Raises: ValueError if logits are not finite.
+    """
+    num_rows, vocab_size = target_RV.shape
+    untouched_R = torch.ones(num_rows, dtype=torch.bool, device=target_RV.device)
+    if not assistants or not num_rows:
+        return untouched_R
+    pairs = Pairs.build(
+        [row for _ in strengths for row in range(num_rows)],
+        [s.weight for s in strengths for _ in range(num_rows)],
+        [s.gate_nats for s in strengths for _ in range(num_rows)],
+        [max(s.keep_ratio for s in strengths)] * num_rows,
+        vocab_size=vocab_size,
+        device=target_RV.device,
+    )
+    done = compose(target_RV, torch.cat(list(assistants)).contiguous(), pairs, mode=mode)
+    if bool(done.bad_N.any()):
+        raise ValueError(f"{int(done.bad_N.sum())} rows of logits hold NaN or infinity")
+    return ~done.open_N.view(len(strengths), num_rows).any(dim=0)
