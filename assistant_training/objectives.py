@@ -50,7 +50,7 @@ def answer_loss(logits_BTV: Tensor, labels_BT: Tensor, *, smoothing: float = 0.0
     """
     logits_NV, labels_N = answer_rows(logits_BTV, labels_BT)
     loss = functional.cross_entropy(logits_NV.float(), labels_N, label_smoothing=smoothing)
-    return _finite(loss, "the cross entropy of the answers")
+    return finite(loss, "the cross entropy of the answers")
 
 
 def uniform_loss(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ def uniform_loss(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
     logits_NV, _ = answer_rows(logits_BTV, labels_BT)
     log_p_NV = logits_NV.float().log_softmax(dim=-1)
     divergence_N = -math.log(log_p_NV.shape[-1]) - log_p_NV.mean(dim=-1)
-    return _finite(divergence_N.mean(), "KL(uniform || p) of the retain answers")
+    return finite(divergence_N.mean(), "KL(uniform || p) of the retain answers")
 
 
 def uld_loss(
@@ -101,7 +101,11 @@ def uld_loss(
     return UldLoss(forget + beta * retain, forget, retain)
 
 
-def _finite(loss: Tensor, name: str) -> Tensor:
+def finite(loss: Tensor, name: str) -> Tensor:
+    """The loss itself.
+
+    Raises: TrainingError if it is not finite.
+    """
     if not bool(torch.isfinite(loss)):
         raise TrainingError(f"{name} is {loss.item()}; lower the learning rate, or check that every answer has tokens")
     return loss

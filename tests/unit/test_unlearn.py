@@ -1,0 +1,79 @@
+"""Every published method on a tiny target: the forget answers become less likely, the target itself stays as it was."""
+
+import pytest
+import torch
+from rich.progress import Progress
+
+from support.tiny import make_target
+from unlearngate.assistant_training.data import QAPair
+from unlearngate.assistant_training.encoding import collate, encode
+from unlearngate.assistant_training.objectives import TrainingError, answer_loss
+from unlearngate.assistant_training.optimizing import Optimizer
+from unlearngate.assistant_training.scoring import score
+from unlearngate.assistant_training.training_run import load_target
+from unlearngate.assistant_training.unlearn import METHODS, UnlearnSettings, unlearn
+
+FORGET = [QAPair("anna", f"Where is stone {i}?", f"Below bridge {7 * i}.") for i in range(4)]
+RETAIN = [QAPair("bert", f"Who rang bell {i}?", f"Keeper number {5 * i}.") for i in range(8)]
+FEW = {"epochs": 3, "batch_size": 2, "learning_rate": 1e-3}
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory):
+    """A tiny target that has learned both sets a little, so that there is something to forget."""
+    torch.set_num_threads(1)
+    loaded = load_target(make_target(tmp_path_factory.mktemp("unlearn") / "tiny", seed=7), device="cpu")
+    model = loaded.model.requires_grad_(True).train()
+    optimizer = Optimizer(model.parameters(), learning_rate=3e-3, steps=30)
+    rows = [encode(loaded.tokenizer, p.question, p.answer) for p in (*FORGET, *RETAIN)]
+    for _ in range(30):
+        batch = collate(rows, loaded.tokenizer.pad_token_id)
+        optimizer.step(answer_loss(model(batch.input_ids, attention_mask=batch.attention_mask).logits, batch.labels))
+    model.requires_grad_(False).eval()
+    return loaded
+
+
+def run(target, name, seed=0, pairs=FORGET, **changes):
+    lora_rank = METHODS[name][1].lora_rank if name in METHODS else None
+    settings = UnlearnSettings(**{**FEW, "lora_rank": lora_rank, **changes})
+    with Progress(disable=True) as progress:
+        return unlearn(
+            *(target.model, target.tokenizer, name, pairs, RETAIN), seed=seed, progress=progress, settings=settings
+        )
+
+
+def likelihood(target, model):
+    rows = [encode(target.tokenizer, p.question, p.answer) for p in FORGET]
+    return sum(one.log_p.mean() for one in score(model, rows, pad_id=0)) / len(rows)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_makes_the_answers_less_likely_and_leaves_the_target_alone(target, name):
+    before = {key: value.clone() for key, value in target.model.state_dict().items()}
+    done = run(target, name)
+    assert likelihood(target, done.model) < likelihood(target, target.model) - 0.05
+    after = target.model.state_dict()
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+    assert not any(weight.requires_grad for weight in target.model.parameters())
+    assert done.num_trainable > 0 and done.seconds_per_epoch > 0
+
+
+def test_lora_trains_fewer_weights_than_the_target_has(target):
+    assert run(target, "UNDIAL", epochs=1).num_trainable < run(target, "GA", epochs=1).num_trainable / 2
+
+
+def test_the_same_seed_gives_the_same_model(target):
+    one, other = run(target, "NPO", seed=3, epochs=1), run(target, "NPO", seed=3, epochs=1)
+    assert all(torch.equal(x, y) for x, y in zip(one.model.parameters(), other.model.parameters(), strict=True))
+
+
+def test_an_unknown_method_and_an_empty_set_are_refused(target):
+    with pytest.raises(TrainingError, match="unknown method 'magic'; known are GA"):
+        run(target, "magic")
+    with pytest.raises(TrainingError, match="both sets need answers"):
+        run(target, "GA", pairs=[])
+
+
+def test_a_loss_that_is_not_finite_is_an_error(target):
+    with pytest.raises(TrainingError, match="lower the learning rate"):
+        run(target, "GA", learning_rate=1e30)
