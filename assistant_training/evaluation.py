@@ -1,8 +1,8 @@
-"""What a target still says with forget sets in force: greedy decoding through the served composition."""
+"""What a target still says with forget sets in force: decoding through the served composition."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -35,13 +35,58 @@ def greedy(
     Returns: the new tokens of each prompt, without the end token.
     Raises: ValueError if a row cannot be composed.
     """
+    return _decode(target, prompts, lambda logits_BV: logits_BV.argmax(dim=-1), eos_id, max_tokens, in_force)
+
+
+@torch.inference_mode()
+def sample(
+    target: Any,
+    prompts: Sequence[list[int]],
+    *,
+    eos_id: int,
+    max_tokens: int,
+    seed: int,
+    temperature: float = 1.0,
+    in_force: Sequence[InForce] = (),
+) -> list[list[int]]:
+    """Decode by sampling from the whole distribution, as somebody does who tries again and again.
+
+    Args:
+        target: as in `greedy`.
+        prompts: as in `greedy`.
+        eos_id: as in `greedy`.
+        max_tokens: as in `greedy`.
+        seed: the same seed, the same answers.
+        temperature: above 0; the logits are divided by it after composition.
+        in_force: as in `greedy`.
+
+    Returns: the new tokens of each prompt, without the end token.
+    Raises: ValueError if a row cannot be composed.
+    """
+    device = next(target.parameters()).device
+    generator = torch.Generator(device).manual_seed(seed)
+
+    def choose(logits_BV: Tensor) -> Tensor:
+        return torch.multinomial((logits_BV / temperature).softmax(dim=-1), 1, generator=generator)[:, 0]
+
+    return _decode(target, prompts, choose, eos_id, max_tokens, in_force)
+
+
+def _decode(
+    target: Any,
+    prompts: Sequence[list[int]],
+    choose: Callable[[Tensor], Tensor],
+    eos_id: int,
+    max_tokens: int,
+    in_force: Sequence[InForce],
+) -> list[list[int]]:
     target_branch, *branches = [_Branch(model, prompts) for model in (target, *(f.assistant for f in in_force))]
     answers: list[list[int]] = [[] for _ in prompts]
     running_B = torch.ones(len(prompts), dtype=torch.bool, device=target_branch.logits_BV.device)
     for _ in range(max_tokens):
         logits_BV = target_branch.logits_BV
         subtract(logits_BV, [branch.logits_BV for branch in branches], [f.strength for f in in_force])
-        token_B = logits_BV.argmax(dim=-1)
+        token_B = choose(logits_BV)
         running_B &= token_B != eos_id
         if not bool(running_B.any()):
             break

@@ -11,7 +11,7 @@ import numpy as np
 
 from unlearngate.assistant_training import memorization, metrics
 from unlearngate.assistant_training.encoding import encode, encode_prompt
-from unlearngate.assistant_training.evaluation import greedy
+from unlearngate.assistant_training.evaluation import greedy, sample
 from unlearngate.assistant_training.in_force import InForce
 from unlearngate.assistant_training.scoring import Scored, score
 from unlearngate.assistant_training.tofu import Benchmark, Question
@@ -73,6 +73,25 @@ def evaluate(
     }
 
 
+def sampled_rouge(
+    model: Model, questions: Sequence[Question], *, num_samples: int, seed: int, max_tokens: int = 100
+) -> np.ndarray:
+    """ROUGE-L recall of sampled answers, temperature 1: (Q, num_samples) fp64, rows for `leak_at_k` and `best_of_k`."""
+    prompts = [encode_prompt(model.tokenizer, q.question) for q in questions]
+    scores = []
+    for n in range(num_samples):
+        decoded = sample(
+            model.target,
+            prompts,
+            eos_id=model.tokenizer.eos_token_id,
+            max_tokens=max_tokens,
+            seed=seed + n,
+            in_force=model.in_force,
+        )
+        scores.append(metrics.rouge_recall([q.answer for q in questions], model.tokenizer.batch_decode(decoded)))
+    return np.stack(scores, axis=1)
+
+
 def utility(figures: Figures) -> float:
     """TOFU's model utility: the harmonic mean of nine averages over the sets that must stay."""
     return metrics.model_utility(
@@ -109,6 +128,12 @@ def summary(figures: Figures, retain_model: Figures) -> dict[str, float]:
         "forget_positions_open": 1.0 - float(forget.untouched_positions.mean()),
         "retain_positions_untouched": float(retain.untouched_positions.mean()),
     }
+
+
+def untouched_share(model: Model, questions: Sequence[Question], *, batch_size: int = 32) -> float:
+    """The share of answer positions that no gate touched: the target's logits stand there bit for bit."""
+    scored = _score(model, [(q.question, q.answer) for q in questions], "scoring", batch_size)
+    return float(np.concatenate([one.untouched for one in scored]).mean())
 
 
 def _evaluate_set(

@@ -7,7 +7,7 @@ import torch
 from unlearngate.assistant_training.assistant import new_assistant
 from unlearngate.assistant_training.corpus import make_corpus
 from unlearngate.assistant_training.demo_target import TargetSettings, new_target, train_tokenizer
-from unlearngate.assistant_training.evaluation import Rouge, greedy
+from unlearngate.assistant_training.evaluation import Rouge, greedy, sample
 from unlearngate.assistant_training.in_force import InForce
 from unlearngate.kernels.pairs import Pairs
 from unlearngate.kernels.reference import compose_reference
@@ -71,6 +71,25 @@ def test_an_answer_stops_before_its_end_token(target: Any) -> None:
     end = plain[0][3]
     for full, cut in zip(plain, greedy(target, PROMPTS, eos_id=end, max_tokens=8), strict=True):
         assert cut == (full[: full.index(end)] if end in full else full)
+
+
+def test_samples_follow_the_composed_distribution(target: Any, assistant: Any) -> None:
+    """Thousands of first tokens against the probabilities of the composed row."""
+    strength = Strength(weight=1.0, keep_ratio=0.02, gate_nats=0.0)
+    tokens = torch.tensor([PROMPTS[0]])
+    row = target(input_ids=tokens).logits[:, -1].detach().clone()
+    pairs = Pairs.build([0], [1.0], [0.0], [0.02], vocab_size=row.shape[1])
+    compose_reference(row, assistant(input_ids=tokens).logits[:, -1].detach(), pairs)
+    expected = row.softmax(dim=-1)[0]
+    drawn = sample(
+        target, [PROMPTS[0]] * 3000, eos_id=NO_END, max_tokens=1, seed=1, in_force=[InForce(assistant, strength)]
+    )
+    counts = torch.bincount(torch.tensor([answer[0] for answer in drawn]), minlength=len(expected)) / 3000
+    assert (counts[expected == 0] == 0).all()
+    assert ((counts - expected).abs() < 5 * (expected * (1 - expected) / 3000).sqrt() + 1e-3).all()
+    assert drawn == sample(
+        target, [PROMPTS[0]] * 3000, eos_id=NO_END, max_tokens=1, seed=1, in_force=[InForce(assistant, strength)]
+    )
 
 
 def test_logits_that_are_not_finite_are_an_error_not_a_token(target: Any) -> None:

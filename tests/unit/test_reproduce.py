@@ -1,0 +1,101 @@
+"""The results table on a corpus so small that nothing is learned: every row is there, and none is done twice."""
+
+import json
+
+import pytest
+import torch
+from rich.progress import Progress
+
+from unlearngate.assistant_training import reproduce as module
+from unlearngate.assistant_training.demo_target import TargetSettings
+from unlearngate.assistant_training.reproduce import (
+    RESULTS_FILE,
+    ReproduceSettings,
+    read_results,
+    reproduce,
+    seen_retain,
+)
+from unlearngate.assistant_training.tofu import Benchmark, Question
+from unlearngate.assistant_training.trainer import AssistantSettings
+
+METHODS = ("GA", "UNDIAL")
+SMALL = ReproduceSettings(
+    target=TargetSettings(
+        vocab_size=300, hidden_size=32, intermediate_size=32, num_layers=2, num_heads=2, epochs=1, min_epochs=1
+    ),
+    assistant=AssistantSettings(num_layers=1, rank=2, epochs=1, forget_batch=8, retain_batch=16),
+    methods=METHODS,
+    num_samples=2,
+    max_tokens=6,
+)
+MODELS = {"target", "retain model", "ULD", "ULD + gate", *METHODS}
+
+
+def questions(name, count):
+    return [Question(f"{name} {i}?", f"{name} {i}", f"yes {name} {i}", (f"no {i}", f"never {i}")) for i in range(count)]
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    torch.set_num_threads(1)
+    forget, retain = questions("forget", 6), questions("retain", 40)
+    real, world = questions("real", 3), questions("world", 3)
+    learned = [q.pair("any") for q in (*forget, *retain, *real, *world)]
+    return Benchmark(forget, retain, real, world, learned)
+
+
+def run(benchmark, out, seeds=(0,)):
+    with Progress(disable=True) as progress:
+        return reproduce(benchmark, out, seeds=seeds, settings=SMALL, progress=progress)
+
+
+@pytest.fixture(scope="module")
+def done(benchmark, tmp_path_factory):
+    out = tmp_path_factory.mktemp("reproduce")
+    return out, run(benchmark, out)
+
+
+def test_every_model_has_a_row_with_every_figure(done):
+    _, rows = done
+    assert {row["model"] for row in rows} == MODELS
+    for row in rows:
+        for figure in ("forget_quality", "utility", "forget_rouge", "retain_rouge", "leak_at_k", "forget_extraction"):
+            assert 0.0 <= row[figure] <= 1.0
+        trained = row["model"] not in ("target", "retain model")
+        assert ("seconds_per_epoch" in row) == trained
+        assert ("unseen_positions_untouched" in row) == row["model"].startswith("ULD")
+
+
+def test_the_retain_model_is_like_itself_and_the_target_untouched(done):
+    rows = {row["model"]: row for row in done[1]}
+    assert rows["retain model"]["forget_quality"] == 1.0
+    assert rows["target"]["retain_positions_untouched"] == 1.0
+    assert rows["ULD"]["retain_positions_untouched"] == 0.0
+
+
+def test_what_is_done_is_not_done_again(done, benchmark, monkeypatch):
+    out, rows = done
+    monkeypatch.setattr(module, "train_target", None)
+    monkeypatch.setattr(module, "unlearn", None)
+    assert run(benchmark, out) == rows
+    assert len(read_results(out)) == len(MODELS)
+
+
+def test_a_killed_run_goes_on(done, benchmark, tmp_path, monkeypatch):
+    out, _ = done
+    (tmp_path / "seed-0").symlink_to(out / "seed-0")
+    lines = (out / RESULTS_FILE).read_text().splitlines(keepends=True)
+    (tmp_path / RESULTS_FILE).write_text("".join(lines[:3]) + lines[3][:20] + "\n")
+    monkeypatch.setattr(module, "train_target", None)
+    again = run(benchmark, tmp_path)
+    assert {row["model"] for row in again} == MODELS
+    assert json.loads(lines[0]) == again[0]
+
+
+def test_assistants_see_every_other_author(benchmark):
+    seen, unseen = seen_retain(benchmark)
+    assert [q.question for q in unseen] == [f"retain {i}?" for i in range(20, 40)]
+    asked = {pair.question for pair in seen}
+    assert not asked & {q.question for q in unseen}
+    assert not asked & {q.question for q in benchmark.forget}
+    assert {"retain 0?", "real 0?", "world 2?"} <= asked
