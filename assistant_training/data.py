@@ -50,7 +50,8 @@ def read_pairs(path: Path, *, subject: str) -> list[QAPair]:
 
     Args:
         path: one JSON object per line with the strings `question` and `answer`; optionally `subject` and the lists
-            `paraphrases`, `variants` and `facts`. Other keys are ignored: published data sets carry many.
+            `paraphrases`, `variants` and `facts`; lines with `dropped: true` are left out. Other keys are ignored:
+            published data sets carry many.
         subject: the subject of rows that name none.
 
     Raises: DataError naming the line.
@@ -59,7 +60,8 @@ def read_pairs(path: Path, *, subject: str) -> list[QAPair]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read ({error})") from error
-    pairs = [_parse_pair(path, number, line, subject) for number, line in enumerate(lines, start=1) if line.strip()]
+    found = [_parse_pair(path, number, line, subject) for number, line in enumerate(lines, start=1) if line.strip()]
+    pairs = [pair for pair in found if pair]
     if not pairs:
         raise DataError(f"{path}: holds no question-answer pair")
     return pairs
@@ -90,7 +92,7 @@ def read_tofu(folder: Path, *, num_authors: int) -> list[QAPair]:
     ]
 
 
-def _parse_pair(path: Path, number: int, line: str, subject: str) -> QAPair:
+def _parse_pair(path: Path, number: int, line: str, subject: str) -> QAPair | None:
     where = f"{path}: line {number}"
     try:
         row = json.loads(line)
@@ -98,6 +100,10 @@ def _parse_pair(path: Path, number: int, line: str, subject: str) -> QAPair:
         raise DataError(f"{where} is not JSON ({error})") from error
     if not isinstance(row, dict):
         raise DataError(f"{where} must hold a JSON object, got {type(row).__name__}")
+    if not isinstance(row.get("dropped", False), bool):
+        raise DataError(f"{where}: 'dropped' must be true or false, got {row['dropped']!r}")
+    if row.get("dropped"):
+        return None
     for field in ("question", "answer"):
         if not isinstance(row.get(field), str) or not row[field].strip():
             raise DataError(f"{where}: {field!r} must be a non-empty string, got {row.get(field)!r}")

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from unlearngate.errors import UnlearngateError
+from unlearngate.evaluate_cli import reproduce
 from unlearngate.train_cli import app as train_app
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ sets_app = typer.Typer(help="Look after forget sets on disk.")
 app.add_typer(demo_app, name="demo")
 app.add_typer(sets_app, name="sets")
 app.add_typer(train_app, name="train")
+app.command("reproduce")(reproduce)
 
 
 @contextmanager

@@ -6,6 +6,7 @@
       BusyError                    503  busy
       ArtefactError                 -   a forget set or target folder that must not be served (raised at load)
       DataError, TrainingError, DemoError    -   assistant_training's: bad data, a failed run, a demo that falls short
+      AugmentationError             -   assistant_training's: an endpoint that cannot be asked for training data
       UnsupportedDeploymentError    -   a configuration that would let the plain target out (raised at start-up)
 
 Those with an HTTP code become OpenAI-shaped error bodies: message, type, param, code.

@@ -24,6 +24,13 @@ def test_other_columns_are_ignored_and_the_subject_is_filled_in(tmp_path: Path) 
     assert read_pairs(path, subject="given") == [QAPair("given", "q", "a")]
 
 
+def test_struck_out_lines_are_left_out(tmp_path: Path) -> None:
+    lines = [json.dumps({"dropped": dropped, "question": f"{dropped}?", "answer": "a"}) for dropped in (True, False)]
+    assert read_pairs(write(tmp_path / "x.jsonl", *lines), subject="s") == [QAPair("s", "False?", "a")]
+    with pytest.raises(DataError, match="no question-answer pair"):
+        read_pairs(write(tmp_path / "x.jsonl", lines[0], '{"dropped": true}'), subject="s")
+
+
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
@@ -35,6 +42,7 @@ def test_other_columns_are_ignored_and_the_subject_is_filled_in(tmp_path: Path) 
         ('{"question": "q", "answer": "a", "facts": "a"}', "'facts'"),
         ('{"question": "q", "answer": "a", "variants": [1]}', "'variants'"),
         ('{"question": "q", "answer": "a", "subject": 1}', "'subject'"),
+        ('{"question": "q", "answer": "a", "dropped": "true"}', "'dropped'"),
     ],
 )
 def test_an_error_names_the_file_and_the_line(tmp_path: Path, line: str, reason: str) -> None:

@@ -1,0 +1,267 @@
+"""What augmentation leaves on disk: a file of JSON lines, one per pair, and a page beside it that shows it to people.
+
+A line is written at once and never changed, so that a run that was cut off goes on where it stopped. `read_pairs` can
+read the file too; `read_augmented` also knows which of several lines for a pair counts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from unlearngate.assistant_training.data import DataError, QAPair
+from unlearngate.assistant_training.rewording import Reply, Wanted, normalise
+
+Item = tuple[int, str, QAPair]  # index, key, pair
+
+
+class AugmentedRow(BaseModel):
+    """One line of an augmented file. A person strikes it out with `"dropped": true`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    key: str = ""  # digest of the pair and of the settings that change the result
+    index: int = 0  # of the pair, among those the run was given
+    source: str = ""  # the model's name, or "offline"
+    subject: str = ""
+    question: str = ""
+    answer: str = ""
+    paraphrases: tuple[str, ...] = ()
+    paraphrased_answers: tuple[str, ...] = ()
+    variants: tuple[str, ...] = ()
+    facts: tuple[str, ...] = ()
+    dropped: bool = False
+
+    def pairs(self, pair: QAPair | None = None, *, reworded_answers: bool) -> list[QAPair]:
+        """The row as the given pair (or its own) with its rewordings, and a further pair per reworded answer.
+
+        The further pairs have no variants: those part from the first answer, and would contradict another wording.
+        """
+        pair = pair or QAPair(self.subject, self.question, self.answer, facts=self.facts)
+        full = replace(pair, paraphrases=self.paraphrases, variants=self.variants)
+        answers = self.paraphrased_answers if reworded_answers else ()
+        return [full, *(replace(full, answer=answer, variants=()) for answer in answers)]
+
+
+class Run:
+    """What is to be done for an augmented file, and the only one that writes it. Counts: paraphrases, wrong answers."""
+
+    def __init__(self, pairs: Sequence[QAPair], out: Path, source: str, settings: Any, counts: tuple[int, int]) -> None:
+        if min(counts) < 0 or not sum(counts):
+            raise DataError(f"nothing to ask for: {counts[0]} paraphrases and {counts[1]} perturbed answers")
+        self.out, self.source, self.counts = out, source, counts
+        self.rows, self.notes = _mend(out)
+        self.num_lines = out.read_bytes().count(b"\n")
+        items: dict[str, Item] = {}
+        for index, pair in enumerate(pairs):
+            key = digest([pair.question, pair.answer, pair.facts, source, settings, self.counts])
+            items.setdefault(key, (index, key, pair))
+        self.items = list(items.values())
+        done = {row.key for row in self.rows.values()}
+        self.pending = [item for item in self.items if item[1] not in done]
+        self.repeated = len(pairs) - len(self.items)
+        self.failed: list[tuple[QAPair, str]] = []
+        self.added = 0
+        self.taken: dict[str, str] = {}
+        for pair in pairs:
+            self._take(pair.question, (pair.question, *pair.paraphrases))
+        for row in self.rows.values():
+            self._take(row.question, () if row.dropped else row.paraphrases)
+
+    def wanted(self, item: Item) -> Wanted:
+        """What a reply for the pair must be."""
+        return Wanted(item[2], *self.counts, self.taken)
+
+    def add(self, item: Item, reply: Reply) -> None:
+        """Write the pair's line; it is on disk when this returns."""
+        index, key, pair = item
+        row = AugmentedRow(
+            key=key,
+            index=index,
+            source=self.source,
+            subject=pair.subject,
+            question=pair.question,
+            answer=pair.answer,
+            paraphrases=(*pair.paraphrases, *reply.paraphrased_questions),
+            paraphrased_answers=reply.paraphrased_answers,
+            variants=(*pair.variants, *reply.perturbed_answers),
+            facts=pair.facts,
+        )
+        with self.out.open("ab") as file:
+            file.write(json.dumps(row.model_dump(mode="json", exclude_defaults=True)).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self.num_lines += 1
+        self.rows[self.num_lines] = row
+        self._take(pair.question, row.paraphrases)
+        self.added += 1
+
+    def fail(self, item: Item, reason: str) -> None:
+        """Give the pair up, for this run."""
+        self.failed.append((item[2], reason))
+
+    @property
+    def review(self) -> Path:
+        """The page for people."""
+        return self.out.with_name(f"{self.out.name}.review.md")
+
+    def write_review(self) -> None:
+        """Everything in the file, for people: failed pairs first, of several lines for a pair the last."""
+        lines = {(row.question, row.answer): (n, row) for n, row in self.rows.items() if not row.dropped}
+        missing = len(self.pending) - self.added - len(self.failed)
+        name = _plain(self.out.name)
+        text = [
+            f"# {name}: {len(lines)} pairs augmented, {len(self.failed)} failed, {missing} not asked yet",
+            f'To strike a pair out, put `"dropped": true,` behind the `{{` of its line in {name}; '
+            "to strike out one text, delete it there.",
+        ]
+        for pair, reason in self.failed:
+            text += [f"## FAILED: {_plain(pair.question)}", _plain(pair.answer), f"Why: {_plain(reason)}"]
+        for number, row in lines.values():
+            text += [f"## {_plain(row.question)}", _plain(row.answer), f"Line {number}, from {_plain(row.source)}"]
+            for title, values in (
+                ("Question, reworded", row.paraphrases),
+                ("Answer, reworded", row.paraphrased_answers),
+                ("Answer, wrong", row.variants),
+            ):
+                if values:
+                    text.append("\n".join([f"{title}:", "", *(f"- {_plain(value)}" for value in values)]))
+        self.review.write_text("\n\n".join(text) + "\n", encoding="utf-8")
+
+    def _take(self, question: str, wordings: Iterable[str]) -> None:
+        for wording in wordings:
+            self.taken.setdefault(normalise(wording), normalise(question))
+
+
+def read_augmented(
+    path: Path, pairs: Sequence[QAPair] | None = None, *, reworded_answers: bool = False
+) -> list[QAPair]:
+    """Read an augmented file, without the lines that were struck out; of several for a pair the last one counts.
+
+    Args:
+        path: what `augment` or `augment_offline` wrote.
+        pairs: what it was made from: all of them come back, in order, those that failed or were struck out as they
+            are. Left out, only what the file holds comes back, in the order in which the run was given it.
+        reworded_answers: also give every paraphrased answer as a pair of its own, after the first.
+
+    Raises: DataError naming the line.
+    """
+    rows = {(row.question, row.answer): row for row in _load(path)[0].values() if not row.dropped}
+    if pairs is None:
+        ordered = sorted(rows.values(), key=lambda row: row.index)
+        return [pair for row in ordered for pair in row.pairs(reworded_answers=reworded_answers)]
+    found: list[QAPair] = []
+    for pair in pairs:
+        row = rows.get((pair.question, pair.answer))
+        found += row.pairs(pair, reworded_answers=reworded_answers) if row else [pair]
+    return found
+
+
+def read_uld_augmentation(
+    folder: Path, name: str, pairs: Sequence[QAPair], *, reworded_answers: bool = False
+) -> tuple[list[QAPair], list[str]]:
+    """Attach ULD's released augmentation of TOFU to TOFU's forget pairs, all of it and unchecked.
+
+    Args:
+        folder: holds NAME_paraphrase.jsonl and NAME_perturb.jsonl.
+        name: forget01, forget05 or forget10. The perturb files of all three hold forget10's pairs.
+        pairs: TOFU's forget pairs.
+        reworded_answers: as in `read_augmented`.
+
+    Returns: every pair, in order, and a sentence per line that is no pair's and per pair that lacks something.
+    Raises: DataError naming the line.
+    """
+    columns = {"paraphrase": ("paraphrased_questions", "paraphrased_answers"), "perturb": ("perturbed_answers",)}
+    asked = {(pair.question, pair.answer) for pair in pairs}
+    found: dict[tuple[str, str], dict[str, tuple[str, ...]]] = {key: {} for key in asked}
+    notes = []
+    for kind, names in columns.items():
+        path = folder / f"{name}_{kind}.jsonl"
+        for number, row in _rows(path, names):
+            if (key := (row["question"], row["answer"])) in found:
+                for column in names:
+                    found[key][column] = tuple(dict.fromkeys((*found[key].get(column, ()), *row[column])))
+            else:
+                notes.append(f"{path}: line {number} is about no pair: {row['question']}")
+    full: list[QAPair] = []
+    for pair in pairs:
+        texts = found[pair.question, pair.answer]
+        lacking = [column for names in columns.values() for column in names if not texts.get(column)]
+        notes += [f"{name} has no {column} for: {pair.question}" for column in lacking]
+        attached = AugmentedRow(
+            paraphrases=(*pair.paraphrases, *texts.get("paraphrased_questions", ())),
+            paraphrased_answers=texts.get("paraphrased_answers", ()),
+            variants=(*pair.variants, *texts.get("perturbed_answers", ())),
+        )
+        full += attached.pairs(pair, reworded_answers=reworded_answers)
+    return full, notes
+
+
+def digest(value: Any) -> str:
+    """Names a value that JSON can hold."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _plain(text: str) -> str:
+    """Text on one line of Markdown, as it is."""
+    return re.sub(r"([\\`*_<>\[\]#|~])", r"\\\1", " ".join(text.split()))
+
+
+def _mend(path: Path) -> tuple[dict[int, AugmentedRow], list[str]]:
+    """Make a file ready to be appended to."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    rows, size, notes = _load(path)
+    with path.open("r+b") as file:
+        file.truncate(size)
+        file.seek(max(0, size - 1))
+        if size and file.read(1) != b"\n":
+            file.write(b"\n")
+    return rows, notes
+
+
+def _load(path: Path) -> tuple[dict[int, AugmentedRow], int, list[str]]:
+    """An augmented file's rows by line number, how many bytes of it are whole lines, and what was left out."""
+    try:
+        lines = path.read_bytes().splitlines(keepends=True)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error})") from error
+    rows: dict[int, AugmentedRow] = {}
+    size = 0
+    for number, line in enumerate(lines, start=1):
+        try:
+            if line.strip():
+                rows[number] = AugmentedRow.model_validate_json(line)
+        except ValidationError as error:
+            first = error.errors()[0]
+            if number == len(lines) and not line.endswith(b"\n") and first["type"] == "json_invalid":
+                return rows, size, [f"{path}: line {number} was only half written, and its pair counts as not asked"]
+            where = ".".join(map(str, first["loc"]))
+            raise DataError(f"{path}: line {number}: {where} {first['msg']}; mend the line or delete it") from None
+        size += len(line)
+    return rows, size, []
+
+
+def _rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Lines with a question, an answer and the columns, which are lists of strings."""
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error})") from error
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            texts = [row["question"], row["answer"], *(text for column in columns for text in row[column])]
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path}: line {number} is not ULD's augmentation ({error!r})") from None
+        if not all(isinstance(text, str) and text.strip() for text in texts):
+            raise DataError(f"{path}: line {number}: every text must be a non-empty string")
+        yield number, row
