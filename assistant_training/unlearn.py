@@ -15,10 +15,11 @@ from rich.progress import Progress
 from torch import Tensor
 
 from unlearngate.assistant_training import unlearning_losses as losses
-from unlearngate.assistant_training.assistant import LINEARS
+from unlearngate.assistant_training.assistant import LINEARS, new_assistant
 from unlearngate.assistant_training.data import QAPair
 from unlearngate.assistant_training.encoding import Batch, collate, encode
 from unlearngate.assistant_training.objectives import TrainingError, answer_loss
+from unlearngate.assistant_training.offset import OffsetModel
 from unlearngate.assistant_training.optimizing import Optimizer
 
 REFUSALS = (
@@ -39,6 +40,7 @@ class UnlearnSettings:
     batch_size: int = 16
     retain_weight: float = 1.0
     lora_rank: int | None = None  # None tunes all weights
+    offset_layers: int | None = None  # an offset of this many of the target's layers, with LoRA, is tuned instead
 
 
 class Step(NamedTuple):
@@ -103,6 +105,7 @@ METHODS: dict[str, tuple[Method, UnlearnSettings]] = {
     # The authors weigh the forget loss 0.1375 and the retain loss 1.
     "SimNPO": (simnpo, UnlearnSettings(learning_rate=3e-4, retain_weight=7.3)),
     "IdkDPO": (idk_dpo, UnlearnSettings(learning_rate=3e-4)),
+    "Offset-NPO": (npo, UnlearnSettings(learning_rate=1e-3, lora_rank=16, offset_layers=3)),
     "UNDIAL": (undial, UnlearnSettings(learning_rate=1e-3, lora_rank=8)),
 }
 
@@ -163,6 +166,12 @@ def unlearn(
 
 
 def _trainable_copy(target: Any, settings: UnlearnSettings) -> Any:
+    if settings.offset_layers is not None:
+        rank = settings.lora_rank or 16
+        assistant = new_assistant(
+            target, num_layers=settings.offset_layers, rank=rank, alpha=2 * rank, model_id="target"
+        )
+        return OffsetModel(target, assistant.train())
     model = copy.deepcopy(target)
     if settings.lora_rank is None:
         return model.requires_grad_(True).train()

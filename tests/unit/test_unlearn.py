@@ -5,9 +5,12 @@ import torch
 from rich.progress import Progress
 
 from support.tiny import make_target
+from unlearngate.assistant_training.assistant import new_assistant
 from unlearngate.assistant_training.data import QAPair
 from unlearngate.assistant_training.encoding import collate, encode
+from unlearngate.assistant_training.evaluation import greedy
 from unlearngate.assistant_training.objectives import TrainingError, answer_loss
+from unlearngate.assistant_training.offset import OffsetModel
 from unlearngate.assistant_training.optimizing import Optimizer
 from unlearngate.assistant_training.scoring import score
 from unlearngate.assistant_training.training_run import load_target
@@ -34,8 +37,9 @@ def target(tmp_path_factory):
 
 
 def run(target, name, seed=0, pairs=FORGET, **changes):
-    lora_rank = METHODS[name][1].lora_rank if name in METHODS else None
-    settings = UnlearnSettings(**{**FEW, "lora_rank": lora_rank, **changes})
+    default = METHODS[name][1] if name in METHODS else UnlearnSettings(learning_rate=0.0)
+    own = {"lora_rank": default.lora_rank, "offset_layers": default.offset_layers and 2}
+    settings = UnlearnSettings(**{**FEW, **own, **changes})
     with Progress(disable=True) as progress:
         return unlearn(
             *(target.model, target.tokenizer, name, pairs, RETAIN), seed=seed, progress=progress, settings=settings
@@ -60,6 +64,24 @@ def test_a_method_makes_the_answers_less_likely_and_leaves_the_target_alone(targ
 
 def test_lora_trains_fewer_weights_than_the_target_has(target):
     assert run(target, "UNDIAL", epochs=1).num_trainable < run(target, "GA", epochs=1).num_trainable / 2
+
+
+def test_an_offset_starts_as_the_target_and_decodes_with_a_cache_as_without(target):
+    assistant = new_assistant(target.model, num_layers=2, rank=4, alpha=8, model_id="tiny")
+    offset = OffsetModel(target.model, assistant).eval()
+    prompts = [[5, 9, 30, 7], [8, 8]]
+    assert greedy(offset, prompts, eos_id=-1, max_tokens=6) == greedy(target.model, prompts, eos_id=-1, max_tokens=6)
+    for name, weight in assistant.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.5)
+    answers = greedy(offset, prompts, eos_id=-1, max_tokens=6)
+    assert answers != greedy(target.model, prompts, eos_id=-1, max_tokens=6)
+    for prompt, answer in zip(prompts, answers, strict=True):
+        tokens = list(prompt)
+        for _ in range(6):
+            with torch.no_grad():
+                tokens.append(int(offset(input_ids=torch.tensor([tokens])).logits[0, -1].argmax()))
+        assert tokens[len(prompt) :] == answer
 
 
 def test_the_same_seed_gives_the_same_model(target):
