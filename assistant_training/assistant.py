@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,41 +14,50 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from torch import Tensor
 
 from unlearngate.assistant_training.objectives import TrainingError
+from unlearngate.assistant_training.tapped import TappedAssistant
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
-def truncate(target: Any, num_layers: int, *, model_id: str) -> Any:
-    """The target's first layers with its final norm and head, as a model of the same class.
+def truncate(target: Any, num_layers: int, *, model_id: str, tap_layer: int = 0) -> Any:
+    """Some of the target's layers with its final norm and head, as a model of the same class.
 
     The weights are the target's own memory, frozen; the modules are new, so what is put on them leaves the target be.
 
     Args:
         target: a decoder-only Hugging Face model with its layers at `model.layers`.
-        num_layers: layers to keep, from the embeddings on.
+        num_layers: layers to keep.
         model_id: the target's public name, which adapters then name as their base.
+        tap_layer: the first of them; 0 starts at the embeddings, more wants hidden states as `inputs_embeds`.
 
     Raises: TrainingError if the target has fewer layers.
     """
     config = copy.deepcopy(target.config)
-    if not 0 < num_layers <= config.num_hidden_layers:
-        raise TrainingError(f"an assistant of {num_layers} layers was asked for, the target has {_layers(target)}")
+    last = tap_layer + num_layers
+    if not (tap_layer >= 0 and 0 < num_layers and last <= config.num_hidden_layers):
+        after = f" after layer {tap_layer}" if tap_layer else ""
+        raise TrainingError(
+            f"an assistant of {num_layers} layers{after} was asked for, the target has {_layers(target)}"
+        )
     config.num_hidden_layers = num_layers
     if getattr(config, "layer_types", None):
-        config.layer_types = config.layer_types[:num_layers]
+        config.layer_types = config.layer_types[tap_layer:last]
     with init_empty_weights(include_buffers=False):
         model = type(target)(config)
     weights = target.state_dict()
     # assign: the parameters become views of the target's storage. Layers beyond num_layers are left out.
-    model.load_state_dict({name: weights[name] for name in model.state_dict()}, assign=True)
+    model.load_state_dict({name: weights[_in_target(name, tap_layer)] for name in model.state_dict()}, assign=True)
     model.tie_weights()
     model.requires_grad_(False)
     model.name_or_path = model_id
     return model.eval()
 
 
-def new_assistant(target: Any, *, num_layers: int, rank: int, alpha: int, model_id: str) -> Any:
-    """An untrained assistant: a PEFT model with LoRA on every linear map of the layers, not on the head."""
+def new_assistant(target: Any, *, num_layers: int, rank: int, alpha: int, model_id: str, tap_layer: int = 0) -> Any:
+    """An untrained assistant: a PEFT model with LoRA on every linear map of the layers, not on the head.
+
+    With a tap layer it is a `TappedAssistant` around one.
+    """
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
@@ -56,7 +66,12 @@ def new_assistant(target: Any, *, num_layers: int, rank: int, alpha: int, model_
         bias="none",
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(truncate(target, num_layers, model_id=model_id), config)
+    peft_model = get_peft_model(truncate(target, num_layers, model_id=model_id, tap_layer=tap_layer), config)
+    if not tap_layer:
+        return peft_model
+    prefix = truncate(target, tap_layer, model_id=model_id).model
+    prefix.norm = torch.nn.Identity()
+    return TappedAssistant(prefix, peft_model)
 
 
 def load_assistant(target: Any, folder: Path, *, num_layers: int, model_id: str) -> Any:
@@ -67,21 +82,30 @@ def load_assistant(target: Any, folder: Path, *, num_layers: int, model_id: str)
 def adapter_tensors(assistant: Any) -> dict[str, Tensor]:
     """The LoRA tensors under the names PEFT saves them by, detached and fp32."""
     # save_embedding_layers: "auto" would ask the Hugging Face hub about the base model.
-    state: dict[str, Tensor] = get_peft_model_state_dict(assistant, save_embedding_layers=False)
+    state: dict[str, Tensor] = get_peft_model_state_dict(_peft_model(assistant), save_embedding_layers=False)
     return {name: tensor.detach().to(torch.float32).contiguous() for name, tensor in state.items()}
 
 
 def load_adapter_tensors(assistant: Any, tensors: dict[str, Tensor]) -> None:
     """Put LoRA tensors back that `adapter_tensors` took."""
-    set_peft_model_state_dict(assistant, tensors)
+    set_peft_model_state_dict(_peft_model(assistant), tensors)
 
 
 def adapter_config(assistant: Any) -> dict[str, Any]:
     """PEFT's adapter_config.json, as PEFT itself would write it for inference."""
-    config = assistant.peft_config["default"].to_dict()
+    config = _peft_model(assistant).peft_config["default"].to_dict()
     config["inference_mode"] = True
     plain: dict[str, Any] = json.loads(json.dumps(config, default=_plain))
     return plain
+
+
+def _peft_model(assistant: Any) -> Any:
+    return assistant.peft_model if isinstance(assistant, TappedAssistant) else assistant
+
+
+def _in_target(name: str, tap_layer: int) -> str:
+    """A truncated model's parameter under its name in the target."""
+    return re.sub(r"^model\.layers\.(\d+)\.", lambda m: f"model.layers.{int(m[1]) + tap_layer}.", name)
 
 
 def _plain(value: Any) -> Any:

@@ -45,6 +45,11 @@ from unlearngate.assistant_training.unlearn import METHODS, unlearn
 from unlearngate.manifest import Strength
 
 RESULTS_FILE = "results.jsonl"
+GATED = " + gate"
+ASSISTANTS = {
+    "ULD": AssistantSettings(weight=1.5),
+    "ULD tapped": AssistantSettings(weight=1.5, tap_layer=4, num_layers=2),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +57,7 @@ class ReproduceSettings:
     """What is trained, and how much is decoded."""
 
     target: TargetSettings = field(default_factory=lambda: TargetSettings(vocab_size=2048))
-    assistant: AssistantSettings = field(default_factory=lambda: AssistantSettings(weight=1.5))
+    assistants: dict[str, AssistantSettings] = field(default_factory=lambda: dict(ASSISTANTS))
     methods: tuple[str, ...] = tuple(METHODS)
     num_samples: int = 4  # sampled answers to each forget question
     max_tokens: int = 80
@@ -95,7 +100,8 @@ def seen_retain(benchmark: Benchmark) -> tuple[list[QAPair], list[Question]]:
 def _seed_rows(
     benchmark: Benchmark, folder: Path, seed: int, settings: ReproduceSettings, progress: Progress, done: set[str]
 ) -> Iterator[Row]:
-    wanted = {"target", "retain model", "ULD", "ULD + gate", *settings.methods}
+    wanted = {"target", "retain model", *settings.methods}
+    wanted |= {name + gate for name in settings.assistants for gate in ("", GATED)}
     if wanted <= done:
         return
     target, tokenizer = _trained(folder / "target", benchmark.learned, benchmark, settings, seed, progress)
@@ -110,8 +116,9 @@ def _seed_rows(
         yield row("target", Model(target, tokenizer), {})
     if "retain model" not in done:
         yield row("retain model", Model(retain_model, tokenizer), {}, retain_figures)
-    if not {"ULD", "ULD + gate"} <= done:
-        yield from _uld_rows(target, tokenizer, benchmark, seed, settings, progress, row, done)
+    for name, chosen in settings.assistants.items():
+        if not {name, name + GATED} <= done:
+            yield from _uld_rows(target, tokenizer, benchmark, seed, name, chosen, progress, row, done)
     for name in settings.methods:
         if name not in done:
             torch.manual_seed(seed)
@@ -129,13 +136,13 @@ def _uld_rows(
     tokenizer: Any,
     benchmark: Benchmark,
     seed: int,
-    settings: ReproduceSettings,
+    name: str,
+    chosen: AssistantSettings,
     progress: Progress,
     row: Callable[..., Row],
     done: set[str],
 ) -> Iterator[Row]:
-    retain, _ = seen_retain(benchmark)
-    forget, chosen = benchmark.forget_pairs, settings.assistant
+    forget, (retain, _) = benchmark.forget_pairs, seen_retain(benchmark)
     torch.manual_seed(seed)
     started = time.monotonic()
     arguments = (target, tokenizer, forget, retain, chosen)
@@ -148,10 +155,10 @@ def _uld_rows(
         "trainable": sum(weight.numel() for weight in assistant.parameters() if weight.requires_grad),
     }
     gate = calibrate(assistant, tokenizer, forget, retain, varied_prompts=chosen.varied_prompts, seed=seed).gate_nats
-    for name, gate_nats in (("ULD", 0.0), ("ULD + gate", gate)):
-        if name not in done:
+    for label, gate_nats in ((name, 0.0), (name + GATED, gate)):
+        if label not in done:
             strength = Strength(weight=chosen.weight, keep_ratio=chosen.keep_ratio, gate_nats=gate_nats)
-            yield row(name, Model(target, tokenizer, [InForce(assistant, strength)]), {"gate_nats": gate_nats, **cost})
+            yield row(label, Model(target, tokenizer, [InForce(assistant, strength)]), {"gate_nats": gate_nats, **cost})
 
 
 def _more(model: Model, benchmark: Benchmark, seed: int, settings: ReproduceSettings) -> dict[str, float]:

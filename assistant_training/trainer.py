@@ -42,6 +42,7 @@ class AssistantSettings:
     """Shape and training of an assistant, and the strength it is recommended at."""
 
     num_layers: int = 3
+    tap_layer: int = 0  # the target's layers before it are not the assistant's
     rank: int = 16
     alpha: int = 32
     learning_rate: float = 4e-3
@@ -85,7 +86,12 @@ def train_assistant(
     if not forget or not retain:
         raise TrainingError(f"both sets need answers, got {len(forget)} to forget and {len(retain)} to retain")
     assistant = new_assistant(
-        target, num_layers=settings.num_layers, rank=settings.rank, alpha=settings.alpha, model_id=model_id
+        target,
+        num_layers=settings.num_layers,
+        rank=settings.rank,
+        alpha=settings.alpha,
+        model_id=model_id,
+        tap_layer=settings.tap_layer,
     )
     assistant.train()
     steps = max(1, settings.epochs * len(retain) // _num_retain(settings))
@@ -173,7 +179,7 @@ def export_assistant(
             "version": "1",
             "kind": "uld",
             "target": identity,
-            "tap_layer": 0,
+            "tap_layer": settings.tap_layer,
             "num_layers": settings.num_layers,
             "rank": settings.rank,
             "recommended": {

@@ -19,16 +19,20 @@ from unlearngate.assistant_training.tofu import Benchmark, Question
 from unlearngate.assistant_training.trainer import AssistantSettings
 
 METHODS = ("GA", "UNDIAL")
+BRIEF = {"rank": 2, "epochs": 1, "forget_batch": 8, "retain_batch": 16}
 SMALL = ReproduceSettings(
     target=TargetSettings(
         vocab_size=300, hidden_size=32, intermediate_size=32, num_layers=2, num_heads=2, epochs=1, min_epochs=1
     ),
-    assistant=AssistantSettings(num_layers=1, rank=2, epochs=1, forget_batch=8, retain_batch=16),
+    assistants={
+        "ULD": AssistantSettings(num_layers=1, **BRIEF),
+        "ULD tapped": AssistantSettings(num_layers=1, tap_layer=1, **BRIEF),
+    },
     methods=METHODS,
     num_samples=2,
     max_tokens=6,
 )
-MODELS = {"target", "retain model", "ULD", "ULD + gate", *METHODS}
+MODELS = {"target", "retain model", "ULD", "ULD + gate", "ULD tapped", "ULD tapped + gate", *METHODS}
 
 
 def questions(name, count):

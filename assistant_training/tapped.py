@@ -1,0 +1,81 @@
+"""Assistants that tap the target at a layer: the layers before it run once, frozen; those after it are trained."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class TappedAssistant(torch.nn.Module):
+    """An assistant of the target's layers j to j + m, on the hidden states that its first j layers compute.
+
+    In training every conversation's hidden states are computed once and kept, so that what is seen again costs only the
+    m layers. They need T x H numbers for each conversation, on the model's device.
+
+    Args:
+        prefix: the target's first j layers without a final norm, as a Hugging Face base model, frozen.
+        peft_model: the next m layers, final norm and head, with LoRA.
+    """
+
+    def __init__(self, prefix: Any, peft_model: Any) -> None:
+        super().__init__()
+        self.peft_model = peft_model
+        self._prefix = [prefix]  # in a list: not a module of this one, so neither trained nor saved with it
+        self._hidden: dict[tuple[int, ...], Tensor] = {}
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        **more: Any,
+    ) -> SimpleNamespace:
+        """As a Hugging Face model answers: `logits`, and a cache of both parts as `past_key_values`."""
+        caches = past_key_values or (None, None)
+        if self.training:
+            hidden_BTH, prefix_cache = self._kept(input_ids, attention_mask), None
+        else:
+            hidden_BTH, prefix_cache = self._run(input_ids, attention_mask, position_ids, caches[0], **more)
+        output = self.peft_model(
+            inputs_embeds=hidden_BTH,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=caches[1],
+            **more,
+        )
+        return SimpleNamespace(logits=output.logits, past_key_values=(prefix_cache, output.past_key_values))
+
+    @torch.no_grad()
+    def _run(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor | None = None,
+        cache: Any = None,
+        use_cache: bool = False,
+        **_: Any,
+    ) -> tuple[Tensor, Any]:
+        output = self._prefix[0](
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=cache,
+            use_cache=use_cache,
+        )
+        return output.last_hidden_state, output.past_key_values
+
+    def _kept(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """(B, T, H) of right-padded conversations; what is not known yet is computed in one batch."""
+        lengths = attention_mask.sum(dim=1).tolist()
+        keys = [tuple(row[:length]) for row, length in zip(input_ids.tolist(), lengths, strict=True)]
+        new = [index for index, key in enumerate(keys) if key not in self._hidden]
+        if new:
+            hidden_BTH, _ = self._run(input_ids[new], attention_mask[new])
+            for index, hidden_TH in zip(new, hidden_BTH, strict=True):
+                self._hidden[keys[index]] = hidden_TH[: lengths[index]].clone()
+        rows = [self._hidden[key] for key in keys]
+        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)

@@ -1,0 +1,94 @@
+"""A tapped assistant is the target's later layers: exactly, with and without what it keeps."""
+
+import pytest
+import torch
+
+from support.tiny import make_target
+from unlearngate.assistant_training.assistant import adapter_tensors, new_assistant
+from unlearngate.assistant_training.encoding import collate, encode
+from unlearngate.assistant_training.evaluation import greedy
+from unlearngate.assistant_training.objectives import TrainingError
+from unlearngate.assistant_training.training_run import load_target
+
+PROMPTS = [[5, 9, 30, 7], [8, 8]]
+
+
+@pytest.fixture(scope="module", params=["llama", "qwen3"])
+def target(request, tmp_path_factory):
+    torch.set_num_threads(1)
+    folder = make_target(tmp_path_factory.mktemp("tapped") / "tiny", request.param, seed=9)
+    return load_target(folder, device="cpu")
+
+
+def tapped(target, tap_layer, num_layers):
+    return new_assistant(
+        target.model, num_layers=num_layers, rank=4, alpha=8, model_id="tiny", tap_layer=tap_layer
+    ).eval()
+
+
+def disturb(assistant):
+    """Make the adapter do something."""
+    generator = torch.Generator().manual_seed(0)
+    for name, weight in assistant.named_parameters():
+        if "lora_B" in name:
+            weight.data = torch.randn(weight.shape, generator=generator) * 0.3
+    return assistant
+
+
+@pytest.fixture
+def batch(target):
+    rows = [encode(target.tokenizer, f"question {i}?", "a" * (3 * i + 1)) for i in range(3)]
+    return collate(rows, target.tokenizer.pad_token_id)
+
+
+@pytest.mark.parametrize("tap_layer", [1, 2, 3])
+def test_untrained_it_ends_as_the_target_does(target, batch, tap_layer):
+    assistant = tapped(target, tap_layer, 4 - tap_layer)
+    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+    with torch.no_grad():
+        expected, found = target.model(**inputs).logits, assistant(**inputs).logits
+    inside = batch.attention_mask.bool()
+    assert torch.equal(found[inside], expected[inside])
+
+
+def test_what_is_kept_is_what_would_be_computed(target, batch):
+    assistant = disturb(tapped(target, 2, 2))
+    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+    with torch.no_grad():
+        expected = assistant(**inputs).logits
+        assistant.train()
+        first, again = assistant(**inputs).logits, assistant(**inputs).logits
+        order = [2, 0]
+        mixed = assistant(input_ids=batch.input_ids[order], attention_mask=batch.attention_mask[order]).logits
+    inside = batch.attention_mask.bool()
+    assert torch.allclose(first[inside], expected[inside], atol=1e-5)
+    assert torch.equal(first[inside], again[inside])
+    assert torch.allclose(mixed[0][inside[2]], expected[2][inside[2]], atol=1e-5)
+
+
+def test_only_the_adapter_is_trained_and_saved(target, batch):
+    assistant = disturb(tapped(target, 2, 2)).train()
+    loss = assistant(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits.square().mean()
+    loss.backward()
+    trained = {name for name, weight in assistant.named_parameters() if weight.grad is not None}
+    assert trained and all("lora_" in name for name in trained)
+    assert not any(weight.grad is not None for weight in target.model.parameters())
+    names = adapter_tensors(assistant).keys()
+    assert {name.split(".")[4] for name in names} == {"0", "1"}
+
+
+def test_it_decodes_with_a_cache_as_without(target):
+    assistant = disturb(tapped(target, 1, 2))
+    answers = greedy(assistant, PROMPTS, eos_id=-1, max_tokens=6)
+    for prompt, answer in zip(PROMPTS, answers, strict=True):
+        tokens = list(prompt)
+        for _ in range(6):
+            ids = torch.tensor([tokens])
+            with torch.no_grad():
+                tokens.append(int(assistant(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, -1].argmax()))
+        assert tokens[len(prompt) :] == answer
+
+
+def test_more_layers_than_the_target_has_are_refused(target):
+    with pytest.raises(TrainingError, match="3 layers after layer 2 was asked for, the target has 4"):
+        tapped(target, 2, 3)
