@@ -38,7 +38,10 @@ def summarize(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str, f
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
     """A table of medians over seeds; the range in brackets where it does not round to the median."""
-    lines = ["| model | " + " | ".join(heading for heading, _ in COLUMNS.values()) + " |", "|---" * 12 + "|"]
+    lines = [
+        "| model | " + " | ".join(heading for heading, _ in COLUMNS.values()) + " |",
+        "|---" * (1 + len(COLUMNS)) + "|",
+    ]
     for model, figures in summarize(rows).items():
         cells = [_cell(figures.get(name), form) for name, (_, form) in COLUMNS.items()]
         lines.append(f"| {model} | " + " | ".join(cells) + " |")

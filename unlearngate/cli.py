@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from unlearngate.command_errors import errors_as_sentences
 from unlearngate.errors import UnlearngateError
 from unlearngate.evaluate_cli import reproduce
 from unlearngate.train_cli import app as train_app
@@ -34,15 +33,6 @@ app.add_typer(train_app, name="train")
 app.command("reproduce")(reproduce)
 
 
-@contextmanager
-def _errors_as_sentences() -> Iterator[None]:
-    try:
-        yield
-    except (UnlearngateError, OSError, ValueError) as error:
-        typer.secho(f"error: {error}", fg="red", err=True)
-        raise typer.Exit(2) from None
-
-
 @demo_app.command("build")
 def demo_build(
     out: Annotated[Path | None, typer.Option(help="where it goes; default: below $XDG_CACHE_HOME or ~/.cache")] = None,
@@ -59,7 +49,7 @@ def demo_build(
     """
     from unlearngate.assistant_training.demo import build_demo
 
-    with _errors_as_sentences():
+    with errors_as_sentences():
         summary = build_demo(
             out or demo_folder(tofu), tofu=tofu, num_authors=authors, num_forget_sets=sets, seed=seed, force=force
         )
@@ -85,7 +75,7 @@ def demo_probe(
 
     from unlearngate.assistant_training.probing import probe_server, read_probes
 
-    with _errors_as_sentences():
+    with errors_as_sentences():
         probes = read_probes((folder or demo_folder(None)) / "probes.jsonl")
         try:
             with Progress() as progress:
@@ -132,7 +122,7 @@ def serve(
     Without MODEL the demo is served, and built first if it is not there.
     Example:  unlearngate serve ./Llama-3.1-8B-Instruct --forget-sets ./sets --default-set acme-takedown
     """
-    with _errors_as_sentences():
+    with errors_as_sentences():
         if model is None:
             from unlearngate.assistant_training.demo import build_demo
 
@@ -182,7 +172,7 @@ def sets_verify(
 
     loaded: list[ForgetSet] = []
     refused: list[str] = []
-    with _errors_as_sentences():
+    with errors_as_sentences():
         if target:
             registry = Registry(identify_target(target), folder)
             try:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from unlearngate.errors import UnlearngateError
+from unlearngate.command_errors import errors_as_sentences
 
 
 def reproduce(
@@ -32,13 +32,10 @@ def reproduce(
     from unlearngate.assistant_training.results import markdown, write_results
     from unlearngate.assistant_training.tofu import read_benchmark
 
-    try:
+    with errors_as_sentences():
         benchmark = read_benchmark(data, num_authors=authors, num_forget_authors=forget_authors)
         with Progress() as progress:
             rows = run(benchmark, out, seeds=range(seeds), settings=ReproduceSettings(), progress=progress)
-    except (UnlearngateError, OSError, ValueError) as error:
-        typer.secho(f"error: {error}", fg="red", err=True)
-        raise typer.Exit(2) from None
     console = Console()
     console.print(markdown(rows), markup=False, soft_wrap=True)
     for path in write_results(rows, out):

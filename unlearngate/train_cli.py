@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 import typer
 from rich.console import Console
 
+from unlearngate.command_errors import errors_as_sentences
 from unlearngate.errors import UnlearngateError
 
 app = typer.Typer(help="Make forget sets from files of questions and answers.", no_args_is_help=True)
@@ -79,7 +80,7 @@ def train_uld(
         bf16=bf16,
         gradient_checkpointing=gradient_checkpointing,
     )
-    try:
+    with errors_as_sentences():
         loaded = load_target(target, model_id=name, device=device)
         if loaded.identity.architecture not in TARGET_ARCHITECTURES:
             raise UnlearngateError(
@@ -93,9 +94,6 @@ def train_uld(
                 progress=progress,
                 checkpoint_every=checkpoint_every,
             )
-    except (UnlearngateError, OSError, ValueError) as error:
-        typer.secho(f"error: {error}", fg="red", err=True)
-        raise typer.Exit(2) from None
     console = Console()
     for key, value in forget_set.manifest.metrics.items():
         console.print(f"{key:<24} {value:.3f}")
@@ -137,7 +135,7 @@ def train_augment(
     from unlearngate.assistant_training.augmentation import Endpoint, augment, augment_offline
     from unlearngate.assistant_training.data import read_pairs
 
-    try:
+    with errors_as_sentences():
         if out.resolve() in {path.resolve() for path in (pairs, retain) if path}:
             raise UnlearngateError(f"{out} is read from; give OUT a file of its own")
         asked = read_pairs(pairs, subject="")  # an empty subject is not written; train uld fills in its set's name
@@ -164,9 +162,6 @@ def train_augment(
                     concurrency=concurrency,
                     progress=progress,
                 )
-    except (UnlearngateError, OSError, ValueError) as error:
-        typer.secho(f"error: {error}", fg="red", err=True)
-        raise typer.Exit(2) from None
     console = Console(markup=False, highlight=False, soft_wrap=True)
     for note in report.notes:
         console.print(note)
