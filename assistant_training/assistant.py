@@ -67,16 +67,13 @@ def new_assistant(target: Any, *, num_layers: int, rank: int, alpha: int, model_
         task_type="CAUSAL_LM",
     )
     peft_model = get_peft_model(truncate(target, num_layers, model_id=model_id, tap_layer=tap_layer), config)
-    if not tap_layer:
-        return peft_model
-    prefix = truncate(target, tap_layer, model_id=model_id).model
-    prefix.norm = torch.nn.Identity()
-    return TappedAssistant(prefix, peft_model)
+    return _tapping(target, tap_layer, peft_model, model_id)
 
 
-def load_assistant(target: Any, folder: Path, *, num_layers: int, model_id: str) -> Any:
+def load_assistant(target: Any, folder: Path, *, num_layers: int, model_id: str, tap_layer: int = 0) -> Any:
     """The assistant of a saved forget set, on this target."""
-    return PeftModel.from_pretrained(truncate(target, num_layers, model_id=model_id), folder).eval()
+    own = truncate(target, num_layers, model_id=model_id, tap_layer=tap_layer)
+    return _tapping(target, tap_layer, PeftModel.from_pretrained(own, folder).eval(), model_id).eval()
 
 
 def adapter_tensors(assistant: Any) -> dict[str, Tensor]:
@@ -97,6 +94,15 @@ def adapter_config(assistant: Any) -> dict[str, Any]:
     config["inference_mode"] = True
     plain: dict[str, Any] = json.loads(json.dumps(config, default=_plain))
     return plain
+
+
+def _tapping(target: Any, tap_layer: int, peft_model: Any, model_id: str) -> Any:
+    """The layers behind a tap with those before it in front of them; without a tap, as they are."""
+    if not tap_layer:
+        return peft_model
+    prefix = truncate(target, tap_layer, model_id=model_id).model
+    prefix.norm = torch.nn.Identity()
+    return TappedAssistant(prefix, peft_model)
 
 
 def _peft_model(assistant: Any) -> Any:

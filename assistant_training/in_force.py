@@ -20,6 +20,14 @@ class InForce(NamedTuple):
     strength: Strength
 
 
+class Model(NamedTuple):
+    """What is asked or evaluated: a Hugging Face model, and the forget sets in force on it."""
+
+    target: Any
+    tokenizer: Any
+    in_force: Sequence[InForce] = ()
+
+
 def subtract(
     target_RV: Tensor, assistants: Sequence[Tensor], strengths: Sequence[Strength], *, mode: Mode = "sampling"
 ) -> Tensor:

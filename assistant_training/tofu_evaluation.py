@@ -5,27 +5,18 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
 
 import numpy as np
 
 from unlearngate.assistant_training import memorization, metrics
 from unlearngate.assistant_training.encoding import encode, encode_prompt
 from unlearngate.assistant_training.evaluation import greedy, sample
-from unlearngate.assistant_training.in_force import InForce
+from unlearngate.assistant_training.in_force import Model
 from unlearngate.assistant_training.scoring import Scored, score
 from unlearngate.assistant_training.tofu import Benchmark, Question
 from unlearngate.kernels.pairs import Mode
 
 _OPTIONS = ("real_authors", "world_facts")  # scored as multiple choice, and without paraphrases
-
-
-class Model(NamedTuple):
-    """What is evaluated: a Hugging Face model, and the forget sets in force on it."""
-
-    target: Any
-    tokenizer: Any
-    in_force: Sequence[InForce] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,60 @@
+"""Forget sets from disk, in force on a Hugging Face target: what a server does with a request that names them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from peft import PeftModel
+
+from unlearngate.artefact import ForgetSet
+from unlearngate.assistant_training.assistant import load_assistant, truncate
+from unlearngate.assistant_training.in_force import InForce, Model
+from unlearngate.assistant_training.objectives import TrainingError
+from unlearngate.manifest import Strength
+
+
+def with_sets(
+    target: Any, tokenizer: Any, sets: Sequence[ForgetSet], strengths: Sequence[Strength | None] | None = None
+) -> Model:
+    """The target as it answers with these sets in force; the target itself stays as it is.
+
+    Args:
+        target: a Hugging Face model in evaluation mode, the one that the sets were trained on.
+        tokenizer: its tokenizer.
+        sets: verified artefacts, of kind `uld` (composed) or at most one of kind `undial` (put on the target itself).
+        strengths: of each set; None takes what its manifest recommends.
+
+    Raises: TrainingError if two sets are of kind `undial`: one LoRA on the target is what one of them was trained as.
+    """
+    chosen = strengths or [None] * len(sets)
+    undial = [forget_set for forget_set in sets if forget_set.manifest.kind == "undial"]
+    if len(undial) > 1:
+        names = ", ".join(forget_set.name for forget_set in undial)
+        raise TrainingError(f"at most one set of kind 'undial' can be in force at a time, got {names}")
+    in_force = [
+        InForce(assistant_of(target, forget_set), strength or forget_set.manifest.recommended)
+        for forget_set, strength in zip(sets, chosen, strict=True)
+        if forget_set.manifest.kind == "uld"
+    ]
+    student = _student(target, undial[0]) if undial else target
+    return Model(student, tokenizer, in_force)
+
+
+def assistant_of(target: Any, forget_set: ForgetSet) -> Any:
+    """The assistant of a set of kind `uld`, on this target."""
+    manifest = forget_set.manifest
+    return load_assistant(
+        target,
+        forget_set.folder,
+        num_layers=manifest.num_layers,
+        model_id=manifest.target.model_id,
+        tap_layer=manifest.tap_layer,
+    )
+
+
+def _student(target: Any, forget_set: ForgetSet) -> Any:
+    """The target with a set of kind `undial` on it, as a model of its own that shares the target's weights."""
+    manifest = forget_set.manifest
+    own = truncate(target, manifest.target.num_layers, model_id=manifest.target.model_id)
+    return PeftModel.from_pretrained(own, forget_set.folder).eval()
