@@ -3,7 +3,7 @@
     NAME/
       forget_set.json             ForgetSetManifest
       adapter_config.json         PEFT's
-      adapter_model.safetensors   PEFT's; names as PEFT writes them for the truncated target
+      adapter_model.safetensors   PEFT's; names as PEFT writes them for the set's layers of the target, counted from 0
 
 `save_forget_set` is the only writer, `load_forget_set` the only reader. Loading trusts nothing: see its docstring.
 """
@@ -243,10 +243,10 @@ def _verify_tensors(path: Path, manifest: ForgetSetManifest, rank: int) -> None:
             for name in tensors.keys():
                 match = _TENSOR_NAME.fullmatch(name)
                 if match is None or match["linear"] not in shapes:
-                    raise ArtefactError(path, f"tensor {name!r} lands on no module of the assistant")
+                    raise ArtefactError(path, f"tensor {name!r} lands on no module of the set's layers")
                 layer, half = int(match["layer"]), match["half"]
                 if layer >= manifest.num_layers:
-                    raise ArtefactError(path, f"tensor {name!r}: the assistant has {manifest.num_layers} layers only")
+                    raise ArtefactError(path, f"tensor {name!r}: the set has {manifest.num_layers} layers only")
                 out_features, in_features = shapes[match["linear"]]
                 expected = (rank, in_features) if half == "A" else (out_features, rank)
                 tensor = tensors.get_tensor(name)

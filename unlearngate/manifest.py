@@ -51,6 +51,13 @@ class StrengthBounds(BaseModel):
     gate_nats: Bounds
 
 
+# A set of kind "undial" is in force or not: it has no assistant whose logits could be weighed, filtered or gated.
+UNDIAL_STRENGTH = Strength(weight=1.0, keep_ratio=0.0, gate_nats=0.0)
+UNDIAL_BOUNDS = StrengthBounds(
+    weight=Bounds(low=1.0, high=1.0), keep_ratio=Bounds(low=0.0, high=0.0), gate_nats=Bounds(low=0.0, high=0.0)
+)
+
+
 class ForgetSetManifest(BaseModel):
     """`forget_set.json`. Digests are sha256, hexadecimal; the training data itself is never stored."""
 
@@ -59,10 +66,12 @@ class ForgetSetManifest(BaseModel):
     format: Literal[1] = 1
     name: str = Field(pattern=NAME_PATTERN)
     version: str = Field(pattern=r"^[0-9A-Za-z._-]{1,64}$")
-    kind: Literal["uld", "undial"]
+    kind: Literal["uld", "undial"] = Field(
+        description="uld: LoRA on an assistant, whose logits are subtracted; undial: LoRA on the target itself"
+    )
     target: TargetIdentity
-    tap_layer: int = Field(ge=0, description="the assistant starts before this layer of the target; 0 = the embeddings")
-    num_layers: int = Field(gt=0, description="decoder layers the assistant has")
+    tap_layer: int = Field(ge=0, description="the first of the target's layers that the set has; 0 = the embeddings")
+    num_layers: int = Field(gt=0, description="decoder layers that the set has; undial: all")
     rank: int = Field(gt=0, le=512, description="LoRA rank")
     recommended: Strength
     bounds: StrengthBounds
@@ -84,4 +93,18 @@ class ForgetSetManifest(BaseModel):
             value: float = getattr(self.recommended, field)
             if not bounds.low <= value <= bounds.high:
                 raise ValueError(f"recommended {field} {value} is outside its bounds [{bounds.low}, {bounds.high}]")
+        if self.kind == "undial":
+            self._check_undial()
         return self
+
+    def _check_undial(self) -> None:
+        if self.num_layers != self.target.num_layers:
+            raise ValueError(
+                f"a set of kind 'undial' adapts the whole target: num_layers must be {self.target.num_layers}, "
+                f"got {self.num_layers}"
+            )
+        if self.recommended != UNDIAL_STRENGTH or self.bounds != UNDIAL_BOUNDS:
+            raise ValueError(
+                "a set of kind 'undial' is in force or not: recommended must be weight 1, keep_ratio 0, gate_nats 0, "
+                f"and their bounds [1, 1], [0, 0], [0, 0], got {self.recommended} in {self.bounds}"
+            )

@@ -16,10 +16,17 @@ from transformers import (
 )
 
 from unlearngate.artefact import ForgetSet, now, save_forget_set
+from unlearngate.manifest import UNDIAL_BOUNDS, UNDIAL_STRENGTH
 from unlearngate.target import identify_target
 
 VOCAB_SIZE = 512
 EOS = 1
+STRENGTH = {"weight": 1.0, "keep_ratio": 0.1, "gate_nats": 0.0}
+BOUNDS = {
+    "weight": {"low": 0.0, "high": 4.0},
+    "keep_ratio": {"low": 0.0, "high": 1.0},
+    "gate_nats": {"low": 0.0, "high": 20.0},
+}
 CHAT_TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant:"
 
 
@@ -85,8 +92,11 @@ def make_forget_set(
     dtype: torch.dtype = torch.float32,
     **manifest: object,
 ) -> ForgetSet:
-    """Write a random assistant for a target; `manifest` overrides single fields."""
+    """Write a random set for a target; `manifest` overrides single fields. Kind "undial" has every layer."""
     target = identify_target(target_folder)
+    undial = manifest.get("kind") == "undial"
+    if undial:
+        num_layers = target.num_layers
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
     for layer in range(num_layers):
@@ -112,12 +122,8 @@ def make_forget_set(
         "tap_layer": 0,
         "num_layers": num_layers,
         "rank": rank,
-        "recommended": {"weight": 1.0, "keep_ratio": 0.1, "gate_nats": 0.0},
-        "bounds": {
-            "weight": {"low": 0.0, "high": 4.0},
-            "keep_ratio": {"low": 0.0, "high": 1.0},
-            "gate_nats": {"low": 0.0, "high": 20.0},
-        },
+        "recommended": UNDIAL_STRENGTH.model_dump() if undial else STRENGTH,
+        "bounds": UNDIAL_BOUNDS.model_dump() if undial else BOUNDS,
         "training": {"seed": seed},
         "data_digests": {},
         "metrics": {},

@@ -11,7 +11,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from support.tiny import make_forget_set, make_target
+from support.tiny import BOUNDS, STRENGTH, make_forget_set, make_target
 from unlearngate.artefact import (
     ADAPTER_FILE,
     CONFIG_FILE,
@@ -22,6 +22,7 @@ from unlearngate.artefact import (
     save_forget_set,
 )
 from unlearngate.errors import ArtefactError
+from unlearngate.manifest import UNDIAL_BOUNDS
 from unlearngate.target import file_digest, identify_target
 
 STEM = "base_model.model.model.layers."
@@ -130,6 +131,20 @@ def test_the_adapter_loads_in_peft_and_means_the_same(target, pristine):
         adapted = PeftModel.from_pretrained(truncated, str(pristine)).eval()(ids).logits
         torch.testing.assert_close(adapted, merged(ids).logits, rtol=1e-4, atol=1e-4)
     assert (adapted - plain).abs().max() > 0.1
+
+
+def test_an_undial_set_loads_in_peft_on_the_whole_target(target, tmp_path, seed):
+    undial = make_forget_set(tmp_path / "zora", target, seed=seed, kind="undial")
+    assert (undial.manifest.kind, undial.manifest.num_layers) == ("undial", identify_target(target).num_layers)
+    plain = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32).eval()
+    ids = torch.arange(2, 12)[None]
+    with torch.no_grad():
+        before = plain(ids).logits
+        student = PeftModel.from_pretrained(plain, str(undial.folder)).eval()
+        assert {n for n, _ in student.named_parameters() if "lora_" in n} == {
+            name.replace(".weight", ".default.weight") for name in load_file(undial.folder / ADAPTER_FILE)
+        }
+        assert (student(ids).logits - before).abs().max() > 0.1
 
 
 # Files that are missing, unreadable, or not what they should be
@@ -292,6 +307,28 @@ def test_a_recommendation_outside_its_own_bounds_is_refused(folder, field, value
     recommended = {**manifest["recommended"], "gate_nats": 1.0, field: value}
     set_manifest(folder, recommended=recommended, bounds={f: {"low": a, "high": b} for f, (a, b) in bounds.items()})
     assert_refused(folder, MANIFEST_FILE, f"recommended {field} {value}", "outside its bounds")
+
+
+@pytest.mark.parametrize(
+    "changes, reason",
+    [
+        ({"num_layers": 2}, "num_layers must be 4, got 2"),
+        ({"tap_layer": 1}, "exceeds the target's 4 layers"),
+        ({"recommended": {"weight": 0.5, "keep_ratio": 0, "gate_nats": 0}}, "recommended weight 0.5 is outside"),
+        (
+            {"bounds": {**UNDIAL_BOUNDS.model_dump(), "weight": {"low": 0, "high": 1}}},
+            "is in force or not: recommended must be weight 1, keep_ratio 0, gate_nats 0",
+        ),
+        (
+            {"recommended": STRENGTH, "bounds": BOUNDS},
+            "and their bounds [1, 1], [0, 0], [0, 0], got weight=1.0 keep_ratio=0.1",
+        ),
+    ],
+)
+def test_an_undial_set_that_is_not_the_whole_target_at_full_strength_is_refused(target, tmp_path, changes, reason):
+    folder = make_forget_set(tmp_path / "zora", target, seed=3, kind="undial").folder
+    set_manifest(folder, **changes)
+    assert_refused(folder, MANIFEST_FILE, reason)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -1.0, "much", None])
