@@ -35,6 +35,7 @@ _NOT_COMPOSED = {
     "kv_transfer_params": "a transferred cache holds another request's assistant",
     "ec_transfer_params": "a transferred cache holds another request's assistant",
 }
+_SET_FIELDS = {"version", "kind", "tap_layer", "num_layers", "rank", "recommended", "bounds", "metrics", "created_at"}
 _CODES = {404: "not_found", 405: "method_not_allowed", 503: "unavailable"}
 
 ForgetSets = Annotated[
@@ -207,7 +208,7 @@ def _set_cards(policy: Policy) -> list[dict[str, Any]]:
             "default": forget_set.name in policy.default_sets,
             **forget_set.manifest.model_dump(
                 mode="json",
-                include={"version", "kind", "num_layers", "rank", "recommended", "bounds", "metrics", "created_at"},
+                include=_SET_FIELDS,
             ),
         }
         for forget_set in (policy.registry.sets[name] for name in sorted(policy.registry.sets))

@@ -1,4 +1,4 @@
-"""How assistants live inside the served model: S branches of K layers, named so that vLLM's LoRA finds them.
+"""How assistants live inside the served model: S branches of m layers, named so that vLLM's LoRA finds them.
 
 One definition, used by the model (to build them), the launcher (to tell vLLM where LoRA goes) and the registry (to name
 an adapter's tensors). Import-light.
@@ -12,7 +12,8 @@ from typing import Any
 ARCHITECTURE = "UnlearningForCausalLM"
 CONFIG_FIELD = "unlearngate"
 MAX_BRANCHES = 8
-# Architectures whose inner model takes (input_ids, positions) and names its linear maps as Llama does.
+# Architectures whose inner model takes (input_ids, positions) or inputs_embeds, gives the hidden states before a layer
+# that is asked for (vLLM's EAGLE-3 interface), and names its linear maps as Llama does.
 # Each is in the parity tests.
 TARGET_ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen3ForCausalLM")
 _LORA_LINEARS = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")
@@ -20,15 +21,19 @@ _LORA_LINEARS = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "
 
 @dataclass(frozen=True, slots=True)
 class BranchOptions:
-    """What the launcher tells the model class, through the Hugging Face configuration's `unlearngate` field."""
+    """What the launcher tells the model class, through the Hugging Face configuration's `unlearngate` field.
+
+    A branch is the target's layers tap_layer to tap_layer + num_layers; tap_layer 0 starts at the embeddings.
+    """
 
     target_architecture: str
+    tap_layer: int
     num_layers: int
     num_branches: int
 
     def __post_init__(self) -> None:
-        if not isinstance(self.num_layers, int) or not isinstance(self.num_branches, int):
-            raise TypeError(f"num_layers and num_branches must be whole numbers, got {self}")
+        if not all(isinstance(n, int) for n in (self.tap_layer, self.num_layers, self.num_branches)):
+            raise TypeError(f"tap_layer, num_layers and num_branches must be whole numbers, got {self}")
 
     def to_config(self) -> dict[str, Any]:
         """As JSON values, for `hf_overrides`."""

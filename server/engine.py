@@ -12,7 +12,14 @@ from unlearngate.target import TargetIdentity
 
 
 def engine_options(
-    target: TargetIdentity, *, num_layers: int, num_branches: int, max_rank: int, max_loaded: int, max_known: int
+    target: TargetIdentity,
+    *,
+    tap_layer: int,
+    num_layers: int,
+    num_branches: int,
+    max_rank: int,
+    max_loaded: int,
+    max_known: int,
 ) -> dict[str, Any]:
     """VLLM engine arguments, by EngineArgs' names, that serve `target` with forget sets.
 
@@ -20,6 +27,7 @@ def engine_options(
 
     Args:
         target: what is served.
+        tap_layer: the target's layer that every assistant starts before; 0 = the embeddings.
         num_layers: decoder layers of every assistant.
         num_branches: the most sets one request may name.
         max_rank: the largest LoRA rank.
@@ -34,7 +42,7 @@ def engine_options(
             f"{', '.join(TARGET_ARCHITECTURES)}"
         )
     ensure_key()
-    branches = BranchOptions(target.architecture, num_layers, num_branches)
+    branches = BranchOptions(target.architecture, tap_layer, num_layers, num_branches)
     return {
         "hf_overrides": {"architectures": [ARCHITECTURE], CONFIG_FIELD: branches.to_config()},
         "logits_processors": [PROCESSOR],

@@ -43,6 +43,7 @@ class ServerConfig(BaseModel):
     max_loaded: int = Field(default=8, ge=1, description="combinations of sets that one batch may hold")
     max_known: int = Field(default=64, ge=1, description="combinations of sets kept in memory")
     assistant_layers: int | None = Field(default=None, ge=1)
+    assistant_tap: int | None = Field(default=None, ge=0)
     drain_timeout_s: int = Field(default=30, ge=0, description="how long running requests may finish after SIGTERM")
     engine_arguments: tuple[str, ...] = ()
 
@@ -59,7 +60,7 @@ def serve(config: ServerConfig) -> int:
         with tempfile.TemporaryDirectory(prefix="unlearngate-") as scratch:
             target = identify_target(config.target, config.served_name)
             registry = Registry(target, Path(scratch) / "bindings")
-            registry.discover(config.forget_sets, config.assistant_layers)
+            registry.discover(config.forget_sets, tap_layer=config.assistant_tap, num_layers=config.assistant_layers)
             policy = Policy(
                 registry,
                 served_name=target.model_id,
@@ -92,6 +93,7 @@ def _listen(host: str, port: int) -> socket.socket:
 def _engine_namespace(config: ServerConfig, registry: Registry) -> Any:
     options = engine_options(
         registry.target,
+        tap_layer=registry.tap_layer,
         num_layers=registry.num_layers,
         num_branches=config.max_sets_per_request,
         max_rank=registry.max_rank(),

@@ -4,8 +4,9 @@
     compute_logits  -> the target's logits, (R, V); the assistants' hidden rows are kept for the logits processor
     assistant_logits-> the target's head over chosen assistant rows, (N, V)
 
-An assistant is the target's first K layers, its embeddings, final norm and head, all the same tensors, plus LoRA on the
-branch only: a forget set is an adapter. Source: ULD, arXiv:2406.08607, section 3.
+An assistant is m of the target's layers, its embeddings, final norm and head, all the same tensors, plus LoRA on the
+branch only: a forget set is an adapter. The layers are the target's first, as in ULD (arXiv:2406.08607, section 3), or
+those from a tap layer j on: such a branch goes on from the target's hidden states, so the first j layers run once.
 """
 
 from __future__ import annotations
@@ -55,6 +56,9 @@ class UnlearningForCausalLM(nn.Module, SupportsLoRA):
             vllm_config, prefix=prefix, architectures=[self.options.target_architecture]
         )
         self.packed_modules_mapping = dict(self.target.packed_modules_mapping)
+        if self.options.tap_layer:
+            # vLLM's EAGLE-3 interface. This class does not declare it, or the runner would call it for a drafter.
+            self.target.set_aux_hidden_state_layers((self.options.tap_layer,))
         for name in self.options.branch_names():
             self.add_module(name, self._build_branch(vllm_config, name))
         self._assistant_hidden: Tensor | None = None
@@ -74,7 +78,12 @@ class UnlearningForCausalLM(nn.Module, SupportsLoRA):
         inputs_embeds: Tensor | None = None,
     ) -> Tensor:
         """(T,) scheduled tokens -> (T, (1 + S) * H) final hidden states, the target's first."""
-        hidden = [self.target(input_ids, positions, intermediate_tensors, inputs_embeds)]
+        target = self.target(input_ids, positions, intermediate_tensors, inputs_embeds)
+        if self.options.tap_layer:
+            # The residual stream before the tap layer, to which the branch's first layer is what it is in the target.
+            target, (inputs_embeds,) = target
+            input_ids = None
+        hidden = [target]
         for name in self.options.branch_names():
             hidden.append(self.get_submodule(name)(input_ids, positions, None, inputs_embeds))
         return torch.cat(hidden, dim=-1)
@@ -105,8 +114,9 @@ class UnlearningForCausalLM(nn.Module, SupportsLoRA):
     def _build_branch(self, vllm_config: VllmConfig, name: str) -> nn.Module:
         config = copy.deepcopy(self.config)
         config.num_hidden_layers = self.options.num_layers
+        layers = slice(self.options.tap_layer, self.options.tap_layer + self.options.num_layers)
         if getattr(config, "layer_types", None):
-            config.layer_types = config.layer_types[: self.options.num_layers]
+            config.layer_types = config.layer_types[layers]
         # vLLM's compile cache is keyed by the configuration: the marker keeps branches and target apart.
         config.unlearngate_branch = name
         branch_config = vllm_config.with_hf_config(config, architectures=[self.options.target_architecture])
@@ -114,7 +124,7 @@ class UnlearningForCausalLM(nn.Module, SupportsLoRA):
         with set_model_tag(name), set_current_vllm_config(branch_config, prefix=name):
             branch: nn.Module = type(inner)(vllm_config=branch_config, prefix=name)
         branch.embed_tokens, branch.norm = inner.embed_tokens, inner.norm
-        for own, shared in zip(cast("nn.ModuleList", branch.layers), inner.layers, strict=False):
+        for own, shared in zip(cast("nn.ModuleList", branch.layers), inner.layers[layers], strict=True):
             _share_parameters(own, shared)
         return branch
 

@@ -116,8 +116,9 @@ def _config_reasons(config: Any) -> list[str]:
             f"target architecture {branches.target_architecture} is not among {', '.join(TARGET_ARCHITECTURES)}",
         ),
         (
-            not 0 < branches.num_layers <= num_layers,
-            f"an assistant of {branches.num_layers} layers cannot be cut from a target of {num_layers}",
+            not (0 <= branches.tap_layer < branches.tap_layer + branches.num_layers <= num_layers),
+            f"an assistant of {branches.num_layers} layers from layer {branches.tap_layer} on cannot be cut from a "
+            f"target of {num_layers}",
         ),
         (
             not 0 < branches.num_branches <= MAX_BRANCHES,

@@ -46,17 +46,19 @@ class Registry:
         self.target = target
         self.sets: dict[str, ForgetSet] = {}
         self.refused: dict[str, str] = {}
-        self.num_layers = 0
+        self.tap_layer = 0
+        self.num_layers = 1
         self._bindings_folder = bindings_folder
         self._bindings: dict[str, Binding] = {}
         self._adapter_ids = itertools.count(1)  # never used twice: the engine knows an adapter by its id alone
 
-    def discover(self, folder: Path, num_layers: int | None = None) -> None:
+    def discover(self, folder: Path, *, tap_layer: int | None = None, num_layers: int | None = None) -> None:
         """Load every set below `folder`; one that cannot be served is refused with a reason, the others stay.
 
         Args:
             folder: holds one sub-folder per set.
-            num_layers: the assistants' depth on this server; the most common depth among the sets if None.
+            tap_layer: the target's layer that this server's assistants start before.
+            num_layers: layers of this server's assistants. What is None is as in most of the sets.
 
         Raises: ArtefactError if `folder` does not exist or holds no set that can be served.
         """
@@ -68,9 +70,7 @@ class Registry:
                 loaded.append(check_servable(load_forget_set(path, self.target)))
             except ArtefactError as error:
                 self._refuse(error)
-        if num_layers is None and loaded:
-            num_layers = Counter(s.manifest.num_layers for s in loaded).most_common(1)[0][0]
-        self.num_layers = num_layers or 0
+        self.tap_layer, self.num_layers = _branch_layers(loaded, tap_layer, num_layers)
         for forget_set in loaded:
             try:
                 self._add(forget_set)
@@ -123,10 +123,11 @@ class Registry:
 
     def _add(self, forget_set: ForgetSet) -> None:
         manifest = forget_set.manifest
-        if manifest.num_layers != self.num_layers:
+        if (manifest.tap_layer, manifest.num_layers) != (self.tap_layer, self.num_layers):
             raise ArtefactError(
                 forget_set.folder,
-                f"has an assistant of {manifest.num_layers} layers; this server's branches have {self.num_layers}",
+                f"has an assistant of {manifest.num_layers} layers from layer {manifest.tap_layer} on; this server's "
+                f"branches have {self.num_layers} from layer {self.tap_layer} on",
             )
         if forget_set.name in self.sets:
             raise ArtefactError(
@@ -137,6 +138,16 @@ class Registry:
     def _refuse(self, error: ArtefactError) -> None:
         self.refused[str(error.path)] = error.message
         logger.error("forget set refused: %s", error.message)
+
+
+def _branch_layers(sets: Sequence[ForgetSet], tap_layer: int | None, num_layers: int | None) -> tuple[int, int]:
+    """The most common (tap_layer, num_layers) among the sets that have what is asked for."""
+    layers = Counter(
+        (s.manifest.tap_layer, s.manifest.num_layers)
+        for s in sets
+        if tap_layer in (None, s.manifest.tap_layer) and num_layers in (None, s.manifest.num_layers)
+    )
+    return layers.most_common(1)[0][0] if layers else (tap_layer or 0, num_layers or 1)
 
 
 def _binding_key(sets: Sequence[ForgetSet]) -> str:
@@ -192,8 +203,4 @@ def check_servable(forget_set: ForgetSet) -> ForgetSet:
     manifest = forget_set.manifest
     if manifest.kind != "uld":
         raise ArtefactError(forget_set.folder, f"kind {manifest.kind!r} is not served by this version; only 'uld' is")
-    if manifest.tap_layer != 0:
-        raise ArtefactError(
-            forget_set.folder, f"starts at layer {manifest.tap_layer}; this version's branches start at the embeddings"
-        )
     return forget_set

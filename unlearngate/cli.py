@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from unlearngate.calibrate_cli import calibrate
 from unlearngate.command_errors import errors_as_sentences
 from unlearngate.errors import UnlearngateError
 from unlearngate.evaluate_cli import reproduce
@@ -30,6 +31,7 @@ sets_app = typer.Typer(help="Look after forget sets on disk.")
 app.add_typer(demo_app, name="demo")
 app.add_typer(sets_app, name="sets")
 app.add_typer(train_app, name="train")
+app.command("calibrate")(calibrate)
 app.command("reproduce")(reproduce)
 
 
@@ -110,7 +112,11 @@ def serve(
     max_loaded: Annotated[int, typer.Option(min=1, help="combinations of sets that one batch may hold")] = 8,
     max_known: Annotated[int, typer.Option(min=1, help="combinations of sets kept in memory")] = 64,
     assistant_layers: Annotated[
-        int | None, typer.Option(min=1, help="layers of every assistant; default: the most common among the sets")
+        int | None, typer.Option(min=1, help="layers of every assistant; default: as in most of the sets")
+    ] = None,
+    assistant_tap: Annotated[
+        int | None,
+        typer.Option(min=0, help="layer that every assistant starts before; default: as in most of the sets"),
     ] = None,
     drain_timeout_s: Annotated[int, typer.Option(min=0, help="how long running requests may finish on SIGTERM")] = 30,
     engine_args: Annotated[
@@ -149,6 +155,7 @@ def serve(
                 max_loaded=max_loaded,
                 max_known=max_known,
                 assistant_layers=assistant_layers,
+                assistant_tap=assistant_tap,
                 drain_timeout_s=drain_timeout_s,
                 engine_arguments=tuple(shlex.split(engine_args)),
             )

@@ -20,6 +20,9 @@ RUNS = {
     "mistral-default": ["--family", "mistral", "--default-compilation"],
     "qwen3-eager": ["--family", "qwen3"],
     "qwen3-default": ["--family", "qwen3", "--default-compilation"],
+    "llama-tapped": ["--family", "llama", "--tap", "1"],
+    "mistral-tapped": ["--family", "mistral", "--tap", "1"],
+    "qwen3-tapped": ["--family", "qwen3", "--tap", "2"],
     "llama-tensor-parallel-2": ["--family", "llama", "--tensor-parallel", "2"],
 }
 

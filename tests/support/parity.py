@@ -27,6 +27,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--family", choices=["llama", "mistral", "qwen3"], required=True)
     parser.add_argument("--default-compilation", action="store_true", help="vLLM's default instead of eager")
+    parser.add_argument("--tap", type=int, default=0, help="the layer that the assistants start before")
     parser.add_argument("--tensor-parallel", type=int, default=1)
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--seed", type=int, default=int(os.environ.get("UNLEARNGATE_SEED", "0")))
@@ -63,6 +64,7 @@ def run(args: argparse.Namespace) -> dict:
             target,
             seed=args.seed + 1 + index,
             num_layers=NUM_LAYERS,
+            tap_layer=args.tap,
             rank=[4, 8, 12][index],
             alpha=[8, 8, 7][index],
             scale=[0.1, 0.15, 0.2][index],
@@ -81,7 +83,7 @@ def run(args: argparse.Namespace) -> dict:
     if args.tensor_parallel == 1:  # else the workers are other processes
         counters["adapter_loads"] = len(adapter_loads)
     mode = engine.vllm_config.compilation_config.mode.name
-    reference = Reference(target, folders, NUM_LAYERS)
+    reference = Reference(target, folders)
     return judge(args, requests, reference, counters, seconds, mode)
 
 
@@ -97,6 +99,7 @@ def start_engine(args: argparse.Namespace, target: Path):
     registry.discover(args.work / "sets")
     options = engine_options(
         registry.target,
+        tap_layer=registry.tap_layer,
         num_layers=registry.num_layers,
         num_branches=2,
         max_rank=registry.max_rank(),
@@ -267,6 +270,7 @@ def judge(
         "family": args.family,
         # vLLM 0.32 switches compilation off on CPU whenever LoRA is on (platforms/cpu.py): its default is NONE there.
         "mode": f"default ({compilation_mode})" if args.default_compilation else "eager",
+        "tap_layer": args.tap,
         "tensor_parallel": args.tensor_parallel,
         "seed": args.seed,
         "requests": len(requests),

@@ -6,6 +6,7 @@ Given what an engine generated, say for every token whether composition.md's for
 from __future__ import annotations
 
 import copy
+import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,14 +43,24 @@ class Verdict:
 class Reference:
     """A target and its assistants in float32."""
 
-    def __init__(self, target: Path, forget_sets: dict[str, Path], num_layers: int) -> None:
+    def __init__(self, target: Path, forget_sets: dict[str, Path]) -> None:
         self.target = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32).eval()
-        self.assistants = {}
+        self.assistants, self.tap_layers = {}, {}
         for name, folder in forget_sets.items():
-            truncated = copy.deepcopy(self.target)
-            truncated.model.layers = truncated.model.layers[:num_layers]
-            truncated.config.num_hidden_layers = num_layers
-            self.assistants[name] = PeftModel.from_pretrained(truncated, str(folder)).eval()
+            manifest = json.loads((folder / "forget_set.json").read_text())
+            self.tap_layers[name] = manifest["tap_layer"]
+            layers = slice(manifest["tap_layer"], manifest["tap_layer"] + manifest["num_layers"])
+            self.assistants[name] = PeftModel.from_pretrained(self._cut(layers), str(folder)).eval()
+
+    def _cut(self, layers: slice):
+        """A model of some of the target's layers, its embeddings, final norm and head."""
+        cut = copy.deepcopy(self.target)
+        cut.model.layers = cut.model.layers[layers]
+        cut.config.num_hidden_layers = len(cut.model.layers)
+        cut.config.use_cache = False  # a cache has no room for layers that go by their numbers in the target
+        if getattr(cut.config, "layer_types", None):
+            cut.config.layer_types = cut.config.layer_types[layers]
+        return cut
 
     @torch.no_grad()
     def check(
@@ -68,8 +79,9 @@ class Reference:
         """
         ids = torch.tensor([prompt + answer])
         rows = slice(len(prompt) - 1, len(prompt) + len(answer) - 1)
-        target = self.target(ids).logits[0, rows].double().numpy()
-        assistants = [self.assistants[t.name](ids).logits[0, rows].double().numpy() for t in terms]
+        output = self.target(ids, output_hidden_states=True)
+        target = output.logits[0, rows].double().numpy()
+        assistants = [self._assist(t.name, output.hidden_states)[0, rows].double().numpy() for t in terms]
         verdict = Verdict(tokens=len(answer))
         for i, token in enumerate(answer):
             self._check_row(verdict, i, token, target[i], [a[i] for a in assistants], terms, keep_ratio, tolerance)
@@ -78,6 +90,10 @@ class Reference:
                     verdict, token, logprobs[i], target[i], [a[i] for a in assistants], terms, keep_ratio
                 )
         return verdict
+
+    def _assist(self, name: str, hidden_states: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """An assistant's logits from the hidden states before its first layer; before layer 0 those are embeddings."""
+        return self.assistants[name](inputs_embeds=hidden_states[self.tap_layers[name]]).logits
 
     def _check_row(self, verdict, i, token, t, assistants, terms, keep_ratio, tolerance) -> None:
         exact, evidence = compose_row(t, assistants, terms, keep_ratio)

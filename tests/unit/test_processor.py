@@ -52,7 +52,7 @@ def vllm_config(tmp_path_factory):
     target = make_target(tmp_path_factory.mktemp("target"), seed=1)
     plugin.register()
     options = engine_options(
-        identify_target(target), num_layers=2, num_branches=2, max_rank=8, max_loaded=2, max_known=4
+        identify_target(target), tap_layer=1, num_layers=2, num_branches=2, max_rank=8, max_loaded=2, max_known=4
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")

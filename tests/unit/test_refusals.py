@@ -24,7 +24,7 @@ FORBIDDEN_VARIABLES = {
 
 def good_config():
     """What `engine_options` leads to."""
-    branches = BranchOptions("LlamaForCausalLM", num_layers=2, num_branches=2)
+    branches = BranchOptions("LlamaForCausalLM", tap_layer=0, num_layers=2, num_branches=2)
     return SimpleNamespace(
         model_config=SimpleNamespace(
             hf_config=SimpleNamespace(num_hidden_layers=4, **{CONFIG_FIELD: branches.to_config()}),
@@ -74,7 +74,11 @@ CASES = [
         "GemmaForCausalLM",
         "target architecture GemmaForCausalLM is not among LlamaForCausalLM, MistralForCausalLM, Qwen3ForCausalLM",
     ),
-    ("model_config.hf_config.num_hidden_layers", 1, "an assistant of 2 layers cannot be cut from a target of 1"),
+    (
+        "model_config.hf_config.num_hidden_layers",
+        1,
+        "an assistant of 2 layers from layer 0 on cannot be cut from a target of 1",
+    ),
     (
         "model_config.logprobs_mode",
         "raw_logprobs",
@@ -131,19 +135,20 @@ def test_one_unsupported_setting_is_refused_with_its_sentence_alone(path, value,
     assert refusal(config) == sentence
 
 
-@pytest.mark.parametrize("num_layers", [0, -1, 5])
-def test_an_assistant_that_does_not_fit_the_target_is_refused(num_layers):
+@pytest.mark.parametrize("tap_layer, num_layers", [(0, 0), (0, -1), (0, 5), (-1, 2), (3, 2), (4, 0), (5, -1)])
+def test_an_assistant_that_does_not_fit_the_target_is_refused(tap_layer, num_layers):
     config = good_config()
-    options = BranchOptions("LlamaForCausalLM", num_layers, 2)
+    options = BranchOptions("LlamaForCausalLM", tap_layer, num_layers, 2)
     set_path(config, OPTIONS, options.to_config())
     config.lora_config.target_modules = options.lora_target_modules()
-    assert f"an assistant of {num_layers} layers cannot be cut from a target of 4" in refusal(config)
+    cut = f"an assistant of {num_layers} layers from layer {tap_layer} on cannot be cut from a target of 4"
+    assert cut in refusal(config)
 
 
 @pytest.mark.parametrize("num_branches", [0, -1, 9])
 def test_a_number_of_branches_out_of_range_is_refused(num_branches):
     config = good_config()
-    options = BranchOptions("LlamaForCausalLM", 2, num_branches)
+    options = BranchOptions("LlamaForCausalLM", 0, 2, num_branches)
     set_path(config, OPTIONS, options.to_config())
     config.lora_config.target_modules = options.lora_target_modules()
     assert f"sets per request must be 1 to 8, got {num_branches}" in refusal(config)
@@ -152,7 +157,7 @@ def test_a_number_of_branches_out_of_range_is_refused(num_branches):
 @pytest.mark.parametrize("num_branches", [1, 8])
 def test_the_ends_of_the_range_of_branches_are_accepted(num_branches):
     config = good_config()
-    options = BranchOptions("Qwen3ForCausalLM", 4, num_branches)
+    options = BranchOptions("Qwen3ForCausalLM", 2, 2, num_branches)
     set_path(config, OPTIONS, options.to_config())
     config.lora_config.target_modules = options.lora_target_modules()[::-1]
     refuse_unsupported(config)
@@ -177,8 +182,8 @@ def test_a_model_that_unlearngate_did_not_start_is_refused(options):
     "options",
     [
         {"target_architecture": "LlamaForCausalLM", "num_layers": 2},
-        {"target_architecture": "LlamaForCausalLM", "num_layers": 2, "num_branches": 2, "extra": 1},
-        {"target_architecture": "LlamaForCausalLM", "num_layers": "2", "num_branches": 2},
+        {"target_architecture": "LlamaForCausalLM", "tap_layer": 0, "num_layers": 2, "num_branches": 2, "extra": 1},
+        {"target_architecture": "LlamaForCausalLM", "tap_layer": 0, "num_layers": "2", "num_branches": 2},
     ],
     ids=["too_few", "too_many", "text"],
 )

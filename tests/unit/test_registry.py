@@ -56,7 +56,7 @@ def test_every_good_set_is_served(registry, sets):
     registry.discover(sets)
     assert {name: s.folder for name, s in registry.sets.items()} == {n: (sets / n).resolve() for n in ("anna", "bert")}
     assert registry.refused == {}
-    assert registry.num_layers == 2
+    assert (registry.tap_layer, registry.num_layers) == (0, 2)
     assert registry.get("anna") == load_forget_set(sets / "anna")
 
 
@@ -105,7 +105,11 @@ def test_a_set_of_another_depth_than_most_is_refused(registry, sets, target):
     make_forget_set(sets / "aaaa", target, seed=4, num_layers=3)
     registry.discover(sets)
     assert registry.num_layers == 2
-    assert_refused(registry, sets / "aaaa", "an assistant of 3 layers; this server's branches have 2")
+    assert_refused(
+        registry,
+        sets / "aaaa",
+        "an assistant of 3 layers from layer 0 on; this server's branches have 2 from layer 0 on",
+    )
 
 
 def test_the_depth_asked_for_decides_over_the_most_common(registry, sets, target):
@@ -135,10 +139,34 @@ def test_the_undial_kind_is_refused_with_what_is_served(registry, sets, target):
     assert_refused(registry, sets / "cleo", "kind 'undial' is not served by this version; only 'uld' is")
 
 
-def test_an_assistant_that_starts_inside_the_target_is_refused(registry, sets, target):
-    make_forget_set(sets / "cleo", target, seed=4, tap_layer=1)
+def test_an_assistant_that_taps_elsewhere_than_most_is_refused(registry, sets, target):
+    make_forget_set(sets / "aaaa", target, seed=4, tap_layer=1)
     registry.discover(sets)
-    assert_refused(registry, sets / "cleo", "starts at layer 1; this version's branches start at the embeddings")
+    assert_refused(registry, sets / "aaaa", "2 layers from layer 1 on; this server's branches have 2 from layer 0 on")
+
+
+@pytest.mark.parametrize(
+    "asked, served",
+    [
+        ({}, (0, 2)),
+        ({"tap_layer": 1}, (1, 2)),
+        ({"num_layers": 3}, (1, 3)),
+        ({"tap_layer": 1, "num_layers": 3}, (1, 3)),
+    ],
+)
+def test_what_is_asked_for_decides_before_what_most_sets_have(registry, sets, target, asked, served):
+    depths = {"tap-a": (1, 2), "tap-b": (1, 2), "tap-c": (1, 3), "zero": (0, 2)}
+    for seed, (name, (tap_layer, num_layers)) in enumerate(depths.items()):
+        make_forget_set(sets / name, target, seed=seed, rank=1, tap_layer=tap_layer, num_layers=num_layers)
+    registry.discover(sets, **asked)
+    assert (registry.tap_layer, registry.num_layers) == served
+    depths |= {"anna": (0, 2), "bert": (0, 2)}
+    assert set(registry.sets) == {name for name, depth in depths.items() if depth == served}
+
+
+def test_depths_that_no_set_has_refuse_them_all(registry, sets):
+    with pytest.raises(ArtefactError, match="branches have 2 from layer 1 on"):
+        registry.discover(sets, tap_layer=1, num_layers=2)
 
 
 def test_files_and_hidden_folders_beside_the_sets_are_not_sets(registry, sets):
