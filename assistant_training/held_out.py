@@ -1,0 +1,102 @@
+"""The data of a calibration: questions in all their wordings, which the forget set must not have been trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from unlearngate.artefact import ForgetSet, data_digest
+from unlearngate.assistant_training.data import DataError, QAPair, read_pairs
+from unlearngate.assistant_training.encoding import IGNORE, Encoded, encode, focus_labels
+
+
+class HeldOut(NamedTuple):
+    """What is to be forgotten, what is to stay, and, if it is given, what the target never learned.
+
+    `held_out` is False if a file is what the set was trained on.
+    """
+
+    forget: list[QAPair]
+    retain: list[QAPair]
+    ignorance: list[QAPair]
+    held_out: bool
+
+    def digests(self) -> dict[str, str]:
+        """Of the files that were given."""
+        files = {"forget": self.forget, "retain": self.retain, "ignorance": self.ignorance}
+        return {name: data_digest([pair.row() for pair in pairs]) for name, pairs in files.items() if pairs}
+
+
+class Asked(NamedTuple):
+    """One question in one wording: the tokens of its answer that count, what to decode from, and the whole answer."""
+
+    row: Encoded
+    prompt: list[int]
+    answer: str
+
+
+def read_held_out(
+    forget_set: ForgetSet,
+    forget_file: Path,
+    retain_file: Path,
+    ignorance_file: Path | None = None,
+    *,
+    allow_training_data: bool = False,
+) -> HeldOut:
+    """Read the files as training does, and refuse those that a calibration would learn nothing from.
+
+    Raises: DataError naming a line, a question that two files share, or a file that is the set's training data (only
+        whole files can be recognised: the manifest holds digests, never data).
+    """
+    # The subjects are part of the digest, and these are those that training gives.
+    forget = read_pairs(forget_file, subject=forget_set.name)
+    retain = read_pairs(retain_file, subject="retain")
+    ignorance = read_pairs(ignorance_file, subject="ignorance") if ignorance_file else []
+    for path, others in ((retain_file, retain), (ignorance_file, ignorance)):
+        if both := _questions(forget) & _questions(others):
+            raise DataError(
+                f"{path} holds {len(both)} questions of {forget_file}, such as {min(both)!r}; take them out: "
+                "an answer cannot be measured as forgotten and as kept"
+            )
+    trained_on = set(forget_set.manifest.data_digests.values())
+    seen = [
+        str(path)
+        for path, pairs in ((forget_file, forget), (retain_file, retain))
+        if data_digest([pair.row() for pair in pairs]) in trained_on
+    ]
+    if seen and not allow_training_data:
+        raise DataError(
+            f"{' and '.join(seen)}: this is what {forget_set.reference} was trained on, not held out, and says nothing "
+            "about other wordings and other people. Give data that the set never saw; or --allow-training-data, "
+            "which the new manifest then records"
+        )
+    return HeldOut(forget, retain, ignorance, held_out=not seen)
+
+
+def ask(tokenizer: Any, pairs: Sequence[QAPair], system_prompts: Sequence[str], *, focused: bool) -> list[Asked]:
+    """Every question in all its wordings, plainly and below every system prompt.
+
+    Args:
+        tokenizer: the target's.
+        pairs: what to ask.
+        system_prompts: shown in turn before each question, beside none at all.
+        focused: only the tokens of the pairs' facts count, where they name some.
+
+    Raises: DataError if an answer holds none of its pair's facts.
+    """
+    asked = []
+    for pair in pairs:
+        for question in dict.fromkeys((pair.question, *pair.paraphrases)):
+            for system in (None, *system_prompts):
+                row = encode(tokenizer, question, pair.answer, system)
+                prompt = row.input_ids[: next(i for i, label in enumerate(row.labels) if label != IGNORE)]
+                labels = focus_labels(tokenizer, pair, row, pair.answer) if focused else row.labels
+                if all(label == IGNORE for label in labels):
+                    raise DataError(f"the answer to {pair.question!r} holds none of its facts, {list(pair.facts)}")
+                asked.append(Asked(Encoded(row.input_ids, labels), prompt, pair.answer))
+    return asked
+
+
+def _questions(pairs: Sequence[QAPair]) -> set[str]:
+    return {question for pair in pairs for question in (pair.question, *pair.paraphrases)}

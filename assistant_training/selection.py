@@ -1,0 +1,156 @@
+"""Which setting of a sweep to recommend, and within which bounds: an explicit rule, or a refusal that says why.
+
+The rule (docs/training.md, Calibration). A setting *passes* if it meets all limits. It *can be recommended* if it
+passes and uses no more than a share, the margin, of what the two limits on forgetting allow. Of these, the smallest
+weight; at that weight the middle gate, as far as can be from letting retain data in and from leaving forget data out;
+at that gate the middle keep ratio. Of two in the middle, the lower one. The bounds are the box around it that holds
+the most settings of the sweep, all of which pass.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from unlearngate.assistant_training.sweep import CalibrationError, Grid, Setting
+from unlearngate.manifest import Bounds, Strength, StrengthBounds
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a setting must meet on held-out data; see `Outcome` for the figures.
+
+    Attributes:
+        forget_probability: at most, in scoring and in sampling mode; the level of ignorance if that is known.
+        forget_recited: at most, share of answers.
+        retain_untouched: at least, share of tokens.
+        retain_lost: at most, probability.
+        margin: share of the limits on forgetting that the recommended setting may use, in (0, 1].
+    """
+
+    forget_probability: float = 0.05
+    forget_recited: float = 0.05
+    retain_untouched: float = 0.99
+    retain_lost: float = 0.01
+    margin: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in ("forget_probability", "forget_recited", "retain_untouched", "retain_lost"):
+            if not 0 <= (value := getattr(self, name)) <= 1:
+                raise CalibrationError(f"{name} must be a share from 0 to 1, got {value}")
+        if not 0 < self.margin <= 1:
+            raise CalibrationError(f"margin must be above 0 and at most 1, got {self.margin}")
+
+    def forgets(self, setting: Setting, share: float = 1.0) -> bool:
+        """Whether the limits on forgetting are met, using at most this share of them."""
+        return (
+            forget_probability(setting) <= share * self.forget_probability
+            and setting.forget.recited <= share * self.forget_recited
+        )
+
+    def spares(self, setting: Setting) -> bool:
+        """Whether the limits on what is lost of the retain data are met."""
+        return setting.retain.untouched >= self.retain_untouched and setting.retain.lost <= self.retain_lost
+
+    def passes(self, setting: Setting) -> bool:
+        """Whether all limits are met."""
+        return self.forgets(setting) and self.spares(setting)
+
+
+class Choice(NamedTuple):
+    """What to recommend."""
+
+    setting: Setting
+    bounds: StrengthBounds
+
+
+def forget_probability(setting: Setting) -> float:
+    """Of the forget answers, in the mode in which it is higher."""
+    return max(setting.forget.probability, setting.forget.probability_served)
+
+
+def choose(settings: Sequence[Setting], grid: Grid, limits: Limits) -> Choice:
+    """Apply the rule.
+
+    Args:
+        settings: of the whole grid, in the order of `Grid.strengths`.
+        grid: what was swept.
+        limits: what must be met.
+
+    Raises: CalibrationError if no setting can be recommended, with the best that was found and what to do.
+    """
+    fit = [s for s in settings if limits.passes(s) and limits.forgets(s, limits.margin)]
+    if not fit:
+        raise CalibrationError(_refusal(settings, limits))
+    weight = min(s.strength.weight for s in fit)
+    fit = [s for s in fit if s.strength.weight == weight]
+    gate = _middle(sorted({s.strength.gate_nats for s in fit}))
+    fit = [s for s in fit if s.strength.gate_nats == gate]
+    keep_ratio = _middle([s.strength.keep_ratio for s in fit])
+    chosen = next(s for s in fit if s.strength.keep_ratio == keep_ratio)
+    return Choice(chosen, _bounds(settings, grid, limits, chosen.strength))
+
+
+def best_of(settings: Sequence[Setting], limits: Limits) -> Setting:
+    """What comes nearest when nothing can be recommended: of those that spare the retain data, what forgets most."""
+    sparing = [s for s in settings if limits.spares(s)]
+    if sparing:
+        return min(
+            sparing, key=lambda s: (s.forget.recited > limits.margin * limits.forget_recited, forget_probability(s))
+        )
+    return min(settings, key=lambda s: (-s.retain.untouched, s.retain.lost))
+
+
+def describe(setting: Setting) -> str:
+    """A setting and its figures that the rule looks at, in one line."""
+    s, forget, retain = setting
+    return (
+        f"weight {s.weight:g}, keep ratio {s.keep_ratio:g}, gate {s.gate_nats:g} nats: forget probability "
+        f"{forget_probability(setting):.3g}, recited {forget.recited:.1%}, retain untouched {retain.untouched:.2%}, "
+        f"retain probability lost {retain.lost:.3g}"
+    )
+
+
+def _refusal(settings: Sequence[Setting], limits: Limits) -> str:
+    best = describe(best_of(settings, limits))
+    if not any(limits.spares(s) for s in settings):
+        return (
+            "no setting of the sweep spares the retain data: expected at least "
+            f"{limits.retain_untouched:.2%} untouched and at most {limits.retain_lost:g} of its probability lost; "
+            f"the most sparing is {best}. Sweep higher "
+            "--gates-nats, train the set with more retain data of this kind, or allow a higher cost with "
+            "--untouched-at-least and --retain-loss-at-most"
+        )
+    most, recited = limits.margin * limits.forget_probability, limits.margin * limits.forget_recited
+    return (
+        "no setting of the sweep that spares the retain data forgets enough: expected a forget probability of at most "
+        f"{most:.3g} and at most {recited:.1%} recited ({limits.margin:g} of the limits "
+        f"{limits.forget_probability:.3g} and {limits.forget_recited:.1%}); the one that forgets most is {best}. "
+        "Sweep larger --weights or lower --gates-nats, train the set longer or on more wordings, or allow more with "
+        "--forget-at-most, --recited-at-most and --margin"
+    )
+
+
+def _middle(values: Sequence[float]) -> float:
+    return values[(len(values) - 1) // 2]
+
+
+def _bounds(settings: Sequence[Setting], grid: Grid, limits: Limits, chosen: Strength) -> StrengthBounds:
+    """The box around the chosen setting with the most settings, all passing; the first in order of several."""
+    passes_WKG = np.array([limits.passes(s) for s in settings]).reshape([len(axis) for axis in grid])
+    at = (chosen.weight, chosen.keep_ratio, chosen.gate_nats)
+    ranges = [_ranges_around(axis.index(value), len(axis)) for axis, value in zip(grid, at, strict=True)]
+    boxes = [box for box in itertools.product(*ranges) if passes_WKG[box].all()]
+    widest = max(boxes, key=lambda box: passes_WKG[box].size)
+    weight, keep_ratio, gate_nats = (
+        Bounds(low=axis[part.start], high=axis[part.stop - 1]) for axis, part in zip(grid, widest, strict=True)
+    )
+    return StrengthBounds(weight=weight, keep_ratio=keep_ratio, gate_nats=gate_nats)
+
+
+def _ranges_around(index: int, length: int) -> list[slice]:
+    return [slice(low, high + 1) for low in range(index + 1) for high in range(index, length)]

@@ -1,0 +1,181 @@
+"""A sweep for people and for machines: Markdown, CSV, JSON, and a picture of forgetting against what it costs."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from unlearngate.assistant_training.selection import Choice, Limits, best_of, forget_probability
+from unlearngate.assistant_training.sweep import Grid, Setting
+from unlearngate.manifest import Strength
+
+HEADER = (
+    *("", "weight", "keep ratio", "gate, nats", "forget p", "forget right", "forget recited"),
+    *("retain untouched", "retain changed", "retain p lost", "retain cut", "passes"),
+)
+_LEAST = 1e-4  # where the picture's logarithmic axis ends
+
+
+class Report(NamedTuple):
+    """What was swept and what came of it.
+
+    reference: the set's name and digest.
+    plain: both files' figures with no set in force, at a strength of 0.
+    before: what the set recommended; it is in the grid.
+    settings: of the whole grid, in the order of `Grid.strengths`.
+    choice: None if nothing can be recommended.
+    """
+
+    reference: str
+    grid: Grid
+    limits: Limits
+    plain: Setting
+    before: Strength
+    settings: Sequence[Setting]
+    choice: Choice | None
+
+    def focus(self) -> Setting:
+        """The chosen setting, or the best if there is none."""
+        return self.choice.setting if self.choice else best_of(self.settings, self.limits)
+
+
+def table(report: Report) -> list[list[str]]:
+    """The rows below HEADER: no set, what was recommended, what is, and every weight at its keep ratio and gate."""
+    focus = report.focus()
+    before = next(s for s in report.settings if s.strength == report.before)
+    along = [s for s in report.settings if _elsewhere(s) == _elsewhere(focus)]
+    named = [("no set in force", report.plain), ("recommended before", before)]
+    named += [("recommended" if report.choice else "best found", focus), *(("", s) for s in along)]
+    return [[name, *_cells(setting, report.limits)] for name, setting in named]
+
+
+def markdown(report: Report) -> str:
+    """The table, what was asked for, and what was chosen."""
+    lines = [f"# Calibration of {report.reference}", "", f"| {' | '.join(HEADER)} |", "|---" * len(HEADER) + "|"]
+    lines += [f"| {' | '.join(cells)} |" for cells in table(report)]
+    lines += ["", f"{len(report.settings)} settings were measured. {_limits(report.limits)}", ""]
+    if report.choice is None:
+        return "\n".join([*lines, "No setting can be recommended.", ""])
+    bounds = report.choice.bounds.model_dump()
+    ranges = ", ".join(f"{name} {b['low']:g} to {b['high']:g}" for name, b in bounds.items())
+    return "\n".join([*lines, f"Bounds, inside which every measured setting passes: {ranges}.", ""])
+
+
+def write_report(report: Report, folder: Path) -> list[Path]:
+    """Write sweep.md, sweep.csv, sweep.json and sweep.png; the picture needs matplotlib.
+
+    Returns: the files.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [{**setting.row(), "passes": report.limits.passes(setting)} for setting in report.settings]
+    (folder / "sweep.md").write_text(markdown(report), encoding="utf-8")
+    with (folder / "sweep.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    whole: dict[str, Any] = {
+        "forget_set": report.reference,
+        "grid": report.grid._asdict(),
+        "limits": asdict(report.limits),
+        "recommended_before": report.before.model_dump(),
+        "recommended": report.choice.setting.strength.model_dump() if report.choice else None,
+        "bounds": report.choice.bounds.model_dump() if report.choice else None,
+        "no_set": report.plain.row(),
+        "settings": rows,
+    }
+    (folder / "sweep.json").write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+    _plot(report, folder / "sweep.png")
+    return [folder / f"sweep.{suffix}" for suffix in ("md", "csv", "json", "png")]
+
+
+def _elsewhere(setting: Setting) -> tuple[float, float]:
+    return setting.strength.keep_ratio, setting.strength.gate_nats
+
+
+def _cells(setting: Setting, limits: Limits) -> list[str]:
+    strength, forget, retain = setting
+    if strength.weight == 0:
+        strengths, passes = ["", "", ""], ""
+    else:
+        strengths = [f"{value:g}" for value in (strength.weight, strength.keep_ratio, strength.gate_nats)]
+        passes = "yes" if limits.passes(setting) else "no"
+    shares = (forget.right, forget.recited, retain.untouched, retain.changed)
+    texts = [f"{value:.1%}" for value in shares]
+    return [*strengths, f"{forget_probability(setting):.3g}", *texts, f"{retain.lost:.4f}", f"{retain.cut:.2%}", passes]
+
+
+def _limits(limits: Limits) -> str:
+    return (
+        f"A setting passes with a forget probability of at most {limits.forget_probability:.3g} in both modes, at most "
+        f"{limits.forget_recited:.1%} of the forget answers recited, at least {limits.retain_untouched:.1%} of the "
+        f"retain tokens untouched and at most {limits.retain_lost:g} of the retain answers' probability lost. The "
+        f"recommended one uses at most {limits.margin:g} of the first two."
+    )
+
+
+def _plot(report: Report, path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    focus, limits, grid = report.focus(), report.limits, report.grid
+    figure = Figure(figsize=(12.5, 5.4), layout="constrained")
+    by_gate, by_keep = figure.subplots(1, 2, sharey=True)
+    # Left: the cost is what a gate decides; right: at the chosen gate, what weight and keep ratio decide.
+    for index, gate in enumerate(grid.gates_nats):
+        line = [s for s in report.settings if _elsewhere(s) == (focus.strength.keep_ratio, gate)]
+        _line(
+            by_gate, [s.retain.lost for s in line], line, index, f"gate {gate:g} nats", gate == focus.strength.gate_nats
+        )
+    for index, keep_ratio in enumerate(grid.keep_ratios):
+        line = [s for s in report.settings if _elsewhere(s) == (keep_ratio, focus.strength.gate_nats)]
+        chosen = keep_ratio == focus.strength.keep_ratio
+        _line(by_keep, [s.strength.weight for s in line], line, index, f"keep ratio {keep_ratio:g}", chosen)
+    by_gate.axvline(limits.retain_lost, color="black", linestyle=":", linewidth=1)
+    by_gate.set_xscale("symlog", linthresh=0.01)
+    by_gate.set_xlabel(
+        "cost: probability of the retain answers that is lost\n(dotted: the limit; the points of a curve: weights)"
+    )
+    by_gate.set_ylabel("forgetting: probability of the forget answers, lower is better\n(the higher of both modes)")
+    by_gate.set_title(f"Every gate, at keep ratio {focus.strength.keep_ratio:g}", fontsize=10)
+    by_keep.set_xlabel("weight")
+    by_keep.set_title(f"Every keep ratio, at gate {focus.strength.gate_nats:g} nats", fontsize=10)
+    if report.choice:
+        weights = report.choice.bounds.weight
+        by_keep.axvspan(weights.low, weights.high, color="#2ca02c", alpha=0.08, label="bounds of the weight")
+    for axes, x in ((by_gate, focus.retain.lost), (by_keep, focus.strength.weight)):
+        axes.axhline(
+            report.plain.forget.probability, color="gray", linestyle="--", linewidth=1, label="no set in force"
+        )
+        axes.axhline(limits.forget_probability, color="black", linestyle=":", linewidth=1, label="limit")
+        star = {"marker": "*", "markersize": 17, "color": "#d62728", "markeredgecolor": "black", "linestyle": "none"}
+        axes.plot([x], [_height(focus)], **star, zorder=5, label="recommended" if report.choice else "best found")
+        axes.set_yscale("log")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+    strength = focus.strength
+    figure.suptitle(
+        f"{report.reference}: {'recommended' if report.choice else 'nothing can be recommended; best found:'} "
+        f"weight {strength.weight:g}, keep ratio {strength.keep_ratio:g}, gate {strength.gate_nats:g} nats"
+    )
+    figure.savefig(path, dpi=120)
+
+
+def _line(axes: Any, x: list[float], settings: Sequence[Setting], index: int, label: str, chosen: bool) -> None:
+    width, alpha = (2.4, 1.0) if chosen else (1.2, 0.75)
+    axes.plot(
+        x,
+        [_height(s) for s in settings],
+        "o-",
+        color=f"C{index}",
+        markersize=4,
+        linewidth=width,
+        alpha=alpha,
+        label=label,
+    )
+
+
+def _height(setting: Setting) -> float:
+    return max(forget_probability(setting), _LEAST)

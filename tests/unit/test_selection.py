@@ -1,0 +1,120 @@
+"""The rule picks what going through everything by hand picks, and refuses with what was found and what to do."""
+
+import itertools
+import random
+
+import pytest
+
+from unlearngate.assistant_training.selection import Limits, choose
+from unlearngate.assistant_training.sweep import CalibrationError, Grid, Outcome, Setting
+from unlearngate.manifest import StrengthBounds
+
+GRID = Grid((0.5, 1.0, 1.5, 2.0), (0.01, 0.02, 0.1), (0.0, 0.5, 1.0, 2.0))
+NOTHING = Outcome(*[0.0] * 8)
+
+
+def setting(strength, p=0.0, served=0.0, recited=0.0, untouched=1.0, lost=0.0):
+    forget = NOTHING._replace(probability=p, probability_served=served, recited=recited)
+    return Setting(strength, forget, NOTHING._replace(untouched=untouched, lost=lost))
+
+
+def random_sweep(rng):
+    """Figures of which each is inside its limit mostly."""
+    return [
+        setting(
+            strength,
+            p=rng.choice([0.0, 0.02, 0.04, 0.9]),
+            served=rng.choice([0.0, 0.01, 0.01, 0.06]),
+            recited=rng.choice([0.0, 0.0, 0.0, 0.04]),
+            untouched=rng.choice([1.0, 0.995, 0.99, 0.98]),
+            lost=rng.choice([-0.1, 0.0, 0.0, 0.02]),
+        )
+        for strength in GRID.strengths()
+    ]
+
+
+def passes(s, share):
+    within = max(s.forget.probability, s.forget.probability_served) <= 0.05 * share and s.forget.recited <= 0.05 * share
+    return within and s.retain.untouched >= 0.99 and s.retain.lost <= 0.01
+
+
+def by_hand(settings):
+    """The rule, by sorting and by trying every box."""
+    fit = [s.strength for s in settings if passes(s, 0.5)]
+    if not fit:
+        return None
+    fit = [s for s in fit if s.weight == min(s.weight for s in fit)]
+    gates = sorted({s.gate_nats for s in fit})
+    gate = gates[len(gates) // 2] if len(gates) % 2 else gates[len(gates) // 2 - 1]
+    ratios = sorted(s.keep_ratio for s in fit if s.gate_nats == gate)
+    ratio = ratios[len(ratios) // 2] if len(ratios) % 2 else ratios[len(ratios) // 2 - 1]
+    chosen = next(s for s in fit if (s.gate_nats, s.keep_ratio) == (gate, ratio))
+    most = 0
+    for ends in itertools.product(*(itertools.combinations_with_replacement(axis, 2) for axis in GRID)):
+        inside = [s for s in settings if is_inside(s.strength, ends)]
+        if is_inside(chosen, ends) and all(passes(s, 1.0) for s in inside):
+            most = max(most, len(inside))
+    return chosen, most
+
+
+def is_inside(strength, ends):
+    values = (strength.weight, strength.keep_ratio, strength.gate_nats)
+    return all(low <= value <= high for value, (low, high) in zip(values, ends, strict=True))
+
+
+def ends_of(bounds: StrengthBounds):
+    return [(b.low, b.high) for b in (bounds.weight, bounds.keep_ratio, bounds.gate_nats)]
+
+
+def test_the_rule_picks_what_is_picked_by_hand(seed):
+    rng = random.Random(seed)
+    refused = 0
+    for _ in range(40):
+        settings = random_sweep(rng)
+        expected = by_hand(settings)
+        if expected is None:
+            refused += 1
+            continue
+        choice = choose(settings, GRID, Limits())
+        assert choice.setting.strength == expected[0]
+        inside = [s for s in settings if is_inside(s.strength, ends_of(choice.bounds))]
+        assert len(inside) == expected[1]
+        assert all(passes(s, 1.0) for s in inside)
+        assert is_inside(choice.setting.strength, ends_of(choice.bounds))
+    assert refused < 40
+
+
+def test_when_all_pass_the_smallest_weight_and_the_lower_middle_are_chosen_and_the_bounds_are_all():
+    choice = choose([setting(s) for s in GRID.strengths()], GRID, Limits())
+    assert tuple(choice.setting.strength.model_dump().values()) == (0.5, 0.02, 0.5)
+    assert ends_of(choice.bounds) == [(0.5, 2.0), (0.01, 0.1), (0.0, 2.0)]
+
+
+def test_the_margin_moves_the_choice_and_not_the_bounds():
+    settings = [setting(s, p=0.06 - 0.02 * s.weight) for s in GRID.strengths()]  # 0.05, 0.04, 0.03, 0.02
+    choice = choose(settings, GRID, Limits())
+    assert choice.setting.strength.weight == 2.0
+    assert choice.bounds.weight.low == 0.5
+    assert choose(settings, GRID, Limits(margin=1.0)).setting.strength.weight == 0.5
+
+
+def test_a_refusal_for_lack_of_forgetting_names_what_forgets_most():
+    settings = [
+        setting(s, p=0.9 - 0.1 * s.weight, untouched=0.5 if s.gate_nats == 0 else 1.0) for s in GRID.strengths()
+    ]
+    with pytest.raises(CalibrationError, match=r"forgets most is weight 2, .* forget probability 0\.7, .* larger --w"):
+        choose(settings, GRID, Limits())
+
+
+def test_a_refusal_for_its_cost_names_what_spares_most():
+    settings = [setting(s, untouched=0.9 + 0.02 * s.gate_nats) for s in GRID.strengths()]
+    with pytest.raises(
+        CalibrationError, match=r"most sparing is .* gate 2 nats: .* untouched 94\.00%.* higher --gates"
+    ):
+        choose(settings, GRID, Limits())
+
+
+@pytest.mark.parametrize("wrong", [{"forget_probability": 1.5}, {"retain_untouched": -0.1}, {"margin": 0.0}])
+def test_a_limit_that_is_no_share_is_refused(wrong):
+    with pytest.raises(CalibrationError, match=f"{next(iter(wrong))} must be"):
+        Limits(**wrong)
