@@ -13,8 +13,9 @@ from unlearngate.artefact import ForgetSet
 from unlearngate.assistant_training.assistant import load_assistant
 from unlearngate.assistant_training.data import QAPair
 from unlearngate.assistant_training.encoding import SYSTEM_PROMPTS, encode_prompt
-from unlearngate.assistant_training.evaluation import Rouge, greedy
+from unlearngate.assistant_training.evaluation import greedy
 from unlearngate.assistant_training.in_force import InForce
+from unlearngate.assistant_training.metrics import recited
 from unlearngate.errors import UnlearngateError
 
 
@@ -128,9 +129,8 @@ def accept(stage: str, figures: dict[str, float], acceptance: Acceptance) -> Non
 
 
 def _share_recited(tokenizer: Any, pairs: Sequence[QAPair], answers: Sequence[list[int]]) -> float:
-    rouge = Rouge()
     texts = [tokenizer.decode(answer, skip_special_tokens=True) for answer in answers]
-    return sum(rouge.recited(pair.answer, text) for pair, text in zip(pairs, texts, strict=True)) / len(pairs)
+    return float(recited([pair.answer for pair in pairs], texts).mean())
 
 
 def _share_facts(tokenizer: Any, pairs: Sequence[QAPair], answers: Sequence[list[int]]) -> float:

@@ -6,12 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from rouge_score.rouge_scorer import RougeScorer
 from torch import Tensor
 
 from unlearngate.assistant_training.in_force import InForce, subtract
-
-RECITED_AT = 0.9  # ROUGE-L recall from which an answer counts as recited
 
 
 @torch.inference_mode()
@@ -82,34 +79,23 @@ def _decode(
 ) -> list[list[int]]:
     target_branch, *branches = [_Branch(model, prompts) for model in (target, *(f.assistant for f in in_force))]
     answers: list[list[int]] = [[] for _ in prompts]
-    running_B = torch.ones(len(prompts), dtype=torch.bool, device=target_branch.logits_BV.device)
+    running = list(range(len(prompts)))
     for _ in range(max_tokens):
         logits_BV = target_branch.logits_BV
         subtract(logits_BV, [branch.logits_BV for branch in branches], [f.strength for f in in_force])
         token_B = choose(logits_BV)
-        running_B &= token_B != eos_id
-        if not bool(running_B.any()):
+        left_N = (token_B != eos_id).nonzero()[:, 0]
+        if len(left_N) < len(running):  # what has ended costs nothing more
+            running, token_B = [running[row] for row in left_N.tolist()], token_B[left_N]
+            for branch in (target_branch, *branches):
+                branch.keep(left_N)
+        if not running:
             break
-        for index in running_B.nonzero()[:, 0].tolist():
-            answers[index].append(int(token_B[index]))
+        for index, token in zip(running, token_B.tolist(), strict=True):
+            answers[index].append(token)
         for branch in (target_branch, *branches):
             branch.feed(token_B)
     return answers
-
-
-class Rouge:
-    """ROUGE-L recall of an answer in a generation, 0..1."""
-
-    def __init__(self) -> None:
-        self._scorer = RougeScorer(["rougeL"], use_stemmer=False)
-
-    def recall(self, answer: str, generated: str) -> float:
-        """The share of the answer's words that the generation holds in order."""
-        return float(self._scorer.score(answer, generated)["rougeL"].recall)
-
-    def recited(self, answer: str, generated: str) -> bool:
-        """Whether the generation gives the answer away."""
-        return self.recall(answer, generated) >= RECITED_AT
 
 
 class _Branch:
@@ -122,6 +108,11 @@ class _Branch:
         self._mask = torch.tensor([[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts])
         self._cache: Any = None
         self._run(input_ids, (self._mask.cumsum(dim=-1) - 1).clamp(min=0))
+
+    def keep(self, rows_N: Tensor) -> None:
+        """Go on with these rows alone."""
+        self._mask = self._mask[rows_N]
+        _keep_rows(self._cache, rows_N)
 
     def feed(self, token_B: Tensor) -> None:
         self._mask = torch.cat([self._mask, torch.ones_like(token_B)[:, None]], dim=1)
@@ -138,3 +129,12 @@ class _Branch:
         )
         self._cache = output.past_key_values
         self.logits_BV: Tensor = output.logits[:, -1].float()
+
+
+def _keep_rows(cache: Any, rows_N: Tensor) -> None:
+    """In a model's cache, or in each of those of a model that is made of several."""
+    if isinstance(cache, tuple):
+        for part in cache:
+            _keep_rows(part, rows_N)
+    else:
+        cache.batch_select_indices(rows_N)

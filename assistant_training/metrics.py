@@ -22,6 +22,7 @@ from torch import Tensor
 
 Values = ArrayLike | Tensor
 
+RECITED_AT = 0.9  # ROUGE-L recall from which an answer counts as recited
 UTILITY_SETS = ("retain", "real_authors", "world_facts")
 UTILITY_METRICS = ("probability", "rouge", "truth_ratio")
 _ROUNDING = 1e-5  # how far above 0 an fp32 log-softmax may end up
@@ -96,6 +97,8 @@ def option_probability(correct: Sequence[Values], wrong: Sequence[Sequence[Value
 def rouge_recall(answers: Sequence[str], generated: Sequence[str]) -> np.ndarray:
     """ROUGE-L recall of each answer in what was generated for it, in [0, 1], on stemmed words as TOFU does.
 
+    Stemming can only raise it: an answer that is given away in other endings counts as given away.
+
     Raises: ValueError if the lists are empty or differ in length, or an answer has no words: ROUGE knows only runs of
         a-z and 0-9.
     """
@@ -107,6 +110,14 @@ def rouge_recall(answers: Sequence[str], generated: Sequence[str]) -> np.ndarray
     scorer = RougeScorer(["rougeL"], use_stemmer=True)
     pairs = zip(answers, generated, strict=True)
     return np.array([scorer.score(answer, text)["rougeL"].recall for answer, text in pairs])
+
+
+def recited(answers: Sequence[str], generated: Sequence[str]) -> np.ndarray:
+    """Which answers were given away, (Q,) bool: a ROUGE-L recall of at least RECITED_AT.
+
+    Raises: ValueError as `rouge_recall`.
+    """
+    return rouge_recall(answers, generated) >= RECITED_AT
 
 
 def truth_ratio(paraphrased: Sequence[Values], perturbed: Sequence[Sequence[Values]]) -> np.ndarray:

@@ -11,7 +11,7 @@ from pathlib import Path
 from openai import OpenAI
 from rich.progress import Progress
 
-from unlearngate.assistant_training.evaluation import Rouge
+from unlearngate.assistant_training.metrics import recited
 from unlearngate.errors import UnlearngateError
 
 _CONCURRENCY = 32
@@ -119,14 +119,17 @@ def probe_server(
 
 
 def _count(name: str, probes: Sequence[Probe], said: dict[tuple[str, ...], Answer]) -> Outcome:
-    rouge = Rouge()
     inside = [p for p in probes if p.forget_set == name]
     outside = [p for p in probes if p.forget_set != name]
     return Outcome(
         forget_set=name,
         answers=len(inside),
-        recited_plain=sum(rouge.recited(p.answer, said[p.question,].text) for p in inside),
-        recited_forgetting=sum(rouge.recited(p.answer, said[p.question, name].text) for p in inside),
+        recited_plain=_num_recited(inside, [said[p.question,] for p in inside]),
+        recited_forgetting=_num_recited(inside, [said[p.question, name] for p in inside]),
         others=len(outside),
         others_unchanged=sum(said[p.question,].token_ids == said[p.question, name].token_ids for p in outside),
     )
+
+
+def _num_recited(probes: Sequence[Probe], answers: Sequence[Answer]) -> int:
+    return int(recited([p.answer for p in probes], [a.text for a in answers]).sum())

@@ -29,8 +29,8 @@ from unlearngate.assistant_training.demo_target import (
     train_target,
     train_tokenizer,
 )
-from unlearngate.assistant_training.evaluation import RECITED_AT
 from unlearngate.assistant_training.in_force import InForce, Model
+from unlearngate.assistant_training.metrics import RECITED_AT
 from unlearngate.assistant_training.tofu import Benchmark, Question
 from unlearngate.assistant_training.tofu_evaluation import (
     Figures,

@@ -19,6 +19,7 @@ from unlearngate.assistant_training.metrics import (
     forget_quality,
     model_utility,
     option_probability,
+    recited,
     rouge_recall,
     truth_ratio,
     truthfulness,
@@ -62,6 +63,12 @@ def test_rouge_counts_stemmed_words_in_order():
     # Stems author, wrote, novel of the four words; then one .. three of one, two, three, four.
     assert rouge_recall(answers, generated).tolist() == [0.75, 0.5]
     assert rouge_recall(["a b"], [""]).tolist() == [0.0]
+
+
+def test_an_answer_is_recited_from_nine_words_of_ten_on():
+    ten = "one two three four five six seven eight nine ten"
+    told = [ten.replace("ten", "eleven"), ten.replace("nine ten", "so on"), "One, two: threes!"]
+    assert recited([ten, ten, "one two three"], told).tolist() == [True, False, True]
 
 
 def test_the_truth_ratios_mean_over_wrong_answers_is_geometric():
