@@ -1,0 +1,239 @@
+"""Calibrate a trained forget set on held-out data: sweep, choose, confirm by decoding, and write the artefact anew."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from rich.progress import Progress
+from safetensors.torch import load_file
+
+from unlearngate.artefact import (
+    ADAPTER_FILE,
+    CONFIG_FILE,
+    ForgetSet,
+    load_forget_set,
+    now,
+    save_forget_set,
+)
+from unlearngate.assistant_training.data import QAPair
+from unlearngate.assistant_training.evaluation import greedy
+from unlearngate.assistant_training.held_out import Asked, HeldOut, ask
+from unlearngate.assistant_training.in_force import InForce
+from unlearngate.assistant_training.loaded_sets import assistant_of
+from unlearngate.assistant_training.metrics import answer_probability, recited, rouge_recall
+from unlearngate.assistant_training.scoring import score
+from unlearngate.assistant_training.selection import Choice, Limits, choose
+from unlearngate.assistant_training.sweep import CalibrationError, Grid, Setting, measure, plain_outcome, sweep
+from unlearngate.assistant_training.sweep_report import Report, write_report
+from unlearngate.assistant_training.training_run import LoadedTarget
+from unlearngate.manifest import NAME_PATTERN, Strength
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationSettings:
+    """What is swept and asked for. Nothing is drawn: the same call gives the same figures, so there is no seed."""
+
+    weights: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0)
+    keep_ratios: tuple[float, ...] = (0.005, 0.01, 0.02, 0.05, 0.1)
+    gates_nats: tuple[float, ...] = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0)
+    limits: Limits = field(default_factory=Limits)
+    system_prompts: tuple[str, ...] = ()  # every question is asked below each of them too
+    batch_size: int = 16
+    decoded: int = 64  # at most so many answers of each file
+    max_tokens: int = 128
+
+
+class Calibrated(NamedTuple):
+    """What came of it: `forget_set` is the new artefact, or None after a dry run; `files` are the report's."""
+
+    report: Report
+    choice: Choice
+    decoded: dict[str, float]
+    files: list[Path]
+    forget_set: ForgetSet | None
+
+
+def calibrate_forget_set(
+    target: LoadedTarget,
+    forget_set: ForgetSet,
+    data: HeldOut,
+    settings: CalibrationSettings,
+    *,
+    out: Path,
+    report_folder: Path,
+    dry_run: bool = False,
+    progress: Progress,
+) -> Calibrated:
+    """Measure the set at every setting, choose one by the rule of selection.py, and write it into a new artefact.
+
+    Args:
+        target: what the set was trained on.
+        forget_set: of kind `uld`, verified; its own recommended values are swept too.
+        data: from `read_held_out`. Where a pair names facts, only their tokens count as forgotten or not.
+        settings: the grid and the limits. With ignorance data, the target's probability of it replaces the limit.
+        out: the artefact to write, named like that folder; the set's own folder replaces it, whole or not at all.
+        report_folder: for sweep.md, .csv, .json and .png, which are written even if no setting can be recommended.
+        dry_run: write the report alone.
+        progress: shows how far it is.
+
+    Raises: CalibrationError if no setting meets the limits, the target does not know the forget answers, or what is
+        decoded contradicts the choice; the artefacts on disk are then what they were. ArtefactError if `out` holds
+        something that is no forget set.
+    """
+    _check(forget_set, out)
+    assistant = assistant_of(target.model, forget_set)
+    limits = settings.limits
+    if data.ignorance:
+        limits = replace(limits, forget_probability=_ignorance(target, data.ignorance, settings))
+    asked = {
+        "forget": ask(target.tokenizer, data.forget, settings.system_prompts, focused=True),
+        "retain": ask(target.tokenizer, data.retain, settings.system_prompts, focused=False),
+    }
+    before = forget_set.manifest.recommended
+    grid = Grid.of(
+        [*settings.weights, before.weight],
+        [*settings.keep_ratios, before.keep_ratio],
+        [*settings.gates_nats, before.gate_nats],
+    )
+    measured = {}
+    for name, questions in asked.items():
+        bar = progress.add_task(f"measuring {name} answers", total=len(questions))
+        measured[name] = measure(
+            *(target.model, assistant, [one.row for one in questions], grid),
+            pad_id=target.tokenizer.pad_token_id,
+            batch_size=settings.batch_size,
+            advance=partial(progress.advance, bar),
+        )
+    none = Strength(weight=0.0, keep_ratio=0.0, gate_nats=0.0)
+    plain = Setting(none, plain_outcome(measured["forget"]), plain_outcome(measured["retain"]))
+    if limits.forgets(plain):
+        raise CalibrationError(
+            f"without any set the target gives the forget answers a probability of {plain.forget.probability:.3g} and "
+            f"recites {plain.forget.recited:.1%}, no more than may be left: there is nothing to measure. Ask what it "
+            "knows, and give the answers in its words"
+        )
+    found = sweep(measured["forget"], measured["retain"], grid)
+    report = Report(forget_set.reference, grid, limits, plain, before, found, None)
+    try:
+        choice = choose(found, grid, limits)
+    except CalibrationError as error:
+        write_report(report, report_folder)
+        raise CalibrationError(f"{error.message}. The whole sweep is in {report_folder}") from error
+    report = report._replace(choice=choice)
+    files = write_report(report, report_folder)
+    in_force = [InForce(assistant, choice.setting.strength)]
+    decoded = _decode(target, asked, in_force, settings, progress)
+    if decoded["decoded_forget_recited"] > limits.forget_recited:
+        raise CalibrationError(
+            f"decoded greedily, {decoded['decoded_forget_recited']:.1%} of the forget answers are still recited at the "
+            f"chosen setting, at most {limits.forget_recited:.1%} may be; lower --forget-at-most or --margin, which "
+            "leads to a larger weight, or allow more with --recited-at-most"
+        )
+    new = None if dry_run else _write(forget_set, out, data, settings, report, choice, decoded)
+    return Calibrated(report, choice, decoded, files, new)
+
+
+def _check(forget_set: ForgetSet, out: Path) -> None:
+    kind = forget_set.manifest.kind
+    if kind != "uld":
+        raise CalibrationError(
+            f"{forget_set.reference} is of kind {kind!r}, which is in force or not: only sets of kind 'uld' have a "
+            "weight, a keep ratio and a gate"
+        )
+    if not re.fullmatch(NAME_PATTERN, out.name):
+        raise CalibrationError(
+            f"{out.name!r} cannot name a forget set: lower-case letters, digits, '.', '_' and '-' only"
+        )
+    if out.exists():
+        load_forget_set(out)  # whatever else lies there must not be replaced
+
+
+def _ignorance(target: LoadedTarget, pairs: Sequence[QAPair], settings: CalibrationSettings) -> float:
+    """The probability that the target gives to answers it never learned, as it is measured of the forget answers."""
+    rows = [one.row for one in ask(target.tokenizer, pairs, settings.system_prompts, focused=True)]
+    scored = score(target.model, rows, pad_id=target.tokenizer.pad_token_id, batch_size=settings.batch_size)
+    return float(answer_probability([one.log_p for one in scored]).mean())
+
+
+def _decode(
+    target: LoadedTarget,
+    asked: dict[str, list[Asked]],
+    in_force: Sequence[InForce],
+    settings: CalibrationSettings,
+    progress: Progress,
+) -> dict[str, float]:
+    """What greedy decoding gives, with the set in force and without: some of each file's questions, evenly spread."""
+    figures = {}
+    for name, questions in asked.items():
+        count = min(settings.decoded, len(questions))
+        some = [questions[index] for index in np.linspace(0, len(questions) - 1, count).round().astype(int)]
+        bar = progress.add_task(f"decoding {name} answers", total=2 * count)
+        said: dict[str, list[list[int]]] = {"_plain": [], "": []}
+        for suffix, sets in (("_plain", ()), ("", in_force)):
+            for start in range(0, count, settings.batch_size):
+                part = some[start : start + settings.batch_size]
+                said[suffix] += greedy(
+                    *(target.model, [one.prompt for one in part]),
+                    eos_id=target.tokenizer.eos_token_id,
+                    max_tokens=settings.max_tokens,
+                    in_force=sets,
+                )
+                progress.advance(bar, len(part))
+            texts = [target.tokenizer.decode(ids, skip_special_tokens=True) for ids in said[suffix]]
+            answers = [one.answer for one in some]
+            figures[f"decoded_{name}_recited{suffix}"] = float(recited(answers, texts).mean())
+            figures[f"decoded_{name}_rouge{suffix}"] = float(rouge_recall(answers, texts).mean())
+        same = [plain == now for plain, now in zip(said["_plain"], said[""], strict=True)]
+        figures[f"decoded_{name}_unchanged"] = float(np.mean(same))
+    return figures
+
+
+def _write(
+    forget_set: ForgetSet,
+    out: Path,
+    data: HeldOut,
+    settings: CalibrationSettings,
+    report: Report,
+    choice: Choice,
+    decoded: dict[str, float],
+) -> ForgetSet:
+    """The same tensors under a new manifest. What the old one measured depends on its gate, so it moves to `before`."""
+    manifest = forget_set.manifest
+    strength = choice.setting.strength
+    figures = {key: value for key, value in choice.setting.row().items() if key not in Strength.model_fields}
+    plain = {f"{name}_probability_plain": getattr(report.plain, name).probability for name in ("forget", "retain")}
+    calibration = {
+        "grid": report.grid._asdict(),
+        "limits": asdict(report.limits),
+        "limit_is_level_of_ignorance": bool(data.ignorance),
+        "system_prompts": list(settings.system_prompts),
+        "data_digests": data.digests(),
+        "held_out": data.held_out,
+        "before": {
+            "digest": forget_set.digest,
+            "recommended": manifest.recommended.model_dump(),
+            "bounds": manifest.bounds.model_dump(),
+            "metrics": manifest.metrics,
+        },
+    }
+    return save_forget_set(
+        out,
+        tensors=load_file(forget_set.folder / ADAPTER_FILE),
+        adapter_config=json.loads((forget_set.folder / CONFIG_FILE).read_text()),
+        manifest={
+            **manifest.model_dump(exclude={"files"}),
+            "name": out.name,
+            "recommended": strength,
+            "bounds": choice.bounds,
+            "training": {**manifest.training, "calibration": calibration},
+            "metrics": {"held_out": float(data.held_out), **plain, **figures, **decoded},
+            "created_at": now(),
+        },
+    )

@@ -1,0 +1,145 @@
+"""`unlearngate calibrate`: how strongly a set is applied. Only the command line knows both sides."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from unlearngate.command_errors import errors_as_sentences
+from unlearngate.errors import UnlearngateError
+
+
+def calibrate(
+    target: Annotated[Path, typer.Argument(help="the target's Hugging Face checkpoint folder")],
+    forget_set: Annotated[Path, typer.Argument(metavar="SET", help="the forget set's folder; kind uld, also tapped")],
+    forget: Annotated[
+        Path, typer.Option(help="JSON lines: what must be forgotten, asked in words that training did not use")
+    ],
+    retain: Annotated[Path, typer.Option(help="JSON lines: what must stay, and the set was not trained on")],
+    ignorance: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON lines of the same form that the target never learned: its probability of them, the "
+            "level of ignorance, takes the place of --forget-at-most"
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="the set to write; default: SET is replaced")] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="folder for the picture and the tables; default: .NAME.calibration beside OUT")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="write the report, and no set")] = False,
+    weights: Annotated[str | None, typer.Option(help="to sweep, such as 0.5,1,2; default: ten from 0.25 to 4")] = None,
+    keep_ratios: Annotated[str | None, typer.Option(help="to sweep; default: five from 0.005 to 0.1")] = None,
+    gates_nats: Annotated[str | None, typer.Option(help="to sweep; default: seven from 0 (no gate) to 3")] = None,
+    forget_at_most: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, help="probability of the forget answers; default: 0.05")
+    ] = None,
+    recited_at_most: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="share of forget answers that are still recited")
+    ] = 0.05,
+    untouched_at_least: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="share of retain tokens at which no gate opens")
+    ] = 0.99,
+    retain_loss_at_most: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="probability of the retain answers that may be lost")
+    ] = 0.01,
+    margin: Annotated[
+        float, typer.Option(min=0.01, max=1.0, help="share of the two limits on forgetting that the choice may use")
+    ] = 0.5,
+    system: Annotated[
+        list[str] | None, typer.Option(help="a system prompt that everything is asked below, too; repeat for several")
+    ] = None,
+    allow_training_data: Annotated[
+        bool, typer.Option("--allow-training-data", help="go on with the set's own training data; recorded in OUT")
+    ] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="conversations at a time; fewer need less memory")] = 16,
+    decode: Annotated[int, typer.Option(min=1, help="answers of each file to decode at the chosen strength")] = 64,
+    max_tokens: Annotated[int, typer.Option(min=1, help="where decoded answers are cut")] = 128,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; default: a GPU if there is one")] = None,
+) -> None:
+    """Choose a trained set's weight, keep ratio and gate on held-out data, and bounds within which clients may move.
+
+    Every combination is measured: how probable the forget answers still are, and what that costs on the retain answers.
+    Recommended is the smallest weight that forgets enough, with a margin, among the settings that leave the retain data
+    alone; of those with that weight the middle gate, then the middle keep ratio. The bounds are the widest in which
+    every measured setting meets the limits. If no setting does, the command says so, exits with 2 and writes no set.
+
+    A line of the files is {"question": ..., "answer": ...}, and may have lists of "paraphrases", which are asked too,
+    and "facts": then only their tokens count as forgotten or not. Ask in other words than training did for --forget,
+    and take people or products that training did not show for --retain. Then look at sweep.png in the report's folder;
+    sweep.csv and sweep.json hold every setting.
+
+    Example:  unlearngate calibrate ./target ./sets/acme --forget reworded.jsonl --retain unseen.jsonl --dry-run
+
+    Then:  the same without --dry-run, and  unlearngate sets verify ./sets --target ./target
+    """
+    from rich.progress import Progress
+
+    from unlearngate.artefact import load_forget_set
+    from unlearngate.assistant_training.calibration_run import CalibrationSettings, calibrate_forget_set
+    from unlearngate.assistant_training.held_out import read_held_out
+    from unlearngate.assistant_training.selection import Limits
+    from unlearngate.assistant_training.sweep_report import HEADER, table
+    from unlearngate.assistant_training.training_run import load_target
+
+    with errors_as_sentences():
+        if ignorance and forget_at_most is not None:
+            raise UnlearngateError(
+                "give --ignorance or --forget-at-most: each says how much of the answers may be left"
+            )
+        axes = {"weights": weights, "keep_ratios": keep_ratios, "gates_nats": gates_nats}
+        settings = CalibrationSettings(
+            **{name: _numbers(name, text) for name, text in axes.items() if text is not None},
+            limits=Limits(
+                **({} if forget_at_most is None else {"forget_probability": forget_at_most}),
+                forget_recited=recited_at_most,
+                retain_untouched=untouched_at_least,
+                retain_lost=retain_loss_at_most,
+                margin=margin,
+            ),
+            system_prompts=tuple(system or ()),
+            batch_size=batch_size,
+            decoded=decode,
+            max_tokens=max_tokens,
+        )
+        loaded = load_target(target, device=device)
+        trained = load_forget_set(forget_set, loaded.identity)
+        data = read_held_out(trained, forget, retain, ignorance, allow_training_data=allow_training_data)
+        place = out or trained.folder
+        with Progress() as progress:
+            done = calibrate_forget_set(
+                *(loaded, trained, data, settings),
+                out=place,
+                report_folder=report or place.parent / f".{place.name}.calibration",
+                dry_run=dry_run,
+                progress=progress,
+            )
+    console = Console(highlight=False)
+    shown = Table(*HEADER, title=done.report.reference, title_justify="left")
+    for cells in table(done.report):
+        shown.add_row(*cells)
+    console.print(shown)
+    for key, value in done.decoded.items():
+        console.print(f"{key.replace('_', ' '):<32} {value:.3f}")
+    for name, bounds in done.choice.bounds.model_dump().items():
+        console.print(f"bounds of {name:<22} {bounds['low']:g} to {bounds['high']:g}")
+    for path in done.files:
+        console.print(f"{path} is written", soft_wrap=True)
+    if not data.held_out:
+        console.print("these figures are of the set's own training data, not of held-out data", style="red")
+    if done.forget_set is None:
+        console.print(f"a dry run: {trained.folder} is as it was", soft_wrap=True)
+    else:
+        console.print(f"{done.forget_set.reference} is written to {place}", soft_wrap=True)
+
+
+def _numbers(name: str, text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        option = "--" + name.replace("_", "-")
+        raise UnlearngateError(f"{option} must be numbers with commas between, such as 0.5,1,2, got {text!r}") from None
