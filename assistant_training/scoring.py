@@ -16,11 +16,11 @@ from unlearngate.kernels.pairs import Mode
 
 
 class Scored(NamedTuple):
-    """One answer, token by token: arrays of length T, the end token last.
+    """One answer, token by token: arrays of length T, the end token last; numbers are fp64, computed in fp32.
 
-    log_p: ln p of the token, fp64; -inf where sampling mode does not keep it.
+    log_p: ln p of the token; -inf where sampling mode does not keep it.
     is_best: whether the token is the most probable one.
-    mean_log_p, std_log_p: of ln p over the vocab under the distribution itself, fp64 (for Min-K%++).
+    mean_log_p, std_log_p: of ln p over the vocab under the distribution itself (for Min-K%++).
     untouched: no gate was open, so the target's logits stand bit for bit.
     """
 
@@ -75,11 +75,12 @@ def score(
 
 def _figures(logits_NV: Tensor, labels_N: Tensor, untouched_N: Tensor) -> list[np.ndarray]:
     """The fields of `Scored` for all answer tokens of a batch."""
-    log_p_NV = logits_NV.double().log_softmax(dim=-1)
+    log_p_NV = logits_NV.log_softmax(dim=-1)
     p_NV = log_p_NV.exp()
-    finite_NV = log_p_NV.masked_fill(p_NV == 0, 0.0)  # 0 ln 0 = 0
-    mean_N = (p_NV * finite_NV).sum(dim=-1)
-    variance_N = (p_NV * (finite_NV - mean_N[:, None]) ** 2).sum(dim=-1)
     label_N = log_p_NV.gather(1, labels_N[:, None])[:, 0]
-    parts = (label_N, logits_NV.argmax(dim=-1) == labels_N, mean_N, variance_N.sqrt(), untouched_N)
+    finite_NV = log_p_NV.masked_fill_(p_NV == 0, 0.0)  # 0 ln 0 = 0
+    mean_N = torch.linalg.vecdot(p_NV, finite_NV)
+    variance_N = torch.linalg.vecdot(p_NV, finite_NV.sub_(mean_N[:, None]).square_())
+    is_best_N = logits_NV.argmax(dim=-1) == labels_N
+    parts = (label_N.double(), is_best_N, mean_N.double(), variance_N.sqrt().double(), untouched_N)
     return [part.cpu().numpy() for part in parts]
