@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.progress import Progress
@@ -30,7 +30,15 @@ from unlearngate.assistant_training.loaded_sets import assistant_of
 from unlearngate.assistant_training.metrics import answer_probability, recited, rouge_recall
 from unlearngate.assistant_training.scoring import score
 from unlearngate.assistant_training.selection import Choice, Limits, choose
-from unlearngate.assistant_training.sweep import CalibrationError, Grid, Setting, measure, plain_outcome, sweep
+from unlearngate.assistant_training.sweep import (
+    CalibrationError,
+    Grid,
+    Positions,
+    Setting,
+    measure,
+    plain_outcome,
+    sweep,
+)
 from unlearngate.assistant_training.sweep_report import Report, write_report
 from unlearngate.assistant_training.training_run import LoadedTarget
 from unlearngate.manifest import NAME_PATTERN, Strength
@@ -96,33 +104,9 @@ def calibrate_forget_set(
         "forget": ask(target.tokenizer, data.forget, settings.system_prompts, focused=True),
         "retain": ask(target.tokenizer, data.retain, settings.system_prompts, focused=False),
     }
-    before = forget_set.manifest.recommended
-    grid = Grid.of(
-        [*settings.weights, before.weight],
-        [*settings.keep_ratios, before.keep_ratio],
-        [*settings.gates_nats, before.gate_nats],
-    )
-    measured = {}
-    for name, questions in asked.items():
-        bar = progress.add_task(f"measuring {name} answers", total=len(questions))
-        measured[name] = measure(
-            *(target.model, assistant, [one.row for one in questions], grid),
-            pad_id=target.tokenizer.pad_token_id,
-            batch_size=settings.batch_size,
-            advance=partial(progress.advance, bar),
-        )
-    none = Strength(weight=0.0, keep_ratio=0.0, gate_nats=0.0)
-    plain = Setting(none, plain_outcome(measured["forget"]), plain_outcome(measured["retain"]))
-    if limits.forgets(plain):
-        raise CalibrationError(
-            f"without any set the target gives the forget answers a probability of {plain.forget.probability:.3g} and "
-            f"recites {plain.forget.recited:.1%}, no more than may be left: there is nothing to measure. Ask what it "
-            "knows, and give the answers in its words"
-        )
-    found = sweep(measured["forget"], measured["retain"], grid)
-    report = Report(forget_set.reference, grid, limits, plain, before, found, None)
+    report = _sweep(target, assistant, asked, replace(settings, limits=limits), forget_set, progress)
     try:
-        choice = choose(found, grid, limits)
+        choice = choose(report.settings, report.grid, limits)
     except CalibrationError as error:
         write_report(report, report_folder)
         raise CalibrationError(f"{error.message}. The whole sweep is in {report_folder}") from error
@@ -138,6 +122,44 @@ def calibrate_forget_set(
         )
     new = None if dry_run else _write(forget_set, out, data, settings, report, choice, decoded)
     return Calibrated(report, choice, decoded, files, new)
+
+
+def _sweep(
+    target: LoadedTarget,
+    assistant: Any,
+    asked: dict[str, list[Asked]],
+    settings: CalibrationSettings,
+    forget_set: ForgetSet,
+    progress: Progress,
+) -> Report:
+    """Everything that is measured, and nothing chosen yet."""
+    before = forget_set.manifest.recommended
+    grid = Grid.of(
+        [*settings.weights, *([before.weight] if before.weight else [])],
+        [*settings.keep_ratios, before.keep_ratio],
+        [*settings.gates_nats, before.gate_nats],
+    )
+    measured: dict[str, Positions] = {}
+    counts: dict[str, int] = {}
+    for name, questions in asked.items():
+        bar = progress.add_task(f"measuring {name} answers", total=len(questions))
+        measured[name] = measure(
+            *(target.model, assistant, [one.row for one in questions], grid),
+            pad_id=target.tokenizer.pad_token_id,
+            batch_size=settings.batch_size,
+            advance=partial(progress.advance, bar),
+        )
+        counts |= {f"{name}_answers": len(questions), f"{name}_tokens": len(measured[name].answer_P)}
+    none = Strength(weight=0.0, keep_ratio=0.0, gate_nats=0.0)
+    plain = Setting(none, plain_outcome(measured["forget"]), plain_outcome(measured["retain"]))
+    if settings.limits.forgets(plain):
+        raise CalibrationError(
+            f"without any set the target gives the forget answers a probability of {plain.forget.probability:.3g} and "
+            f"recites {plain.forget.recited:.1%}, no more than may be left: there is nothing to measure. Ask what it "
+            "knows, and give the answers in its words"
+        )
+    found = sweep(measured["forget"], measured["retain"], grid)
+    return Report(forget_set.reference, counts, grid, settings.limits, plain, before, found, None)
 
 
 def _check(forget_set: ForgetSet, out: Path) -> None:
@@ -233,7 +255,7 @@ def _write(
             "recommended": strength,
             "bounds": choice.bounds,
             "training": {**manifest.training, "calibration": calibration},
-            "metrics": {"held_out": float(data.held_out), **plain, **figures, **decoded},
+            "metrics": {"held_out": float(data.held_out), **report.counts, **plain, **figures, **decoded},
             "created_at": now(),
         },
     )

@@ -24,13 +24,15 @@ class Report(NamedTuple):
     """What was swept and what came of it.
 
     reference: the set's name and digest.
+    counts: of answers and tokens measured, by name.
     plain: both files' figures with no set in force, at a strength of 0.
-    before: what the set recommended; it is in the grid.
+    before: what the set recommended.
     settings: of the whole grid, in the order of `Grid.strengths`.
     choice: None if nothing can be recommended.
     """
 
     reference: str
+    counts: dict[str, int]
     grid: Grid
     limits: Limits
     plain: Setting
@@ -46,9 +48,9 @@ class Report(NamedTuple):
 def table(report: Report) -> list[list[str]]:
     """The rows below HEADER: no set, what was recommended, what is, and every weight at its keep ratio and gate."""
     focus = report.focus()
-    before = next(s for s in report.settings if s.strength == report.before)
+    before = [s for s in report.settings if s.strength == report.before]
     along = [s for s in report.settings if _elsewhere(s) == _elsewhere(focus)]
-    named = [("no set in force", report.plain), ("recommended before", before)]
+    named = [("no set in force", report.plain), *(("recommended before", s) for s in before)]
     named += [("recommended" if report.choice else "best found", focus), *(("", s) for s in along)]
     return [[name, *_cells(setting, report.limits)] for name, setting in named]
 
@@ -57,7 +59,8 @@ def markdown(report: Report) -> str:
     """The table, what was asked for, and what was chosen."""
     lines = [f"# Calibration of {report.reference}", "", f"| {' | '.join(HEADER)} |", "|---" * len(HEADER) + "|"]
     lines += [f"| {' | '.join(cells)} |" for cells in table(report)]
-    lines += ["", f"{len(report.settings)} settings were measured. {_limits(report.limits)}", ""]
+    counts = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in report.counts.items())
+    lines += ["", f"{len(report.settings)} settings were measured on {counts}. {_limits(report.limits)}", ""]
     if report.choice is None:
         return "\n".join([*lines, "No setting can be recommended.", ""])
     bounds = report.choice.bounds.model_dump()
@@ -79,6 +82,7 @@ def write_report(report: Report, folder: Path) -> list[Path]:
         writer.writerows(rows)
     whole: dict[str, Any] = {
         "forget_set": report.reference,
+        "counts": report.counts,
         "grid": report.grid._asdict(),
         "limits": asdict(report.limits),
         "recommended_before": report.before.model_dump(),
