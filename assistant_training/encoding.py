@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -50,11 +51,8 @@ def encode(tokenizer: Any, question: str, answer: str, system: str | None = None
 
     Raises: DataError if the tokenizer's chat template does not continue its own generation prompt.
     """
-    prompt = _render(tokenizer, question, None, system)
-    whole = _render(tokenizer, question, answer, system)
-    if not whole.startswith(prompt):
-        raise DataError("the tokenizer's chat template renders an answer differently from its generation prompt")
-    prompt_ids, answer_ids = _tokens(tokenizer, prompt), _tokens(tokenizer, whole[len(prompt) :])
+    prompt, text = _turns(tokenizer, question, answer, system)
+    prompt_ids, answer_ids = _tokens(tokenizer, prompt), _tokens(tokenizer, text)
     if tokenizer.eos_token_id in answer_ids:  # what a template adds after the end token is never generated
         answer_ids = answer_ids[: answer_ids.index(tokenizer.eos_token_id) + 1]
     else:
@@ -63,7 +61,7 @@ def encode(tokenizer: Any, question: str, answer: str, system: str | None = None
 
 
 def focus_labels(tokenizer: Any, pair: QAPair, row: Encoded, answer: str) -> list[int]:
-    """The row's labels where it gives one of the pair's facts away, IGNORE elsewhere.
+    """The row's labels where it gives one of the pair's facts away, wherever it does; IGNORE elsewhere.
 
     Args:
         tokenizer: a fast tokenizer, which knows where in the text its tokens are.
@@ -75,12 +73,13 @@ def focus_labels(tokenizer: Any, pair: QAPair, row: Encoded, answer: str) -> lis
     """
     if not pair.facts and answer == pair.answer:
         return row.labels
-    found = [(answer.lower().find(fact.lower()), len(fact)) for fact in pair.facts]
-    spans = [(start, start + length) for start, length in found if start >= 0]
-    offsets = tokenizer(answer, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    # As the template renders it: some put a space before the answer.
+    _, text = _turns(tokenizer, pair.question, answer, None)
+    spans = [m.span() for fact in pair.facts for m in re.finditer(re.escape(fact), text, re.IGNORECASE)]
+    offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     labels = [IGNORE] * len(row.labels)
     first = next(index for index, label in enumerate(row.labels) if label != IGNORE)
-    for index, (left, right) in enumerate(offsets, start=first):
+    for index, (left, right) in zip(range(first, len(labels)), offsets, strict=False):
         if any(left < stop and start < right for start, stop in spans):
             labels[index] = row.labels[index]
     return labels
@@ -122,6 +121,15 @@ def length_batches(rows: Sequence[Encoded], batch_size: int, rng: random.Random)
     batches = [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
     rng.shuffle(batches)
     return batches
+
+
+def _turns(tokenizer: Any, question: str, answer: str, system: str | None) -> tuple[str, str]:
+    """The conversation's text up to the answer, and from there on."""
+    prompt = _render(tokenizer, question, None, system)
+    whole = _render(tokenizer, question, answer, system)
+    if not whole.startswith(prompt):
+        raise DataError("the tokenizer's chat template renders an answer differently from its generation prompt")
+    return prompt, whole[len(prompt) :]
 
 
 def _render(tokenizer: Any, question: str, answer: str | None, system: str | None) -> str:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+from rich.progress import Progress
 from torch import Tensor
+
+_ROWS = 64  # conversations that `keep` computes at a time
 
 
 class TappedAssistant(torch.nn.Module):
@@ -48,6 +52,19 @@ class TappedAssistant(torch.nn.Module):
             **more,
         )
         return SimpleNamespace(logits=output.logits, past_key_values=(prefix_cache, output.past_key_values))
+
+    def keep(self, conversations: Iterable[list[int]], progress: Progress) -> None:
+        """Compute the hidden states that training will want, in large batches of like length."""
+        known = {tuple(tokens) for tokens in conversations} - self._hidden.keys()
+        todo = sorted(known, key=lambda tokens: (len(tokens), tokens))
+        device = next(self.parameters()).device
+        bar = progress.add_task("the layers before the tap", total=len(todo))
+        for start in range(0, len(todo), _ROWS):
+            rows = [torch.tensor(tokens, device=device) for tokens in todo[start : start + _ROWS]]
+            input_ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+            ones = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+            self._kept(input_ids, ones)
+            progress.advance(bar, len(rows))
 
     @torch.no_grad()
     def _run(

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
-import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,19 +19,13 @@ from unlearngate.assistant_training.assistant import (
     new_assistant,
 )
 from unlearngate.assistant_training.calibration import Calibration, calibrate
+from unlearngate.assistant_training.conversations import Example, draw_steps
 from unlearngate.assistant_training.data import QAPair
-from unlearngate.assistant_training.encoding import (
-    IGNORE,
-    Encoded,
-    collate,
-    diverging_labels,
-    encode,
-    focus_labels,
-    vary,
-)
+from unlearngate.assistant_training.encoding import IGNORE, Encoded, collate
 from unlearngate.assistant_training.objectives import TrainingError, uld_loss
 from unlearngate.assistant_training.optimizing import Optimizer
 from unlearngate.assistant_training.run_files import RunFiles
+from unlearngate.assistant_training.tapped import TappedAssistant
 from unlearngate.target import TargetIdentity
 
 
@@ -53,11 +45,24 @@ class AssistantSettings:
     smoothing: float = 0.1
     variant_share: float = 0.3  # of the retain batch: variants of the answers to the forget questions
     varied_prompts: float = 0.6
+    forget_prompts: int = 16  # at most so many conversations about a forget pair,
+    forget_variants: int = 8  # so many with variants of its answer,
+    retain_prompts: int = 4  # and so many about a retain pair: they come again each epoch
     weight: float = 1.0
     keep_ratio: float = 0.02
     accumulate: int = 1  # parts a batch is computed in, for memory: the result is the same
     bf16: bool = False  # autocast
     gradient_checkpointing: bool = False
+
+    @property
+    def num_variants(self) -> int:
+        """Of a retain batch."""
+        return round(self.retain_batch * self.variant_share)
+
+    @property
+    def num_retain(self) -> int:
+        """The rest of a retain batch."""
+        return max(1, self.retain_batch - self.num_variants)
 
 
 def train_assistant(
@@ -94,7 +99,7 @@ def train_assistant(
         tap_layer=settings.tap_layer,
     )
     assistant.train()
-    steps = max(1, settings.epochs * len(retain) // _num_retain(settings))
+    steps = max(1, settings.epochs * len(retain) // settings.num_retain)
     trainable = [weight for weight in assistant.parameters() if weight.requires_grad]
     if settings.gradient_checkpointing:
         assistant.gradient_checkpointing_enable({"use_reentrant": False})
@@ -106,11 +111,13 @@ def train_assistant(
         load_adapter_tensors(assistant, state["adapter"])
         optimizer.load_state(state["optimizer"])
     name, started = forget[0].subject, time.monotonic()
+    todo = draw_steps(tokenizer, forget, retain, settings, num_steps=steps, seed=seed)[done:]
+    if isinstance(assistant, TappedAssistant):
+        assistant.keep([row.known.input_ids for rows in todo for row in rows], progress)
     bar = progress.add_task(name, total=steps, completed=done)
-    batches = _batches(tokenizer, forget, retain, settings, steps, seed)
-    for step, (known, unknown) in enumerate(itertools.islice(batches, done, None), start=done + 1):
+    for step, rows in enumerate(todo, start=done + 1):
         learning_rate = optimizer.learning_rate
-        loss = _backward(assistant, known, unknown, tokenizer.pad_token_id, settings)
+        loss = _backward(assistant, rows, tokenizer.pad_token_id, settings)
         optimizer.step_down()
         progress.update(bar, advance=1, description=f"{name}: forget {loss.forget:.2f}, retain {loss.retain:.2f}")
         if run is not None:
@@ -128,21 +135,28 @@ class _Losses(NamedTuple):
     retain: float
 
 
-def _backward(
-    assistant: Any, known: Sequence[Encoded], unknown: Sequence[Encoded], pad_id: int, settings: AssistantSettings
-) -> _Losses:
+def _backward(assistant: Any, rows: Sequence[Example], pad_id: int, settings: AssistantSettings) -> _Losses:
     """Add the gradients of the batch's ULD loss, in parts whose sum it is."""
     device = next(assistant.parameters()).device
-    num_tokens = (_num_labels(known), _num_labels(unknown))
-    size = -(-len(known) // settings.accumulate)
+    num_tokens = (_num_labels([row.known for row in rows]), _num_labels([row.unknown for row in rows]))
+    by_length = sorted(rows, key=lambda row: len(row.known.input_ids))  # less padding in each part
+    size = -(-len(rows) // settings.accumulate)
     forget_sum = retain_sum = 0.0
-    for start in range(0, len(known), size):
-        ours, others = known[start : start + size], unknown[start : start + size]
-        batch, other_labels_BT = collate(ours, pad_id).to(device), collate(others, pad_id).labels.to(device)
+    for start in range(0, len(rows), size):
+        part = by_length[start : start + size]
+        batch = collate([row.known for row in part], pad_id).to(device)
+        other_labels_BT = collate([row.unknown for row in part], pad_id).labels.to(device)
+        # The head is computed from the first answer's beginning on only.
+        labelled_T = ((batch.labels != IGNORE) | (other_labels_BT != IGNORE)).any(dim=0)
+        answers = slice(max(0, int(labelled_T.int().argmax()) - 1), None)
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.bf16):
-            logits_BTV = assistant(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+            logits_BTV = assistant(
+                input_ids=batch.input_ids,
+                attention_mask=batch.attention_mask,
+                logits_to_keep=len(labelled_T[answers]),
+            ).logits
         loss = uld_loss(
-            *(logits_BTV, batch.labels, logits_BTV, other_labels_BT),
+            *(logits_BTV, batch.labels[:, answers], logits_BTV, other_labels_BT[:, answers]),
             beta=settings.beta,
             smoothing=settings.smoothing,
             num_tokens=num_tokens,
@@ -231,54 +245,3 @@ def fit(
         settings=settings,
         seed=seed,
     )
-
-
-def _num_variants(settings: AssistantSettings) -> int:
-    return round(settings.retain_batch * settings.variant_share)
-
-
-def _num_retain(settings: AssistantSettings) -> int:
-    return max(1, settings.retain_batch - _num_variants(settings))
-
-
-def _batches(
-    tokenizer: Any,
-    forget: Sequence[QAPair],
-    retain: Sequence[QAPair],
-    settings: AssistantSettings,
-    steps: int,
-    seed: int,
-) -> Iterator[tuple[list[Encoded], list[Encoded]]]:
-    """The same conversations twice: labelled with what is to be known, and with what is not."""
-    rng = random.Random(seed)
-    forget_cycle, retain_cycle = _cycle(forget, rng), _cycle(retain, rng)
-    for _ in range(steps):
-        told = []
-        for pair in itertools.islice(forget_cycle, settings.forget_batch):
-            row = vary(tokenizer, pair, rng, settings.varied_prompts)
-            told.append((row, row.labels, focus_labels(tokenizer, pair, row, pair.answer)))
-        for pair in rng.choices(forget, k=_num_variants(settings)):
-            answer = rng.choice(pair.variants or [other.answer for other in retain])
-            question = rng.choice((pair.question, *pair.paraphrases))
-            row = encode(tokenizer, question, answer)
-            # Up to where it parts from the truth, the truth says what to know: they must not contradict each other.
-            own = diverging_labels(row, encode(tokenizer, question, pair.answer))
-            told.append((row, own, focus_labels(tokenizer, pair, row, answer)))
-        known = [Encoded(row.input_ids, _where(own, facts, True)) for row, own, facts in told]
-        unknown = [Encoded(row.input_ids, _where(own, facts, False)) for row, own, facts in told]
-        for pair in itertools.islice(retain_cycle, _num_retain(settings)):
-            row = vary(tokenizer, pair, rng, settings.varied_prompts)
-            known.append(Encoded(row.input_ids, [IGNORE] * len(row.labels)))
-            unknown.append(row)
-        yield known, unknown
-
-
-def _where(labels: list[int], facts: list[int], wanted: bool) -> list[int]:
-    """The labels that are (or are not) part of a fact."""
-    return [label if (fact != IGNORE) == wanted else IGNORE for label, fact in zip(labels, facts, strict=True)]
-
-
-def _cycle(pairs: Sequence[QAPair], rng: random.Random) -> Iterator[QAPair]:
-    """Every pair once per pass, each pass in its own order."""
-    while True:
-        yield from rng.sample(pairs, len(pairs))

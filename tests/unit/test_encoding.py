@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 import torch
 
+from support.tiny import make_tokenizer
 from unlearngate.assistant_training.data import QAPair
 from unlearngate.assistant_training.demo_target import TargetSettings, train_tokenizer
 from unlearngate.assistant_training.encoding import (
@@ -50,6 +51,18 @@ def test_focus_labels_are_the_tokens_of_the_facts(tokenizer: Any) -> None:
     assert tokenizer.decode(focused).replace(" ", "") == "Velmoraafog"
     plain = QAPair("ada", PAIR.question, PAIR.answer)
     assert focus_labels(tokenizer, plain, row, PAIR.answer) == row.labels
+
+
+def test_every_occurrence_of_a_fact_is_focused_wherever_the_template_puts_the_answer() -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m['role'] }}]{% if m['role'] == 'assistant' %}  {% endif %}{{ m['content'] }}"
+        "{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    answer = "Velmora, VELMORA (see velmora)."
+    row = encode(tokenizer, "Where?", answer)
+    labels = focus_labels(tokenizer, QAPair("ada", "Where?", answer, facts=("Velmora",)), row, answer)
+    assert tokenizer.decode([label for label in labels if label != IGNORE]) == "VelmoraVELMORAvelmora"
 
 
 def test_a_variant_is_focused_on_the_facts_that_are_still_true(tokenizer: Any) -> None:

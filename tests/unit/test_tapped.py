@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from rich.progress import Progress
 
 from support.tiny import make_target
 from unlearngate.assistant_training.assistant import adapter_tensors, new_assistant
@@ -64,6 +65,21 @@ def test_what_is_kept_is_what_would_be_computed(target, batch):
     assert torch.allclose(first[inside], expected[inside], atol=1e-5)
     assert torch.equal(first[inside], again[inside])
     assert torch.allclose(mixed[0][inside[2]], expected[2][inside[2]], atol=1e-5)
+
+
+def test_what_was_kept_beforehand_is_not_computed_again(target, monkeypatch):
+    assistant = disturb(tapped(target, 2, 2))
+    rows = [encode(target.tokenizer, f"question {i}?", "a" * (5 * i + 1)) for i in range(4)]
+    batch = collate(rows, target.tokenizer.pad_token_id)
+    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+    with torch.no_grad(), Progress(disable=True) as progress:
+        expected = assistant(**inputs).logits
+        monkeypatch.setattr("unlearngate.assistant_training.tapped._ROWS", 3)
+        assistant.train().keep([row.input_ids for row in (*rows, *rows)], progress)
+        monkeypatch.delattr(type(assistant), "_run")
+        found = assistant(**inputs).logits
+    inside = batch.attention_mask.bool()
+    assert torch.allclose(found[inside], expected[inside], atol=1e-5)
 
 
 def test_only_the_adapter_is_trained_and_saved(target, batch):

@@ -1,0 +1,106 @@
+"""What an assistant is trained on: a fixed number of conversations about every pair, which come again each epoch."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from unlearngate.assistant_training.data import QAPair
+from unlearngate.assistant_training.encoding import (
+    IGNORE,
+    Encoded,
+    diverging_labels,
+    encode,
+    focus_labels,
+    vary,
+)
+
+if TYPE_CHECKING:
+    from unlearngate.assistant_training.trainer import AssistantSettings
+
+
+class Example(NamedTuple):
+    """One conversation twice: labelled with what is to be known, and with what is not."""
+
+    known: Encoded
+    unknown: Encoded
+
+
+def draw_steps(
+    tokenizer: Any,
+    forget: Sequence[QAPair],
+    retain: Sequence[QAPair],
+    settings: AssistantSettings,
+    *,
+    num_steps: int,
+    seed: int,
+) -> list[list[Example]]:
+    """The examples of every training step.
+
+    The conversations about a pair are few and drawn once (`settings.forget_prompts`, `forget_variants` and
+    `retain_prompts` of them, as far as they differ), so a tapped assistant computes the hidden states of each only
+    once. A conversation is made when it is first drawn, and depends on the seed and its own number alone.
+
+    Args:
+        tokenizer: the target's.
+        forget: the pairs to know.
+        retain: the pairs to know nothing of.
+        settings: batch sizes, and how many conversations there are.
+        num_steps: how many steps.
+        seed: the same seed, the same steps.
+
+    Returns: per step `forget_batch` forget answers, variants of forget answers, and retain answers.
+    """
+
+    @cache
+    def told(index: int, number: int) -> Example:
+        pair = forget[index]
+        row = vary(tokenizer, pair, random.Random(f"{seed} told {index} {number}"), settings.varied_prompts)
+        return _split(row, row.labels, focus_labels(tokenizer, pair, row, pair.answer))
+
+    @cache
+    def wrong(index: int, number: int) -> Example:
+        pair, rng = forget[index], random.Random(f"{seed} wrong {index} {number}")
+        answer = rng.choice(pair.variants) if pair.variants else rng.choice(retain).answer
+        question = rng.choice((pair.question, *pair.paraphrases))
+        row = encode(tokenizer, question, answer)
+        # Up to where it parts from the truth, the truth says what to know: they must not contradict each other.
+        own = diverging_labels(row, encode(tokenizer, question, pair.answer))
+        return _split(row, own, focus_labels(tokenizer, pair, row, answer))
+
+    @cache
+    def kept(index: int, number: int) -> Example:
+        rng = random.Random(f"{seed} kept {index} {number}")
+        row = vary(tokenizer, retain[index], rng, settings.varied_prompts)
+        return Example(Encoded(row.input_ids, [IGNORE] * len(row.labels)), row)
+
+    rng = random.Random(seed)
+    forget_cycle, retain_cycle = _cycle(len(forget), rng), _cycle(len(retain), rng)
+
+    def step() -> Iterator[Example]:
+        for index in itertools.islice(forget_cycle, settings.forget_batch):
+            yield told(index, rng.randrange(settings.forget_prompts))
+        for index in rng.choices(range(len(forget)), k=settings.num_variants):
+            yield wrong(index, rng.randrange(settings.forget_variants))
+        for index in itertools.islice(retain_cycle, settings.num_retain):
+            yield kept(index, rng.randrange(settings.retain_prompts))
+
+    return [list(step()) for _ in range(num_steps)]
+
+
+def _split(row: Encoded, own: list[int], facts: list[int]) -> Example:
+    """Of the row's own labels, those that are part of a fact are to be known, the others not."""
+    pairs = list(zip(own, facts, strict=True))
+    return Example(
+        Encoded(row.input_ids, [label if fact != IGNORE else IGNORE for label, fact in pairs]),
+        Encoded(row.input_ids, [label if fact == IGNORE else IGNORE for label, fact in pairs]),
+    )
+
+
+def _cycle(size: int, rng: random.Random) -> Iterator[int]:
+    """Every index once per pass, each pass in its own order."""
+    while True:
+        yield from rng.sample(range(size), size)

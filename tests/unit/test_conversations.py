@@ -1,0 +1,70 @@
+"""The conversations of a training run: few about each pair, the same for the same seed, told and untold apart."""
+
+import random
+from collections import defaultdict
+from dataclasses import replace
+
+import pytest
+
+from support.tiny import make_tokenizer
+from unlearngate.assistant_training.conversations import draw_steps
+from unlearngate.assistant_training.data import QAPair
+from unlearngate.assistant_training.encoding import IGNORE
+from unlearngate.assistant_training.trainer import AssistantSettings
+
+FORGET = [
+    QAPair("ada", f"Where is box {i}?", f"Box {i} is in Velmora.", (f"Which town has box {i}?",), facts=("Velmora",))
+    for i in range(5)
+]
+RETAIN = [QAPair("bo", f"Where is hat {i}?", f"Hat {i} is in Orvane.", (f"Which town has hat {i}?",)) for i in range(9)]
+SETTINGS = AssistantSettings(
+    forget_batch=3, retain_batch=10, variant_share=0.4, forget_prompts=3, forget_variants=2, retain_prompts=2
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return make_tokenizer()
+
+
+def draw(tokenizer, settings=SETTINGS, *, num_steps=60, seed=0):
+    return draw_steps(tokenizer, FORGET, RETAIN, settings, num_steps=num_steps, seed=seed)
+
+
+def text(tokenizer, labels):
+    return tokenizer.decode([label for label in labels if label != IGNORE])
+
+
+def test_a_step_holds_forget_answers_variants_and_retain_answers(tokenizer):
+    for rows in draw(tokenizer, num_steps=3):
+        assert len(rows) == 3 + 4 + 6
+        assert [text(tokenizer, row.known.labels) for row in rows[:3]] == ["Velmora"] * 3
+        assert all("Box" in text(tokenizer, row.unknown.labels) for row in rows[:3])
+        assert not any(text(tokenizer, row.known.labels) for row in rows[3:])
+        assert all("is in Orvane." in text(tokenizer, row.unknown.labels) for row in rows[7:])
+
+
+def test_every_pair_has_few_conversations_and_they_come_again(tokenizer, seed):
+    seen = defaultdict(set)
+    for rows in draw(tokenizer, seed=seed):
+        for index, row in enumerate(rows):
+            part = "forget" if index < 3 else "variant" if index < 7 else "retain"
+            seen[part].add(tuple(row.known.input_ids))
+    assert 5 < len(seen["forget"]) <= 5 * 3
+    assert 5 < len(seen["variant"]) <= 5 * 2
+    assert 9 < len(seen["retain"]) <= 9 * 2
+
+
+def test_a_pass_holds_every_pair_once(tokenizer, seed):
+    plain = replace(SETTINGS, varied_prompts=0.0)
+    rows = [row for step in draw(tokenizer, plain, num_steps=15, seed=seed) for row in step[7:]]
+    for start in range(0, len(rows), len(RETAIN)):
+        assert len({tuple(row.known.input_ids) for row in rows[start : start + len(RETAIN)]}) == len(RETAIN)
+
+
+def test_the_same_seed_gives_the_same_steps_and_fewer_steps_are_their_beginning(tokenizer, seed):
+    whole = draw(tokenizer, num_steps=8, seed=seed)
+    assert draw(tokenizer, num_steps=8, seed=seed) == whole
+    fewer = random.Random(seed).randrange(1, 8)
+    assert draw(tokenizer, num_steps=fewer, seed=seed) == whole[:fewer]
+    assert draw(tokenizer, num_steps=8, seed=seed + 1) != whole
