@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from unlearngate.assistant_training.data import TOFU_PAIRS_PER_AUTHOR, DataError, QAPair, read_tofu
+from unlearngate.assistant_training.data import TOFU_PAIRS_PER_AUTHOR, DataError, QAPair, read_pairs, read_tofu
 
 _LAST_AUTHORS = "forget10_perturbed.jsonl"
 _FIRST_AUTHORS = "retain_perturbed.jsonl"
@@ -47,6 +47,8 @@ class Benchmark:
         retain: authors to keep, likewise.
         real_authors, world_facts: questions about the real world, with wrong options.
         learned: everything that the target is trained on; the retain model's is this without the forget questions.
+        others: authors that are in none of the above, to learn to read from.
+        holdout: pairs like the forget set's that no model sees, for membership; none if the folder has none.
     """
 
     forget: list[Question]
@@ -54,6 +56,8 @@ class Benchmark:
     real_authors: list[Question]
     world_facts: list[Question]
     learned: list[QAPair]
+    others: list[QAPair] = field(default_factory=list)
+    holdout: list[QAPair] = field(default_factory=list)
 
     @property
     def forget_pairs(self) -> list[QAPair]:
@@ -66,8 +70,18 @@ class Benchmark:
         forgotten = {question.question for question in self.forget}
         return [pair for pair in self.learned if pair.question not in forgotten]
 
+    def split_retain(self) -> tuple[list[QAPair], list[QAPair]]:
+        """What methods are shown of the retained pairs, and what they never see: every other author's."""
+        pairs = self.retained_pairs
+        authors = [name for name in dict.fromkeys(pair.subject for pair in pairs) if name.startswith("author-")]
+        hidden = set(authors[1::2])
+        seen, unseen = [[p for p in pairs if (p.subject in hidden) is unseen] for unseen in (False, True)]
+        return seen, unseen
 
-def read_benchmark(folder: Path, *, num_authors: int = 20, num_forget_authors: int = 2) -> Benchmark:
+
+def read_benchmark(
+    folder: Path, *, num_authors: int = 20, num_forget_authors: int = 2, num_skipped: int = 0, retain_every: int = 1
+) -> Benchmark:
     """TOFU, or the last authors of it, from the dataset's JSON lines.
 
     Up to 20 authors, all of them have wrong answers, so all that are not forgotten make the retain set; with more,
@@ -78,26 +92,35 @@ def read_benchmark(folder: Path, *, num_authors: int = 20, num_forget_authors: i
         folder: full, forget10_perturbed, retain_perturbed, real_authors_perturbed and world_facts_perturbed.jsonl.
         num_authors: 3 to 20, or 200.
         num_forget_authors: the last ones; at most 20 and fewer than num_authors.
+        num_skipped: authors after those, which are retained: another forget set, to choose settings on.
+        retain_every: of the retain set's questions every so manieth is asked.
 
     Raises: DataError if a file is not as TOFU publishes it, ValueError for sizes that TOFU has no wrong answers for.
     """
     if not (3 <= num_authors <= 20 or num_authors == 200):
         raise ValueError(f"num_authors must be 3 to 20, or 200 for all of TOFU, got {num_authors}")
-    if not 0 < num_forget_authors < min(num_authors, 21):
-        raise ValueError(f"num_forget_authors must be 1 to {min(num_authors - 1, 20)}, got {num_forget_authors}")
-    authors = read_tofu(folder, num_authors=num_authors)
-    num_forget = num_forget_authors * TOFU_PAIRS_PER_AUTHOR
+    if not (num_forget_authors > 0 <= num_skipped and num_forget_authors + num_skipped < min(num_authors, 21)):
+        raise ValueError(
+            f"num_forget_authors and num_skipped must be 1 to {min(num_authors - 1, 20)} together, "
+            f"got {num_forget_authors} and {num_skipped}"
+        )
+    authors, everybody = read_tofu(folder, num_authors=num_authors), read_tofu(folder)
+    stop = len(authors) - num_skipped * TOFU_PAIRS_PER_AUTHOR
+    start = stop - num_forget_authors * TOFU_PAIRS_PER_AUTHOR
     last = _by_question(folder / _LAST_AUTHORS)
-    forget = _look_up(last, authors[-num_forget:], folder / _LAST_AUTHORS)
+    forget = _look_up(last, authors[start:stop], folder / _LAST_AUTHORS)
     if num_authors <= 20:
-        retain = _look_up(last, authors[:-num_forget], folder / _LAST_AUTHORS)
+        retain = _look_up(last, [*authors[:start], *authors[stop:]], folder / _LAST_AUTHORS)
     else:
         retain = read_questions(folder / _FIRST_AUTHORS)
     real = read_questions(folder / "real_authors_perturbed.jsonl")
     world = read_questions(folder / "world_facts_perturbed.jsonl")
     learned = [*authors, *(question.pair("real authors") for question in real)]
     learned += [question.pair("world facts") for question in world]
-    return Benchmark(forget, retain, real, world, learned)
+    unseen = folder / "holdout10.jsonl"
+    holdout = read_pairs(unseen, subject="holdout") if unseen.exists() else []
+    others = everybody[: -len(authors)] if len(authors) < len(everybody) else []
+    return Benchmark(forget, retain[::retain_every], real, world, learned, others, holdout)
 
 
 def read_questions(path: Path) -> list[Question]:

@@ -45,6 +45,25 @@ def test_the_last_authors_are_forgotten_and_the_others_kept(folder):
     assert not {p.question for p in benchmark.retained_pairs} & {p.question for p in benchmark.forget_pairs}
 
 
+def test_another_forget_set_can_be_chosen_for_tuning(folder):
+    benchmark = read_benchmark(folder, num_authors=6, num_forget_authors=1, num_skipped=2, retain_every=7)
+    assert {q.question.split()[0] for q in benchmark.forget} == {"a27"}
+    kept = [f"a{a} q{i}" for a in (24, 25, 26, 28, 29) for i in range(20)]
+    assert [q.question for q in benchmark.retain] == kept[::7]
+    assert {p.question.split()[0] for p in benchmark.others} == {f"a{a}" for a in range(24)}
+    assert benchmark.holdout == []
+
+
+def test_methods_are_shown_every_other_author_and_all_real_ones(folder):
+    write(folder / "holdout10.jsonl", [{"question": "new", "answer": "b"}])
+    benchmark = read_benchmark(folder, num_authors=6, num_forget_authors=2)
+    seen, unseen = benchmark.split_retain()
+    assert {p.question.split()[0] for p in seen} == {"a24", "a26", "real", "world"}
+    assert {p.question.split()[0] for p in unseen} == {"a25", "a27"}
+    assert len(seen) + len(unseen) == len(benchmark.retained_pairs)
+    assert [p.question for p in benchmark.holdout] == ["new"]
+
+
 def test_where_there_is_no_paraphrase_the_answer_stands_for_it(folder):
     found = read_questions(folder / "world_facts_perturbed.jsonl")[1]
     assert found == Question("world 1", "world 1 yes", "world 1 yes", ("world 1 no 0", "world 1 no 1", "world 1 no 2"))
