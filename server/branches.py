@@ -11,6 +11,7 @@ from typing import Any
 
 ARCHITECTURE = "UnlearningForCausalLM"
 CONFIG_FIELD = "unlearngate"
+TARGET_LAYERS = "target.model.layers"
 MAX_BRANCHES = 8
 # Architectures whose inner model takes (input_ids, positions) or inputs_embeds, gives the hidden states before a layer
 # that is asked for (vLLM's EAGLE-3 interface), and names its linear maps as Llama does.
@@ -24,16 +25,19 @@ class BranchOptions:
     """What the launcher tells the model class, through the Hugging Face configuration's `unlearngate` field.
 
     A branch is the target's layers tap_layer to tap_layer + num_layers; tap_layer 0 starts at the embeddings.
+    adapted_layers is how many of the target's own layers LoRA sits on: none, or all of them for sets of kind `undial`.
     """
 
     target_architecture: str
     tap_layer: int
     num_layers: int
     num_branches: int
+    adapted_layers: int = 0
 
     def __post_init__(self) -> None:
-        if not all(isinstance(n, int) for n in (self.tap_layer, self.num_layers, self.num_branches)):
-            raise TypeError(f"tap_layer, num_layers and num_branches must be whole numbers, got {self}")
+        counts = (self.tap_layer, self.num_layers, self.num_branches, self.adapted_layers)
+        if not all(isinstance(count, int) for count in counts):
+            raise TypeError(f"everything but target_architecture must be a whole number, got {self}")
 
     def to_config(self) -> dict[str, Any]:
         """As JSON values, for `hf_overrides`."""
@@ -44,13 +48,10 @@ class BranchOptions:
         return [branch_name(index) for index in range(self.num_branches)]
 
     def lora_target_modules(self) -> list[str]:
-        """Full names of every linear map of every branch; nothing of the target."""
-        return [
-            f"{name}.layers.{layer}.{linear}"
-            for name in self.branch_names()
-            for layer in range(self.num_layers)
-            for linear in _LORA_LINEARS
-        ]
+        """Full names of every linear map that a forget set may adapt: a shorter name would match other modules too."""
+        layers = [f"{name}.layers.{layer}" for name in self.branch_names() for layer in range(self.num_layers)]
+        layers += [f"{TARGET_LAYERS}.{layer}" for layer in range(self.adapted_layers)]
+        return [f"{layer}.{linear}" for layer in layers for linear in _LORA_LINEARS]
 
 
 def branch_name(index: int) -> str:

@@ -8,41 +8,27 @@ from unlearngate.errors import UnsupportedDeploymentError
 from unlearngate.server.branches import ARCHITECTURE, CONFIG_FIELD, TARGET_ARCHITECTURES, BranchOptions
 from unlearngate.server.plan import ensure_key
 from unlearngate.server.refusals import PROCESSOR
-from unlearngate.target import TargetIdentity
 
 
-def engine_options(
-    target: TargetIdentity,
-    *,
-    tap_layer: int,
-    num_layers: int,
-    num_branches: int,
-    max_rank: int,
-    max_loaded: int,
-    max_known: int,
-) -> dict[str, Any]:
-    """VLLM engine arguments, by EngineArgs' names, that serve `target` with forget sets.
+def engine_options(branches: BranchOptions, *, max_rank: int, max_loaded: int, max_known: int) -> dict[str, Any]:
+    """VLLM engine arguments, by EngineArgs' names, that serve a target with forget sets.
 
     Sets this launch's signing key in the environment, for the engine's processes to inherit.
 
     Args:
-        target: what is served.
-        tap_layer: the target's layer that every assistant starts before; 0 = the embeddings.
-        num_layers: decoder layers of every assistant.
-        num_branches: the most sets one request may name.
+        branches: where LoRA goes.
         max_rank: the largest LoRA rank.
         max_loaded: combinations of sets that one batch may hold; more wait their turn.
         max_known: combinations kept in memory.
 
     Raises: UnsupportedDeploymentError if the target's architecture was never tried.
     """
-    if target.architecture not in TARGET_ARCHITECTURES:
+    if branches.target_architecture not in TARGET_ARCHITECTURES:
         raise UnsupportedDeploymentError(
-            f"target architecture {target.architecture!r} is not supported; supported: "
+            f"target architecture {branches.target_architecture!r} is not supported; supported: "
             f"{', '.join(TARGET_ARCHITECTURES)}"
         )
     ensure_key()
-    branches = BranchOptions(target.architecture, tap_layer, num_layers, num_branches)
     return {
         "hf_overrides": {"architectures": [ARCHITECTURE], CONFIG_FIELD: branches.to_config()},
         "logits_processors": [PROCESSOR],

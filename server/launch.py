@@ -44,6 +44,7 @@ class ServerConfig(BaseModel):
     max_known: int = Field(default=64, ge=1, description="combinations of sets kept in memory")
     assistant_layers: int | None = Field(default=None, ge=1)
     assistant_tap: int | None = Field(default=None, ge=0)
+    enable_undial: bool = Field(default=False, description="let LoRA sit on the target itself, for sets of kind undial")
     drain_timeout_s: int = Field(default=30, ge=0, description="how long running requests may finish after SIGTERM")
     engine_arguments: tuple[str, ...] = ()
 
@@ -60,7 +61,12 @@ def serve(config: ServerConfig) -> int:
         with tempfile.TemporaryDirectory(prefix="unlearngate-") as scratch:
             target = identify_target(config.target, config.served_name)
             registry = Registry(target, Path(scratch) / "bindings")
-            registry.discover(config.forget_sets, tap_layer=config.assistant_tap, num_layers=config.assistant_layers)
+            registry.discover(
+                config.forget_sets,
+                tap_layer=config.assistant_tap,
+                num_layers=config.assistant_layers,
+                undial=config.enable_undial,
+            )
             policy = Policy(
                 registry,
                 served_name=target.model_id,
@@ -92,10 +98,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 def _engine_namespace(config: ServerConfig, registry: Registry) -> Any:
     options = engine_options(
-        registry.target,
-        tap_layer=registry.tap_layer,
-        num_layers=registry.num_layers,
-        num_branches=config.max_sets_per_request,
+        registry.branches(config.max_sets_per_request),
         max_rank=registry.max_rank(),
         max_loaded=config.max_loaded,
         max_known=config.max_known,
@@ -162,12 +165,12 @@ async def _stop_when_dead(engine: Any, server: uvicorn.Server) -> None:
 def _announce(registry: Registry, listener: socket.socket) -> None:
     host, port = listener.getsockname()[:2]
     table = Table(title=f"{registry.target.model_id} on http://{host}:{port}", title_justify="left")
-    for column in ("forget set", "version", "digest", "weight", "keep_ratio", "gate_nats"):
+    for column in ("forget set", "kind", "version", "digest", "weight", "keep_ratio", "gate_nats"):
         table.add_column(column)
     for forget_set in registry.sets.values():
         manifest = forget_set.manifest
         strength = [f"{v:g}" for v in manifest.recommended.model_dump().values()]
-        table.add_row(forget_set.name, manifest.version, forget_set.digest[:12], *strength)
+        table.add_row(forget_set.name, manifest.kind, manifest.version, forget_set.digest[:12], *strength)
     console = Console()
     console.print(table)
     for reason in registry.refused.values():

@@ -7,6 +7,7 @@
 An assistant is m of the target's layers, its embeddings, final norm and head, all the same tensors, plus LoRA on the
 branch only: a forget set is an adapter. The layers are the target's first, as in ULD (arXiv:2406.08607, section 3), or
 those from a tap layer j on: such a branch goes on from the target's hidden states, so the first j layers run once.
+Its modules are its own: LoRA of a set of kind `undial`, on the target's modules, leaves every assistant as it is.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from vllm.model_executor.models.utils import init_vllm_registered_model
 
 from unlearngate.server.branches import CONFIG_FIELD, BranchOptions
 from unlearngate.server.refusals import refuse_unsupported
+from unlearngate.server.vllm_compat import skip_plain_rows_in_cpu_lora
 
 _loaded: weakref.ref[UnlearningForCausalLM] | None = None
 
@@ -49,6 +51,7 @@ class UnlearningForCausalLM(nn.Module, SupportsLoRA):
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
         refuse_unsupported(vllm_config)
+        skip_plain_rows_in_cpu_lora()
         self.config = vllm_config.model_config.hf_config
         self.options = BranchOptions(**getattr(self.config, CONFIG_FIELD))
         self.hidden_size: int = self.config.hidden_size

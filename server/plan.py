@@ -23,7 +23,7 @@ KEY_VARIABLE = "UNLEARNGATE_TOKEN_KEY"
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """One forget set in force: the branch that runs its assistant, and how strongly it is subtracted."""
+    """One forget set of kind `uld` in force: the branch that runs its assistant, and how strongly it is subtracted."""
 
     branch: int
     weight: float
@@ -34,7 +34,8 @@ class Term:
 class Plan:
     """Everything the worker needs to compose one request's rows.
 
-    adapter_id is the LoRA adapter that binds the sets to the branches; 0 with no terms is the plain target.
+    adapter_id is the LoRA adapter that binds the sets to the model; 0 is the plain target. An adapter without terms is
+    that of a set of kind `undial` alone: the target itself is adapted, and nothing is subtracted from it.
     """
 
     adapter_id: int = 0
@@ -42,8 +43,8 @@ class Plan:
     terms: tuple[Term, ...] = ()
 
     def __post_init__(self) -> None:
-        if bool(self.terms) != (self.adapter_id > 0):
-            raise ValueError(f"a plan has both an adapter and terms or neither, got {self}")
+        if self.adapter_id < 0 or (self.terms and self.adapter_id == 0):
+            raise ValueError(f"a plan with terms needs the adapter that computes their assistants, got {self}")
         if not 0.0 <= self.keep_ratio <= 1.0:
             raise ValueError(f"keep_ratio must be in [0, 1], got {self.keep_ratio}")
         for term in self.terms:

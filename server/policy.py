@@ -38,20 +38,21 @@ class ForgetSetChoice(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What one request gets: the sets with their strengths, in branch order."""
+    """What one request gets: the sets with their strengths; those of kind `uld` are in branch order."""
 
     in_force: tuple[tuple[ForgetSet, Strength], ...]
 
     @property
     def sets(self) -> list[ForgetSet]:
-        """The sets, in branch order."""
+        """The sets, in the order in which an adapter binds them."""
         return [forget_set for forget_set, _ in self.in_force]
 
     def plan(self, adapter_id: int) -> Plan:
         """What the engine is told, once the sets are bound to branches by this adapter; 0 for none."""
-        terms = tuple(Term(branch, v.weight, v.gate_nats) for branch, (_, v) in enumerate(self.in_force))
+        composed = [v for forget_set, v in self.in_force if forget_set.manifest.kind == "uld"]
+        terms = tuple(Term(branch, v.weight, v.gate_nats) for branch, v in enumerate(composed))
         # One row has one keep rule: the strictest that any of its sets asks for.
-        return Plan(adapter_id, max((v.keep_ratio for _, v in self.in_force), default=0.0), terms)
+        return Plan(adapter_id, max((v.keep_ratio for v in composed), default=0.0), terms)
 
     def report(self) -> list[dict[str, Any]]:
         """For the response's body: what was in force."""
@@ -119,12 +120,29 @@ class Policy:
         names = [c.name for c in chosen]
         if len(set(names)) != len(names):
             raise InvalidRequestError(f"forget_sets names a set twice: {', '.join(names)}", param="forget_sets")
-        for name in names:
-            self.registry.get(name)
-        if len(chosen) > self._num_branches:
+        self._check_kinds([self.registry.get(name) for name in names])
+
+    def _check_kinds(self, sets: Sequence[ForgetSet]) -> None:
+        uld = [s.name for s in sets if s.manifest.kind == "uld"]
+        undial = [s.name for s in sets if s.manifest.kind == "undial"]
+        if len(uld) > self._num_branches:
             raise InvalidRequestError(
-                f"at most {self._num_branches} forget sets can be in force in one request, got {len(chosen)}: "
-                f"{', '.join(names)}; start the server with --max-sets-per-request {len(chosen)} to allow it",
+                f"at most {self._num_branches} forget sets of kind 'uld' can be in force in one request, "
+                f"got {len(uld)}: {', '.join(uld)}; start the server with --max-sets-per-request {len(uld)} to allow "
+                "it",
+                param="forget_sets",
+            )
+        if len(undial) > 1:
+            raise InvalidRequestError(
+                "at most one forget set of kind 'undial' can be in force in one request, because each was trained as "
+                f"the only change to the target; got {len(undial)}: {', '.join(undial)}",
+                param="forget_sets",
+            )
+        if undial and uld and self.registry.tap_layer:
+            raise InvalidRequestError(
+                f"forget set {undial[0]!r} of kind 'undial' changes what the assistant of {uld[0]!r} starts from, the "
+                f"target's hidden states before layer {self.registry.tap_layer}; name one of them, or use a server "
+                "whose assistants start at the embeddings",
                 param="forget_sets",
             )
 

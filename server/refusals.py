@@ -121,9 +121,14 @@ def _config_reasons(config: Any) -> list[str]:
             f"target of {num_layers}",
         ),
         (
-            not 0 < branches.num_branches <= MAX_BRANCHES,
-            f"sets per request must be 1 to {MAX_BRANCHES}, got {branches.num_branches}",
+            not 0 <= branches.num_branches <= MAX_BRANCHES,
+            f"there can be at most {MAX_BRANCHES} branches, got {branches.num_branches}",
         ),
+        (
+            branches.adapted_layers not in (0, num_layers),
+            f"LoRA on the target must be on all of its {num_layers} layers or on none, got {branches.adapted_layers}",
+        ),
+        (branches.num_branches == branches.adapted_layers == 0, "there is nothing that a forget set could adapt"),
         (
             str(model.logprobs_mode).rsplit(".", 1)[-1].lower() not in ("processed_logprobs", "processed_logits"),
             f"logprobs_mode is {model.logprobs_mode}: raw logprobs are the plain target's; use processed_logprobs",
@@ -143,7 +148,7 @@ def _config_reasons(config: Any) -> list[str]:
         (lora is None, "LoRA is not enabled: forget sets are adapters"),
         (
             lora is not None and sorted(lora.target_modules or []) != sorted(branches.lora_target_modules()),
-            "LoRA's target modules are not exactly the branches' linear maps",
+            "LoRA's target modules are not exactly the linear maps that forget sets adapt",
         ),
         (
             PROCESSOR not in [p for p in (model.logits_processors or []) if isinstance(p, str)],

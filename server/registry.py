@@ -1,7 +1,8 @@
-"""The forget sets this server has, and the LoRA adapters that bind them to branches.
+"""The forget sets this server has, and the LoRA adapters that bind them to the model.
 
 A request names sets; vLLM takes one adapter per request. So a combination {A, B} becomes one adapter that carries A's
-tensors under `assistant_a` and B's under `assistant_b`: built on first use from the verified artefacts.
+tensors under `assistant_a` and B's under `assistant_b`: built on first use from the verified artefacts. A set's kind
+alone decides where its tensors land: `uld` on a branch, `undial` on the target.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from unlearngate.artefact import ADAPTER_FILE, CONFIG_FILE, ForgetSet, load_forget_set
 from unlearngate.errors import ArtefactError, UnknownForgetSetError
-from unlearngate.server.branches import branch_name
+from unlearngate.server.branches import TARGET_LAYERS, BranchOptions, branch_name
 from unlearngate.target import TargetIdentity
 
 logger = logging.getLogger(__name__)
@@ -52,13 +53,16 @@ class Registry:
         self._bindings: dict[str, Binding] = {}
         self._adapter_ids = itertools.count(1)  # never used twice: the engine knows an adapter by its id alone
 
-    def discover(self, folder: Path, *, tap_layer: int | None = None, num_layers: int | None = None) -> None:
+    def discover(
+        self, folder: Path, *, tap_layer: int | None = None, num_layers: int | None = None, undial: bool = False
+    ) -> None:
         """Load every set below `folder`; one that cannot be served is refused with a reason, the others stay.
 
         Args:
             folder: holds one sub-folder per set.
             tap_layer: the target's layer that this server's assistants start before.
             num_layers: layers of this server's assistants. What is None is as in most of the sets.
+            undial: whether sets of kind `undial` are served, which put LoRA on the target itself.
 
         Raises: ArtefactError if `folder` does not exist or holds no set that can be served.
         """
@@ -67,13 +71,13 @@ class Registry:
         loaded: list[ForgetSet] = []
         for path in sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")):
             try:
-                loaded.append(check_servable(load_forget_set(path, self.target)))
+                loaded.append(load_forget_set(path, self.target))
             except ArtefactError as error:
                 self._refuse(error)
         self.tap_layer, self.num_layers = _branch_layers(loaded, tap_layer, num_layers)
         for forget_set in loaded:
             try:
-                self._add(forget_set)
+                self._add(forget_set, undial)
             except ArtefactError as error:
                 self._refuse(error)
         if not self.sets:
@@ -98,8 +102,19 @@ class Registry:
         largest = max((s.manifest.rank for s in self.sets.values()), default=1)
         return next(rank for rank in _VLLM_RANKS if rank >= largest)
 
+    def branches(self, max_sets_per_request: int) -> BranchOptions:
+        """What the model needs for these sets: branches if any is `uld`, LoRA on the target if any is `undial`."""
+        kinds = {s.manifest.kind for s in self.sets.values()}
+        return BranchOptions(
+            self.target.architecture,
+            self.tap_layer,
+            self.num_layers,
+            num_branches=max_sets_per_request if "uld" in kinds else 0,
+            adapted_layers=self.target.num_layers if "undial" in kinds else 0,
+        )
+
     def bind(self, sets: Sequence[ForgetSet]) -> Binding:
-        """The adapter that runs `sets[i]` in branch i, written on first use.
+        """The adapter that runs the i-th `uld` set in branch i and an `undial` set on the target, written on first use.
 
         Raises: ArtefactError if an artefact was changed since it was loaded.
         """
@@ -121,9 +136,15 @@ class Registry:
         self._bindings.pop(binding.folder.name, None)
         shutil.rmtree(binding.folder, ignore_errors=True)
 
-    def _add(self, forget_set: ForgetSet) -> None:
+    def _add(self, forget_set: ForgetSet, undial: bool) -> None:
         manifest = forget_set.manifest
-        if (manifest.tap_layer, manifest.num_layers) != (self.tap_layer, self.num_layers):
+        if manifest.kind == "undial":
+            if not undial:
+                raise ArtefactError(
+                    forget_set.folder,
+                    "is of kind 'undial', a LoRA on the target itself; the option --enable-undial lets it be served",
+                )
+        elif (manifest.tap_layer, manifest.num_layers) != (self.tap_layer, self.num_layers):
             raise ArtefactError(
                 forget_set.folder,
                 f"has an assistant of {manifest.num_layers} layers from layer {manifest.tap_layer} on; this server's "
@@ -145,7 +166,9 @@ def _branch_layers(sets: Sequence[ForgetSet], tap_layer: int | None, num_layers:
     layers = Counter(
         (s.manifest.tap_layer, s.manifest.num_layers)
         for s in sets
-        if tap_layer in (None, s.manifest.tap_layer) and num_layers in (None, s.manifest.num_layers)
+        if s.manifest.kind == "uld"
+        and tap_layer in (None, s.manifest.tap_layer)
+        and num_layers in (None, s.manifest.num_layers)
     )
     return layers.most_common(1)[0][0] if layers else (tap_layer or 0, num_layers or 1)
 
@@ -155,18 +178,20 @@ def _binding_key(sets: Sequence[ForgetSet]) -> str:
 
 
 def write_binding(folder: Path, sets: Sequence[ForgetSet]) -> None:
-    """Write the PEFT folder that carries `sets[i]` under branch i.
+    """Write the PEFT folder that carries the i-th `uld` set under branch i, and an `undial` set under the target.
 
     LoRA's scale is folded into B and ranks are padded with zeros, so sets of different rank and alpha fit one adapter.
     """
     rank = max(s.manifest.rank for s in sets)
     tensors: dict[str, torch.Tensor] = {}
-    for index, forget_set in enumerate(sets):
+    branch_layers = (f"{branch_name(index)}.layers" for index in itertools.count())
+    for forget_set in sets:
+        layers = TARGET_LAYERS if forget_set.manifest.kind == "undial" else next(branch_layers)
         if load_forget_set(forget_set.folder).digest != forget_set.digest:
             raise ArtefactError(forget_set.folder, "was replaced while the server was running; restart to serve it")
         scale = _lora_scale(forget_set)
         for name, tensor in load_file(forget_set.folder / ADAPTER_FILE).items():
-            bound = f"base_model.model.{branch_name(index)}.layers." + name.removeprefix(_ARTEFACT_PREFIX)
+            bound = f"base_model.model.{layers}." + name.removeprefix(_ARTEFACT_PREFIX)
             pad = rank - forget_set.manifest.rank
             if name.endswith("lora_A.weight"):
                 tensors[bound] = torch.nn.functional.pad(tensor.float(), (0, 0, 0, pad))
@@ -193,14 +218,3 @@ def _lora_scale(forget_set: ForgetSet) -> float:
     config = json.loads((forget_set.folder / CONFIG_FILE).read_text())
     rank = forget_set.manifest.rank
     return float(config["lora_alpha"]) / (math.sqrt(rank) if config.get("use_rslora") else rank)
-
-
-def check_servable(forget_set: ForgetSet) -> ForgetSet:
-    """The set itself, if this version can serve its kind of assistant.
-
-    Raises: ArtefactError if not.
-    """
-    manifest = forget_set.manifest
-    if manifest.kind != "uld":
-        raise ArtefactError(forget_set.folder, f"kind {manifest.kind!r} is not served by this version; only 'uld' is")
-    return forget_set

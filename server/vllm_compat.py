@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from contextlib import AbstractAsyncContextManager
+from functools import cache
 from typing import Any
 
 from vllm.lora.request import LoRARequest
@@ -33,6 +34,7 @@ __all__ = [
     "init_handlers",
     "parse_engine_arguments",
     "prometheus_text",
+    "skip_plain_rows_in_cpu_lora",
     "unbind_adapter",
 ]
 
@@ -115,6 +117,25 @@ def check_adapters(engine: Any) -> None:
         return generate(prompt, sampling_params, *args, lora_request=lora_request, **kwargs)
 
     engine.generate = checked
+
+
+@cache
+def skip_plain_rows_in_cpu_lora() -> None:
+    """Let LoRA on a CPU leave rows without an adapter alone, once for this process.
+
+    Such rows have index -1, by which vLLM's CPU operations take the last slot's adapter: plain rows of a mixed batch
+    then answer with a set of kind `undial` that another request asked for. The GPU kernels skip them.
+    https://github.com/vllm-project/vllm/pull/48421, not in 0.32.
+    """
+    from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+
+    shrink = PunicaWrapperCPU._apply_shrink
+
+    def skipping(self: Any, y: Any, x: Any, w_t_all: Any, scale: float) -> None:
+        shrink(self, y, x, w_t_all, scale)
+        y.view(-1, y.shape[-1])[self.token_lora_indices < 0] = 0  # and zeros are what the expansion adds
+
+    PunicaWrapperCPU._apply_shrink = skipping
 
 
 def describe_error(error: Exception) -> tuple[int, str, str | None]:

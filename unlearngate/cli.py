@@ -118,6 +118,10 @@ def serve(
         int | None,
         typer.Option(min=0, help="layer that every assistant starts before; default: as in most of the sets"),
     ] = None,
+    enable_undial: Annotated[
+        bool,
+        typer.Option("--enable-undial", help="also serve sets of kind undial, which put LoRA on the target itself"),
+    ] = False,
     drain_timeout_s: Annotated[int, typer.Option(min=0, help="how long running requests may finish on SIGTERM")] = 30,
     engine_args: Annotated[
         str, typer.Option(help='vLLM options in one string, e.g. "--max-model-len 4096 --tensor-parallel-size 2"')
@@ -156,6 +160,7 @@ def serve(
                 max_known=max_known,
                 assistant_layers=assistant_layers,
                 assistant_tap=assistant_tap,
+                enable_undial=enable_undial,
                 drain_timeout_s=drain_timeout_s,
                 engine_arguments=tuple(shlex.split(engine_args)),
             )
@@ -167,6 +172,9 @@ def serve(
 def sets_verify(
     folder: Annotated[Path, typer.Argument(help="folder with one sub-folder per forget set")],
     target: Annotated[Path | None, typer.Option(help="also check that they were made for this target")] = None,
+    enable_undial: Annotated[
+        bool, typer.Option("--enable-undial", help="with --target: as a server started with this option would")
+    ] = False,
 ) -> None:
     """Check every forget set below FOLDER as the server would; exit 1 if one would be refused.
 
@@ -174,7 +182,7 @@ def sets_verify(
     """
     from unlearngate.artefact import load_forget_set
     from unlearngate.errors import ArtefactError
-    from unlearngate.server.registry import Registry, check_servable
+    from unlearngate.server.registry import Registry
     from unlearngate.target import identify_target
 
     loaded: list[ForgetSet] = []
@@ -183,18 +191,20 @@ def sets_verify(
         if target:
             registry = Registry(identify_target(target), folder)
             try:
-                registry.discover(folder)
+                registry.discover(folder, undial=enable_undial)
             except ArtefactError as error:
                 registry.refused.setdefault(str(error.path), error.message)
             loaded, refused = list(registry.sets.values()), list(registry.refused.values())
         else:
             for path in sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")):
                 try:
-                    loaded.append(check_servable(load_forget_set(path)))
+                    loaded.append(load_forget_set(path))
                 except ArtefactError as error:
                     refused.append(error.message)
-    rows = [[s.reference, s.manifest.kind, str(s.manifest.num_layers), str(s.manifest.rank)] for s in loaded]
-    _print_table(str(folder), ["forget set", "kind", "layers", "rank"], rows)
+    rows = [
+        [s.reference, m.kind, str(m.tap_layer), str(m.num_layers), str(m.rank)] for s in loaded for m in [s.manifest]
+    ]
+    _print_table(str(folder), ["forget set", "kind", "tap", "layers", "rank"], rows)
     for reason in refused:
         typer.secho(f"refused: {reason}", fg="red", err=True)
     raise typer.Exit(1 if refused else 0)

@@ -23,6 +23,10 @@ RUNS = {
     "llama-tapped": ["--family", "llama", "--tap", "1"],
     "mistral-tapped": ["--family", "mistral", "--tap", "1"],
     "qwen3-tapped": ["--family", "qwen3", "--tap", "2"],
+    "llama-undial": ["--family", "llama", "--undial"],
+    "mistral-undial": ["--family", "mistral", "--undial"],
+    "qwen3-undial-tapped": ["--family", "qwen3", "--undial", "--tap", "1"],
+    "llama-undial-tensor-parallel-2": ["--family", "llama", "--undial", "--tensor-parallel", "2"],
     "llama-tensor-parallel-2": ["--family", "llama", "--tensor-parallel", "2"],
 }
 

@@ -25,7 +25,7 @@ MESSAGES = [{"role": "user", "content": "hello there"}]
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """Three good sets, a damaged one, one for another target, and a default set."""
+    """Three good sets of kind uld, two of kind undial, a damaged one, one for another target, and one twice."""
     base = tmp_path_factory.mktemp("server")
     target = make_target(base / "tiny", seed=11)
     other = make_target(base / "other", seed=12)
@@ -34,14 +34,16 @@ def server(tmp_path_factory):
         gate = 20.0 if name == "cleo" else 0.0
         strength = {"weight": 1.5, "keep_ratio": 0.2, "gate_nats": gate}
         make_forget_set(base / "sets" / name, target, seed=index, scale=0.3, recommended=strength)
+    for index, name in enumerate(["abel", "zora"]):
+        make_forget_set(base / "sets" / name, target, seed=20 + index, scale=0.05, kind="undial")
     make_forget_set(base / "sets" / "foreign", other, seed=5)
     damaged = make_forget_set(base / "sets" / "damaged", target, seed=6).folder / "adapter_model.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"!")
     shutil.copytree(base / "sets" / "anna", base / "sets" / "copy-of-anna")
     engine = "--dtype float32 --max-model-len 512 --max-num-seqs 16 --enforce-eager"
     # Fewer combinations than the tests use: adapters are loaded and removed all the time.
-    small = ["--max-loaded", "2", "--max-known", "3"]
-    with Server([target, "--forget-sets", base / "sets", *small, "--engine-args", engine], base / "log") as running:
+    options = ["--max-loaded", "2", "--max-known", "3", "--enable-undial", "--engine-args", engine]
+    with Server([target, "--forget-sets", base / "sets", *options], base / "log") as running:
         running.folders = {"target": target, "sets": base / "sets"}
         yield running.wait_until_healthy()
 
@@ -95,6 +97,19 @@ def test_the_weight_of_a_request_counts(client):
     assert heavy.model_extra["forget_sets"][0]["weight"] == 4.0
     assert tokens(heavy) != tokens(ask(client, [{"name": "anna", "weight": 0.0}]))
     assert tokens(ask(client, [{"name": "anna", "weight": 0.0}])) == tokens(ask(client))
+
+
+def test_an_undial_set_is_on_the_target_alone_or_under_others_and_plain_requests_beside_it_stay_plain(client):
+    kinds = [None, ["zora"], ["anna"], ["zora", "anna", "bert"]]
+    alone = [tokens(ask(client, sets)) for sets in kinds]
+    others = [tokens(ask(client, sets)) for sets in (["abel"], ["zora", "anna"], ["anna", "bert"])]
+    assert len({str(answer) for answer in alone + others}) == len(alone + others)
+    with ThreadPoolExecutor(12) as pool:
+        together = list(pool.map(lambda i: ask(client, kinds[i % len(kinds)]), range(24)))
+    assert [tokens(answer) for answer in together] == alone * 6
+    reported = together[3].model_extra["forget_sets"]
+    assert [s["name"] for s in reported] == ["anna", "bert", "zora"]
+    assert [reported[2][field] for field in ("weight", "keep_ratio", "gate_nats")] == [1, 0, 0]
 
 
 def test_the_model_name_form_does_the_same(client):
@@ -156,7 +171,7 @@ def test_several_choices_all_forget(client):
 
 def test_models_lists_the_target_first(client):
     names = [m.id for m in client.models.list()]
-    assert names == ["tiny", "tiny:forget=anna", "tiny:forget=bert", "tiny:forget=cleo"]
+    assert names == ["tiny", *(f"tiny:forget={name}" for name in ("abel", "anna", "bert", "cleo", "zora"))]
     assert client.models.retrieve("tiny:forget=anna").id == "tiny:forget=anna"
 
 
@@ -170,9 +185,11 @@ def test_refused_sets_are_named_with_the_reason_and_the_others_serve(server):
 @pytest.mark.parametrize(
     "sets, status, sentence",
     [
-        (["zoe"], 404, "forget set 'zoe' is not on this server; it has: anna, bert, cleo"),
+        (["zoe"], 404, "forget set 'zoe' is not on this server; it has: abel, anna, bert, cleo, zora"),
         (["damaged"], 404, "'damaged'"),
-        (["anna", "bert", "cleo"], 400, "at most 2 forget sets"),
+        (["anna", "bert", "cleo"], 400, "at most 2 forget sets of kind 'uld'"),
+        (["zora", "abel"], 400, "at most one forget set of kind 'undial'"),
+        ([{"name": "zora", "weight": 0.5}], 400, "weight of forget set 'zora' must be between 1 and 1"),
         (["anna", "anna"], 400, "twice"),
         ([{"name": "anna", "weight": 5}], 400, "must be between 0 and 4 (its manifest's bounds), got 5"),
         ([{"name": "anna", "weight": -1}], 400, "got -1"),
@@ -244,19 +261,21 @@ def test_http_answers_are_the_references_under_load_and_disconnects(server, seed
     def draw():
         chosen = rng.choice([(), *((n,) for n in names), *combinations(names, 2)])
         strengths = [(n, rng.uniform(0, 2), rng.choice([0.0, rng.uniform(0.5, 4)])) for n in chosen]
+        student = rng.choice([None, None, "abel", "zora"])
         prompt = [rng.randrange(2, VOCAB_SIZE) for _ in range(rng.randint(1, 120))]
-        return prompt, strengths, rng.choice([0.0, 0.05, 0.5]), rng.randint(1, 40), rng.random() < 0.2
+        return prompt, strengths, student, rng.choice([0.0, 0.05, 0.5]), rng.randint(1, 40), rng.random() < 0.2
 
     def ask_tokens(drawn):
-        prompt, strengths, keep_ratio, max_tokens, hang_up = drawn
+        prompt, strengths, student, keep_ratio, max_tokens, hang_up = drawn
         sets = [{"name": n, "weight": w, "gate_nats": g, "keep_ratio": keep_ratio} for n, w, g in strengths]
+        sets += [student] if student else []
         body = {"model": "tiny", "prompt": prompt, "temperature": 0, "max_tokens": max_tokens, "ignore_eos": True,
                 "forget_sets": sets, "return_token_ids": True, "logprobs": 0, "stream": hang_up}  # fmt: skip
         if hang_up:
             with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=120) as response:
                 next(response.iter_lines())
             return None
-        for _ in range(50):
+        for _ in range(300):
             response = server.post("/v1/completions", body)
             if response.status_code != 503:  # all combinations in use: the server says to try again
                 break
@@ -267,16 +286,19 @@ def test_http_answers_are_the_references_under_load_and_disconnects(server, seed
     drawn = [draw() for _ in range(80)]
     with ThreadPoolExecutor(12) as pool:
         answers = list(pool.map(ask_tokens, drawn))
-    reference = Reference(server.folders["target"], {n: server.folders["sets"] / n for n in names})
+    everyone = [*names, "abel", "zora"]
+    reference = Reference(server.folders["target"], {n: server.folders["sets"] / n for n in everyone})
     verdicts = []
-    for (prompt, strengths, keep_ratio, max_tokens, _), answer in zip(drawn, answers, strict=True):
+    for (prompt, strengths, student, keep_ratio, max_tokens, _), answer in zip(drawn, answers, strict=True):
         if answer is not None:
             assert len(answer[0]) == max_tokens
             terms = [Term(*s) for s in strengths]
-            verdicts.append(reference.check(prompt, answer[0], terms, keep_ratio if terms else 0.0, 2e-3, answer[1]))
+            keep_ratio = keep_ratio if terms else 0.0
+            verdicts.append(reference.check(prompt, answer[0], terms, keep_ratio, 2e-3, answer[1], student))
     print_figures(
         f"parity http: {len(verdicts)} requests, {sum(v.tokens for v in verdicts)} tokens, "
         f"{sum(v.ties for v in verdicts)} ties, {sum(len(v.wrong) for v in verdicts)} wrong; "
+        f"{sum(v.student_decided for v in verdicts)} decided by a student; "
         f"{sum(a is None for a in answers)} clients hung up, seed {seed}"
     )
     assert [w for v in verdicts for w in v.wrong] == []
@@ -315,18 +337,19 @@ def test_metrics_count_requests_by_set_and_the_document_describes_the_field(serv
     assert "forget_sets" in schema["components"]["schemas"]["ForgettingChatRequest"]["properties"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_the_whole_group_lets_running_streams_finish(tmp_path, number):
-    """As Ctrl-C in a terminal does it."""
+@pytest.mark.parametrize("number, kind, tap_layer", [(signal.SIGTERM, "uld", 1), (signal.SIGINT, "undial", 0)])
+def test_a_signal_to_the_whole_group_lets_running_streams_finish(tmp_path, number, kind, tap_layer):
+    """As Ctrl-C in a terminal does it; on a server of tapped assistants, and on one without any."""
     target = make_target(tmp_path / "tiny", seed=1)
-    make_forget_set(tmp_path / "sets" / "anna", target, seed=1, tap_layer=1)  # so a server of tapped sets starts too
-    engine = "--dtype float32 --max-model-len 512 --enforce-eager"
+    make_forget_set(tmp_path / "sets" / "anna", target, seed=1, kind=kind, tap_layer=tap_layer)
+    options = ["--enable-undial", "--engine-args", "--dtype float32 --max-model-len 512 --enforce-eager"]
     body = {"model": "tiny", "messages": MESSAGES, "stream": True, "max_tokens": 400, "ignore_eos": True,
             "stream_options": {"include_usage": True}, "forget_sets": ["anna"]}  # fmt: skip
     events = []
-    with Server([target, "--forget-sets", tmp_path / "sets", "--engine-args", engine], tmp_path / "log") as server:
+    with Server([target, "--forget-sets", tmp_path / "sets", *options], tmp_path / "log") as server:
         server.wait_until_healthy()
-        assert [s["tap_layer"] for s in httpx.get(f"{server.url}/v1/forget_sets").json()["data"]] == [1]
+        (served,) = httpx.get(f"{server.url}/v1/forget_sets").json()["data"]
+        assert (served["kind"], served["tap_layer"]) == (kind, tap_layer)
         with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body, timeout=120) as response:
             for event in filter(None, response.iter_lines()):
                 events.append(event)
@@ -357,6 +380,7 @@ def test_a_dead_engine_answers_503_and_ends_the_server_with_1(server):
         (["/nowhere", "--forget-sets", "/nowhere"], "config.json is missing"),
         (["TARGET", "--forget-sets", "/nowhere"], "is not a folder"),
         (["TARGET", "--forget-sets", "EMPTY"], "holds no forget set that can be served"),
+        (["TARGET", "--forget-sets", "UNDIAL"], "the option --enable-undial lets it be served"),
         (["TARGET", "--forget-sets", "SETS", "--engine-args", "--logprobs-mode raw_logprobs"], "--logprobs-mode"),
         (["TARGET", "--forget-sets", "SETS", "--engine-args", "--api-key secret"], "--api-key"),
         (["TARGET", "--forget-sets", "SETS", "--engine-args", "--pipeline-parallel-size 2"], "Pipeline parallelism"),
@@ -368,7 +392,9 @@ def test_a_wrong_start_says_why_and_exits_2(tmp_path, arguments, sentence):
     target = make_target(tmp_path / "target", seed=1)
     make_forget_set(tmp_path / "sets" / "anna", target, seed=1)
     (tmp_path / "empty").mkdir()
-    places = {"TARGET": target, "SETS": tmp_path / "sets", "EMPTY": tmp_path / "empty"}
+    make_forget_set(tmp_path / "undial" / "zora", target, seed=1, kind="undial")
+    folders = {name: tmp_path / name.lower() for name in ("SETS", "EMPTY", "UNDIAL")}
+    places = {"TARGET": target, **folders}
     with Server([places.get(a, a) for a in arguments], tmp_path / "log") as failed:
         assert failed.process.wait(timeout=120) == 2
     assert sentence in " ".join(failed.log.split())

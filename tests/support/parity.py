@@ -28,6 +28,7 @@ def main() -> int:
     parser.add_argument("--family", choices=["llama", "mistral", "qwen3"], required=True)
     parser.add_argument("--default-compilation", action="store_true", help="vLLM's default instead of eager")
     parser.add_argument("--tap", type=int, default=0, help="the layer that the assistants start before")
+    parser.add_argument("--undial", action="store_true", help="also sets of kind undial, alone and with others")
     parser.add_argument("--tensor-parallel", type=int, default=1)
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--seed", type=int, default=int(os.environ.get("UNLEARNGATE_SEED", "0")))
@@ -69,12 +70,16 @@ def run(args: argparse.Namespace) -> dict:
             alpha=[8, 8, 7][index],
             scale=[0.1, 0.15, 0.2][index],
         )
+    if args.undial:
+        for index, name in enumerate(["zeno", "abel"]):  # first and last by name
+            folders[name] = args.work / "sets" / name
+            make_forget_set(
+                folders[name], target, seed=args.seed + 11 + index, rank=[8, 5][index], scale=0.05, kind="undial"
+            )
     adapter_loads = watch_adapter_loads()
     engine, registry = start_engine(args, target)
     requests = [
-        draw_request(rng, folders, registry, prefixes)
-        for prefixes in [draw_prefixes(rng)]
-        for _ in range(args.requests)
+        draw_request(rng, registry, prefixes) for prefixes in [draw_prefixes(rng)] for _ in range(args.requests)
     ]
     started = time.monotonic()
     drive(engine, requests, rng)
@@ -96,12 +101,9 @@ def start_engine(args: argparse.Namespace, target: Path):
     from unlearngate.target import identify_target
 
     registry = Registry(identify_target(target), args.work / "bindings")
-    registry.discover(args.work / "sets")
+    registry.discover(args.work / "sets", undial=args.undial)
     options = engine_options(
-        registry.target,
-        tap_layer=registry.tap_layer,
-        num_layers=registry.num_layers,
-        num_branches=2,
+        registry.branches(2),
         max_rank=registry.max_rank(),
         max_loaded=MAX_LOADED,
         max_known=MAX_LOADED + 1,
@@ -128,20 +130,25 @@ def draw_prefixes(rng: random.Random) -> list[list[int]]:
     return [[rng.randrange(2, 512) for _ in range(n)] for n in (40, 90, 160, 230)]
 
 
-def draw_request(rng: random.Random, folders: dict[str, Path], registry, prefixes: list[list[int]]) -> dict:
-    """A random request: a prompt of 1 to 300 tokens, often with a shared beginning; no set, one, or two."""
+def draw_request(rng: random.Random, registry, prefixes: list[list[int]]) -> dict:
+    """A random request: a prompt of 1 to 300 tokens, often with a shared beginning; a few sets or none."""
     if rng.random() < 0.5:
         prefix = rng.choice(prefixes)
         prompt = prefix + [rng.randrange(2, 512) for _ in range(rng.randint(1, 300 - len(prefix)))]
     else:
         prompt = [rng.randrange(2, 512) for _ in range(rng.choice([1, 2, rng.randint(1, 300)]))]
-    choices = [(), *[(n,) for n in folders], *combinations(folders, 2)]
-    names = rng.choice(choices)
+    by_kind = {kind: [n for n, s in registry.sets.items() if s.manifest.kind == kind] for kind in ("uld", "undial")}
+    names = rng.choice([c for size in range(3) for c in combinations(by_kind["uld"], size)])
+    student = rng.choice([None, *by_kind["undial"]])
+    if student and registry.tap_layer:
+        names = ()  # refused together: the assistant would start from the student's hidden states
+    bound = sorted([*names, student] if student else names)
     return {
         "prompt": prompt,
         "max_tokens": rng.choice([1, rng.randint(1, 64), rng.randint(16, 64)]),
         "names": names,
-        "binding": registry.bind([registry.get(n) for n in names]) if names else None,
+        "student": student,
+        "binding": registry.bind([registry.get(n) for n in bound]) if bound else None,
         "weights": [rng.choice([0.0, 0.5, 1.0, rng.uniform(0, 2)]) for _ in names],
         "gates": [rng.choice([0.0, rng.uniform(0.5, 4.0)]) for _ in names],
         "keep_ratio": rng.choice([0.0, 1.0, 0.01, rng.uniform(0, 0.5)]) if names else 0.0,
@@ -201,14 +208,25 @@ def drive(engine, requests: list[dict], rng: random.Random) -> None:
 
 
 def watch_adapter_loads() -> list[int]:
-    """A list that grows by an adapter's id whenever this process's worker reads one from disk."""
+    """A list that grows by an adapter's id whenever this process's worker reads one from disk.
+
+    Every tensor of it must have a module to land on: vLLM itself leaves out those that have none.
+    """
     from vllm.lora.worker_manager import WorkerLoRAManager
 
     loads, load = [], WorkerLoRAManager._load_adapter
 
     def watched(self, request):
         loads.append(request.lora_int_id)
-        return load(self, request)
+        lora = load(self, request)
+        modules = self._adapter_manager.modules
+        packed = {
+            linear: whole for whole, parts in self._adapter_manager.packed_modules_mapping.items() for linear in parts
+        }
+        for name in lora.loras:
+            parent, _, linear = name.rpartition(".")
+            assert f"{parent}.{packed.get(linear, linear)}" in modules, f"{name} lands on none of {sorted(modules)}"
+        return lora
 
     WorkerLoRAManager._load_adapter = watched
     return loads
@@ -222,7 +240,7 @@ def engine_counters(engine) -> dict[str, float]:
 
 def floor(name: str, num_requests: int) -> int:
     """How often a run of this size must at least have done a thing to count as having exercised it."""
-    per_200 = {"preemptions": 5, "aborted": 5, "adapter_loads": 20, "keep_rule_decided": 10}
+    per_200 = {"preemptions": 5, "aborted": 5, "adapter_loads": 20, "keep_rule_decided": 10, "student_decided": 100}
     return max(1, per_200.get(name, 1) * num_requests // 200)
 
 
@@ -231,12 +249,26 @@ def judge(
 ) -> dict:
     from support.reference import Term
 
-    totals = {"tokens": 0, "ties": 0, "open": 0, "closed": 0, "logprobs": 0, "keep_rule_decided": 0}
+    totals = {
+        "tokens": 0,
+        "ties": 0,
+        "open": 0,
+        "closed": 0,
+        "logprobs": 0,
+        "keep_rule_decided": 0,
+        "student_decided": 0,
+    }
     problems, logprob_error, aborted = [], 0.0, 0
     for index, request in enumerate(requests):
         terms = [Term(*t) for t in zip(request["names"], request["weights"], request["gates"], strict=True)]
         verdict = reference.check(
-            request["prompt"], request["tokens"], terms, request["keep_ratio"], TOLERANCE, request["logprobs"]
+            request["prompt"],
+            request["tokens"],
+            terms,
+            request["keep_ratio"],
+            TOLERANCE,
+            request["logprobs"],
+            request["student"],
         )
         totals["tokens"] += verdict.tokens
         totals["ties"] += verdict.ties
@@ -244,6 +276,7 @@ def judge(
         totals["closed"] += verdict.closed_gates
         totals["logprobs"] += verdict.logprobs_compared
         totals["keep_rule_decided"] += verdict.keep_rule_decided
+        totals["student_decided"] += verdict.student_decided
         logprob_error = max(logprob_error, verdict.logprob_error)
         aborted += bool(request.get("aborted"))
         if not request.get("aborted") and len(request["tokens"]) != request["max_tokens"]:
@@ -255,6 +288,7 @@ def judge(
         "aborted": aborted,
         **({"adapter_loads": counters["adapter_loads"]} if "adapter_loads" in counters else {}),
         "keep_rule_decided": totals["keep_rule_decided"],
+        **({"student_decided": totals["student_decided"]} if args.undial else {}),
         "open_gates": totals["open"],
         "closed_gates": totals["closed"],
         "logprobs_compared": totals["logprobs"],

@@ -36,18 +36,22 @@ class Verdict:
     open_gates: int = 0
     closed_gates: int = 0
     keep_rule_decided: int = 0
+    student_decided: int = 0
     logprob_error: float = 0.0
     logprobs_compared: int = 0
 
 
 class Reference:
-    """A target and its assistants in float32."""
+    """A target, its assistants (sets of kind `uld`) and its students (kind `undial`) in float32."""
 
     def __init__(self, target: Path, forget_sets: dict[str, Path]) -> None:
         self.target = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32).eval()
-        self.assistants, self.tap_layers = {}, {}
+        self.assistants, self.tap_layers, self.students = {}, {}, {}
         for name, folder in forget_sets.items():
             manifest = json.loads((folder / "forget_set.json").read_text())
+            if manifest["kind"] == "undial":
+                self.students[name] = PeftModel.from_pretrained(copy.deepcopy(self.target), str(folder)).eval()
+                continue
             self.tap_layers[name] = manifest["tap_layer"]
             layers = slice(manifest["tap_layer"], manifest["tap_layer"] + manifest["num_layers"])
             self.assistants[name] = PeftModel.from_pretrained(self._cut(layers), str(folder)).eval()
@@ -71,8 +75,9 @@ class Reference:
         keep_ratio: float,
         tolerance: float,
         logprobs: list[float] | None = None,
+        student: str | None = None,
     ) -> Verdict:
-        """Compare a greedy answer with the formula at every position.
+        """Compare a greedy answer with the formula at every position; a student stands in for the target's own logits.
 
         A token is right if it has the largest composed logit. It is a tie if it is not, but would be, were each logit,
         evidence and threshold moved by at most `tolerance`. Anything else is wrong.
@@ -80,9 +85,11 @@ class Reference:
         ids = torch.tensor([prompt + answer])
         rows = slice(len(prompt) - 1, len(prompt) + len(answer) - 1)
         output = self.target(ids, output_hidden_states=True)
-        target = output.logits[0, rows].double().numpy()
+        target = plain = output.logits[0, rows].double().numpy()
+        if student is not None:
+            target = self.students[student](ids).logits[0, rows].double().numpy()
         assistants = [self._assist(t.name, output.hidden_states)[0, rows].double().numpy() for t in terms]
-        verdict = Verdict(tokens=len(answer))
+        verdict = Verdict(tokens=len(answer), student_decided=int((target.argmax(-1) != plain.argmax(-1)).sum()))
         for i, token in enumerate(answer):
             self._check_row(verdict, i, token, target[i], [a[i] for a in assistants], terms, keep_ratio, tolerance)
             if logprobs is not None and len(verdict.wrong) == 0:

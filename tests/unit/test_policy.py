@@ -183,6 +183,71 @@ def test_default_sets_that_cannot_be_honoured_fail_at_construction(make_policy, 
     refusal(lambda: make_policy(default_sets), kind)
 
 
+# Sets of kind undial
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    """The same target with two undial sets beside two uld sets; and one whose assistants tap it."""
+    root = tmp_path_factory.mktemp("mixed")
+    target = make_target(root / "target", seed=1)
+    mixed = {}
+    for tap_layer in (0, 1):
+        sets = root / f"tap-{tap_layer}"
+        for seed, (name, kind) in enumerate({"anna": "uld", "bert": "uld", "abel": "undial", "zora": "undial"}.items()):
+            where = {"tap_layer": tap_layer} if kind == "uld" else {}
+            make_forget_set(sets / name, target, seed=seed, rank=1, kind=kind, **where)
+        mixed[tap_layer] = Registry(identify_target(target, NAME), root / "bindings")
+        mixed[tap_layer].discover(sets, undial=True)
+    return mixed
+
+
+def policy_of(registry, num_branches=2):
+    return Policy(registry, served_name=NAME, num_branches=num_branches, default_sets=())
+
+
+def test_an_undial_set_alone_needs_its_adapter_and_composes_nothing(mixed):
+    for registry in mixed.values():
+        decision = policy_of(registry).decide(NAME, ["zora"])
+        assert decision.plan(5) == Plan(5, 0.0, ())
+        assert decision.header() == f"{registry.get('zora').reference};weight=1"
+
+
+@pytest.mark.parametrize("undial", ["abel", "zora"])
+def test_an_undial_set_takes_no_branch_wherever_its_name_sorts(mixed, undial):
+    keep = ForgetSetChoice(name="bert", keep_ratio=0.4, weight=0.5)
+    decision = policy_of(mixed[0]).decide(NAME, [undial, keep, "anna"])
+    assert decision.plan(5) == Plan(5, 0.4, (Term(0, 1.0, 0.0), Term(1, 0.5, 0.0)))
+    assert names(decision) == sorted(["anna", "bert", undial])
+
+
+def test_two_undial_sets_in_one_request_are_refused_with_the_reason(mixed):
+    error = refusal(lambda: policy_of(mixed[0]).decide(NAME, ["zora", "abel"]))
+    assert (error.http_status, error.param) == (400, "forget_sets")
+    assert "at most one forget set of kind 'undial'" in error.message and "got 2: zora, abel" in error.message
+    assert "each was trained as the only change to the target" in error.message
+
+
+def test_the_count_of_branches_is_about_uld_sets_only(mixed):
+    policy = policy_of(mixed[0], num_branches=1)
+    assert names(policy.decide(NAME, ["zora", "anna"])) == ["anna", "zora"]
+    error = refusal(lambda: policy.decide(NAME, ["zora", "anna", "bert"]))
+    assert "at most 1 forget sets of kind 'uld'" in error.message and "got 2: anna, bert" in error.message
+
+
+def test_an_undial_set_with_an_assistant_that_taps_the_target_is_refused(mixed):
+    error = refusal(lambda: policy_of(mixed[1]).decide(NAME, ["zora", "anna"]))
+    assert error.http_status == 400
+    assert "'zora' of kind 'undial' changes what the assistant of 'anna' starts from" in error.message
+
+
+@pytest.mark.parametrize("changes", [{"weight": 0.5}, {"weight": 0.0}, {"keep_ratio": 0.1}, {"gate_nats": 1.0}])
+def test_an_undial_set_has_no_strength_to_override(mixed, changes):
+    error = refusal(lambda: policy_of(mixed[0]).decide(NAME, [ForgetSetChoice(name="zora", **changes)]))
+    (field,) = changes
+    assert f"{field} of forget set 'zora' must be between" in error.message
+
+
 # Strength
 
 

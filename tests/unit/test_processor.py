@@ -21,6 +21,7 @@ from unlearngate.kernels.pairs import Pairs
 from unlearngate.kernels.reference import compose_reference
 from unlearngate.server import model as served
 from unlearngate.server import plugin
+from unlearngate.server.branches import BranchOptions
 from unlearngate.server.engine import engine_options
 from unlearngate.server.plan import TOKEN_FIELD, Plan, Term, sign
 from unlearngate.server.processor import ComposeLogitsProcessor
@@ -51,9 +52,8 @@ def vllm_config(tmp_path_factory):
     """The real configuration of a real engine over a tiny target."""
     target = make_target(tmp_path_factory.mktemp("target"), seed=1)
     plugin.register()
-    options = engine_options(
-        identify_target(target), tap_layer=1, num_layers=2, num_branches=2, max_rank=8, max_loaded=2, max_known=4
-    )
+    branches = BranchOptions(identify_target(target).architecture, 1, 2, num_branches=2, adapted_layers=4)
+    options = engine_options(branches, max_rank=8, max_loaded=2, max_known=4)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
         return EngineArgs(model=str(target), max_model_len=64, enforce_eager=True, **options).create_engine_config()
@@ -77,7 +77,8 @@ def params(plan: Plan | None) -> SamplingParams:
 
 def random_plan(rng: random.Random) -> Plan:
     terms = tuple(Term(branch, rng.uniform(0.1, 2), rng.choice([0.0, 1.0])) for branch in range(rng.randint(0, 2)))
-    return Plan(rng.randint(1, 9) if terms else 0, rng.random() if terms else 0.0, terms)
+    adapter_id = rng.randint(1, 9) if terms else rng.choice([0, 3])  # an adapter alone is on the target itself
+    return Plan(adapter_id, rng.random() if terms else 0.0, terms)
 
 
 def expected(logits: torch.Tensor, plans: list[Plan], assistants: Assistants) -> torch.Tensor:

@@ -115,11 +115,15 @@ CASES = [
         "quantised targets are not supported yet: serve the unquantised checkpoint",
     ),
     ("lora_config", None, "LoRA is not enabled: forget sets are adapters"),
-    ("lora_config.target_modules", None, "LoRA's target modules are not exactly the branches' linear maps"),
+    (
+        "lora_config.target_modules",
+        None,
+        "LoRA's target modules are not exactly the linear maps that forget sets adapt",
+    ),
     (
         "lora_config.target_modules",
         ["assistant_a.layers.0.self_attn.qkv_proj"],
-        "LoRA's target modules are not exactly the branches' linear maps",
+        "LoRA's target modules are not exactly the linear maps that forget sets adapt",
     ),
 ]
 
@@ -145,13 +149,13 @@ def test_an_assistant_that_does_not_fit_the_target_is_refused(tap_layer, num_lay
     assert cut in refusal(config)
 
 
-@pytest.mark.parametrize("num_branches", [0, -1, 9])
+@pytest.mark.parametrize("num_branches", [-1, 9])
 def test_a_number_of_branches_out_of_range_is_refused(num_branches):
     config = good_config()
     options = BranchOptions("LlamaForCausalLM", 0, 2, num_branches)
     set_path(config, OPTIONS, options.to_config())
     config.lora_config.target_modules = options.lora_target_modules()
-    assert f"sets per request must be 1 to 8, got {num_branches}" in refusal(config)
+    assert f"there can be at most 8 branches, got {num_branches}" in refusal(config)
 
 
 @pytest.mark.parametrize("num_branches", [1, 8])
@@ -163,10 +167,43 @@ def test_the_ends_of_the_range_of_branches_are_accepted(num_branches):
     refuse_unsupported(config)
 
 
-def test_lora_on_the_target_itself_is_refused():
+def with_options(*options):
     config = good_config()
-    config.lora_config.target_modules.append("model.layers.0.self_attn.qkv_proj")
-    assert refusal(config) == "LoRA's target modules are not exactly the branches' linear maps"
+    branches = BranchOptions(*options)
+    set_path(config, OPTIONS, branches.to_config())
+    config.lora_config.target_modules = branches.lora_target_modules()
+    return config
+
+
+@pytest.mark.parametrize("num_branches", [0, 2])
+def test_lora_on_all_of_the_target_is_accepted_where_it_is_asked_for(num_branches):
+    config = with_options("LlamaForCausalLM", 0, 2, num_branches, 4)
+    assert "target.model.layers.3.mlp.down_proj" in config.lora_config.target_modules
+    refuse_unsupported(config)
+
+
+@pytest.mark.parametrize("adapted_layers", [-1, 1, 3, 5])
+def test_lora_on_a_part_of_the_target_is_refused(adapted_layers):
+    config = with_options("LlamaForCausalLM", 0, 2, 2, adapted_layers)
+    assert refusal(config) == f"LoRA on the target must be on all of its 4 layers or on none, got {adapted_layers}"
+
+
+def test_a_model_without_anything_to_adapt_is_refused():
+    assert refusal(with_options("LlamaForCausalLM", 0, 2, 0)) == "there is nothing that a forget set could adapt"
+
+
+@pytest.mark.parametrize("adapted_layers", [0, 4])
+@pytest.mark.parametrize("name", ["target.model.layers.0.self_attn.qkv_proj", "qkv_proj", "target.lm_head"])
+def test_lora_on_any_other_module_is_refused(adapted_layers, name):
+    config = with_options("LlamaForCausalLM", 0, 2, 2, adapted_layers)
+    config.lora_config.target_modules.append(name)
+    assert refusal(config) == "LoRA's target modules are not exactly the linear maps that forget sets adapt"
+
+
+def test_lora_that_lacks_the_target_where_it_is_asked_for_is_refused():
+    config = with_options("LlamaForCausalLM", 0, 2, 2, 4)
+    config.lora_config.target_modules = BranchOptions("LlamaForCausalLM", 0, 2, 2).lora_target_modules()
+    assert refusal(config) == "LoRA's target modules are not exactly the linear maps that forget sets adapt"
 
 
 @pytest.mark.parametrize("options", [None, "yes", ["LlamaForCausalLM", 2, 2]], ids=repr)

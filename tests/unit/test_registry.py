@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from support.tiny import make_forget_set, make_target
 from unlearngate.artefact import ADAPTER_FILE, CONFIG_FILE, MANIFEST_FILE, load_forget_set, save_forget_set
 from unlearngate.errors import ArtefactError, UnknownForgetSetError
+from unlearngate.server.branches import BranchOptions
 from unlearngate.server.registry import Registry, write_binding
 from unlearngate.target import identify_target
 
@@ -133,10 +134,32 @@ def test_a_set_is_known_by_its_manifests_name_not_its_folders(registry, sets, ta
     assert registry.get("cleo").folder == (sets / "folder").resolve()
 
 
-def test_the_undial_kind_is_refused_with_what_is_served(registry, sets, target):
+def test_the_undial_kind_is_refused_with_the_option_that_would_serve_it(registry, sets, target):
     make_forget_set(sets / "cleo", target, seed=4, kind="undial")
     registry.discover(sets)
-    assert_refused(registry, sets / "cleo", "kind 'undial' is not served by this version; only 'uld' is")
+    assert_refused(
+        registry, sets / "cleo", "is of kind 'undial', a LoRA on the target itself; the option --enable-undial"
+    )
+    assert registry.branches(2).adapted_layers == 0
+
+
+def test_undial_sets_are_served_where_asked_for_and_do_not_count_for_the_assistants_depth(registry, sets, target):
+    for seed, name in enumerate(["aaaa", "cleo", "zora"]):
+        make_forget_set(sets / name, target, seed=seed, rank=1, kind="undial")
+    registry.discover(sets, undial=True)
+    assert sorted(registry.sets) == ["aaaa", "anna", "bert", "cleo", "zora"] and registry.refused == {}
+    assert registry.branches(3) == BranchOptions("LlamaForCausalLM", 0, 2, num_branches=3, adapted_layers=4)
+
+
+def test_without_uld_sets_there_are_no_branches(registry, sets, target, tmp_path):
+    make_forget_set(tmp_path / "undial" / "zora", target, seed=4, kind="undial")
+    registry.discover(tmp_path / "undial", undial=True)
+    assert (registry.branches(3).num_branches, registry.branches(3).adapted_layers) == (0, 4)
+
+
+def test_the_option_alone_puts_no_lora_on_the_target(registry, sets):
+    registry.discover(sets, undial=True)
+    assert registry.branches(2) == BranchOptions("LlamaForCausalLM", 0, 2, num_branches=2)
 
 
 def test_an_assistant_that_taps_elsewhere_than_most_is_refused(registry, sets, target):
@@ -271,6 +294,27 @@ def test_a_binding_holds_every_tensor_under_its_branch_and_nothing_else(registry
         for name in load_file(forget_set.folder / ADAPTER_FILE)
     }
     assert set(tensors) == expected
+
+
+@pytest.mark.parametrize("names", [["zora"], ["anna", "zora"], ["zora", "anna", "bert"], ["bert", "zora", "anna"]])
+def test_an_undial_set_lands_on_the_target_and_takes_no_branch(registry, sets, target, names):
+    """And every tensor of the binding has a module of the model to land on: vLLM would leave it out silently."""
+    make_forget_set(sets / "zora", target, seed=4, kind="undial")
+    registry.discover(sets, undial=True)
+    tensors = load_file(registry.bind([registry.get(name) for name in names]).folder / ADAPTER_FILE)
+    places = dict(zip([n for n in names if n != "zora"], ["assistant_a", "assistant_b"], strict=False))
+    places["zora"] = "target.model"
+    assert set(tensors) == {
+        name.replace("base_model.model.model.", f"base_model.model.{places[set_name]}.")
+        for set_name in names
+        for name in load_file(sets / set_name / ADAPTER_FILE)
+    }
+    packed = {**dict.fromkeys("qkv", "qkv_proj"), **dict.fromkeys(["gate", "up"], "gate_up_proj")}
+    landing = set()
+    for name in tensors:
+        parent, _, linear = name.removeprefix("base_model.model.").rpartition(".lora_")[0].rpartition(".")
+        landing.add(f"{parent}.{packed.get(linear.removesuffix('_proj'), linear)}")
+    assert landing <= set(registry.branches(len(names)).lora_target_modules())
 
 
 def test_a_bindings_own_scale_is_one(registry, sets):
