@@ -114,7 +114,7 @@ def train_target(
     Returns: epochs run, the last epoch's loss, the share of answers known.
     Raises: TrainingError if the loss is not finite.
     """
-    rng = random.Random(seed)
+    rng, device = random.Random(seed), next(model.parameters()).device
     num_strangers = min(len(strangers), settings.strangers_per_epoch)
     steps_per_epoch = -(-(len(pairs) + num_strangers) // settings.batch_size)
     optimizer = Optimizer(
@@ -128,7 +128,7 @@ def train_target(
         rows = [vary(tokenizer, pair, rng, settings.varied_prompts) for pair in shown]
         loss_sum = 0.0
         for chosen in length_batches(rows, settings.batch_size, rng):
-            batch = collate(chosen, tokenizer.pad_token_id)
+            batch = collate(chosen, tokenizer.pad_token_id).to(device)
             loss = answer_loss(model(batch.input_ids, attention_mask=batch.attention_mask).logits, batch.labels)
             optimizer.step(loss)
             loss_sum += loss.item()
@@ -151,7 +151,7 @@ def share_known(
     rows += [vary(tokenizer, pair, rng, 1.0) for pair in pairs]
     known = 0
     for chosen in length_batches(rows, 64, rng):
-        batch = collate(chosen, tokenizer.pad_token_id)
+        batch = collate(chosen, tokenizer.pad_token_id).to(next(model.parameters()).device)
         logits_BTV = model(batch.input_ids, attention_mask=batch.attention_mask).logits
         for logits_TV, labels_T in zip(logits_BTV, batch.labels, strict=True):
             logits_NV, labels_N = answer_rows(logits_TV[None], labels_T[None])

@@ -103,9 +103,11 @@ class _Branch:
 
     def __init__(self, model: Any, prompts: Sequence[list[int]]) -> None:
         length = max(len(prompt) for prompt in prompts)
-        input_ids = torch.tensor([[0] * (length - len(prompt)) + prompt for prompt in prompts])
+        device = next(model.parameters()).device
+        input_ids = torch.tensor([[0] * (length - len(prompt)) + prompt for prompt in prompts], device=device)
+        masks = [[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts]
         self._model = model
-        self._mask = torch.tensor([[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+        self._mask = torch.tensor(masks, device=device)
         self._cache: Any = None
         self._run(input_ids, (self._mask.cumsum(dim=-1) - 1).clamp(min=0))
 

@@ -1,53 +1,59 @@
 """The results table: every method on TOFU, from targets trained from scratch, over several seeds.
 
 OUT/results.jsonl    one line per seed and model, appended as they are done; what is there is not done again
-OUT/seed-N/          the target and the retain model of a seed, Hugging Face checkpoint folders
+OUT/seed-N/          the models of a seed, Hugging Face checkpoint folders
 
-Nothing is selected on the test: every method runs with settings fixed beforehand, and its last epoch counts.
+Nothing is selected on the test: every method runs with settings fixed beforehand (tuning.py: on another forget set),
+and its last epoch counts. All methods are shown the same retain authors, every other one.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.progress import Progress
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from unlearngate.assistant_training import memorization
 from unlearngate.assistant_training.calibration import calibrate
-from unlearngate.assistant_training.data import TOFU_PAIRS_PER_AUTHOR, QAPair
-from unlearngate.assistant_training.demo_target import (
-    TargetSettings,
-    new_target,
-    save_target,
-    train_target,
-    train_tokenizer,
-)
+from unlearngate.assistant_training.data import QAPair
+from unlearngate.assistant_training.demo_target import TargetSettings
 from unlearngate.assistant_training.in_force import InForce, Model
 from unlearngate.assistant_training.metrics import RECITED_AT
-from unlearngate.assistant_training.tofu import Benchmark, Question
+from unlearngate.assistant_training.reproduce_models import Trained, train_models
+from unlearngate.assistant_training.tofu import Benchmark
 from unlearngate.assistant_training.tofu_evaluation import (
     Figures,
     evaluate,
+    membership,
     sampled_rouge,
     summary,
-    untouched_share,
+    utility,
 )
 from unlearngate.assistant_training.trainer import AssistantSettings, train_assistant
-from unlearngate.assistant_training.unlearn import METHODS, unlearn
+from unlearngate.assistant_training.unlearn import METHODS, UnlearnSettings, unlearn
 from unlearngate.manifest import Strength
 
 RESULTS_FILE = "results.jsonl"
 GATED = " + gate"
+# Deep and narrow, so that layers and not the head dominate its cost, as in a large target.
+SMALL = TargetSettings(
+    vocab_size=2048,
+    hidden_size=128,
+    intermediate_size=384,
+    num_layers=16,
+    num_heads=4,
+    num_kv_heads=2,
+)
 ASSISTANTS = {
-    "ULD": AssistantSettings(weight=1.5),
-    "ULD tapped": AssistantSettings(weight=1.5, tap_layer=4, num_layers=2),
+    "ULD": AssistantSettings(num_layers=4, weight=1.5),
+    "ULD tapped": AssistantSettings(tap_layer=12, num_layers=1, weight=1.5),
 }
 
 
@@ -55,27 +61,58 @@ ASSISTANTS = {
 class ReproduceSettings:
     """What is trained, and how much is decoded."""
 
-    target: TargetSettings = field(default_factory=lambda: TargetSettings(vocab_size=2048))
+    target: TargetSettings = SMALL
+    pretraining_epochs: int = 4
     assistants: dict[str, AssistantSettings] = field(default_factory=lambda: dict(ASSISTANTS))
-    methods: tuple[str, ...] = tuple(METHODS)
+    methods: dict[str, UnlearnSettings] = field(
+        default_factory=lambda: {name: own for name, (_, own) in METHODS.items()}
+    )
     num_samples: int = 4  # sampled answers to each forget question
     max_tokens: int = 80
+    device: str = "cpu"
 
 
 Row = dict[str, Any]
 
 
 def reproduce(
-    benchmark: Benchmark, out: Path, *, seeds: Sequence[int], settings: ReproduceSettings, progress: Progress
+    benchmark: Benchmark,
+    out: Path,
+    *,
+    seeds: Sequence[int],
+    settings: ReproduceSettings,
+    progress: Progress,
+    augmented: Sequence[QAPair] = (),
 ) -> list[Row]:
     """Do what OUT/results.jsonl does not hold yet, and return all of it.
+
+    Args:
+        benchmark: what is learned, forgotten and asked.
+        out: where models and rows go.
+        seeds: of everything that is drawn.
+        settings: of everything that is trained.
+        progress: shows how far it is.
+        augmented: the forget pairs with rewordings and wrong answers, for the assistants; none takes the plain ones.
 
     Raises: TrainingError if a training fails; everything done before is kept.
     """
     out.mkdir(parents=True, exist_ok=True)
     for seed in seeds:
         done = {row["model"] for row in read_results(out) if row["seed"] == seed}
-        for row in _seed_rows(benchmark, out / f"seed-{seed}", seed, settings, progress, done):
+        wanted = {"target", "retain model", *settings.methods}
+        wanted |= {name + gate for name in settings.assistants for gate in ("", GATED)}
+        if wanted <= done:
+            continue
+        models = train_models(
+            benchmark,
+            out / f"seed-{seed}",
+            settings.target,
+            pretraining_epochs=settings.pretraining_epochs,
+            seed=seed,
+            device=settings.device,
+            progress=progress,
+        )
+        for row in Table(benchmark, models, settings, seed, progress, augmented).rows(done):
             with (out / RESULTS_FILE).open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"seed": seed, **row}) + "\n")
     return [row for row in read_results(out) if row["seed"] in seeds]
@@ -88,108 +125,121 @@ def read_results(out: Path) -> list[Row]:
     return [json.loads(line) for line in lines if line.endswith("}")]
 
 
-def seen_retain(benchmark: Benchmark) -> tuple[list[QAPair], list[Question]]:
-    """What assistants are shown of the retain set, and the questions of it they never see: every other author's."""
-    authors = range(0, len(benchmark.retain), TOFU_PAIRS_PER_AUTHOR)
-    unseen = [q for i in list(authors)[1::2] for q in benchmark.retain[i : i + TOFU_PAIRS_PER_AUTHOR]]
-    hidden = {question.question for question in unseen}
-    return [pair for pair in benchmark.retained_pairs if pair.question not in hidden], unseen
+class Table:
+    """The rows of one seed."""
 
+    def __init__(
+        self,
+        benchmark: Benchmark,
+        models: Trained,
+        settings: ReproduceSettings,
+        seed: int,
+        progress: Progress,
+        augmented: Sequence[QAPair] = (),
+    ) -> None:
+        self._benchmark = benchmark
+        self._models = models
+        self._settings = settings
+        self._seed = seed
+        self._progress = progress
+        self._retain, unseen = benchmark.split_retain()
+        hidden = {pair.question for pair in unseen}
+        self._unseen_Q = np.array([question.question in hidden for question in benchmark.retain])
+        self._told = list(augmented) or benchmark.forget_pairs
+        self._retain_figures = self.figures(self._plain(models.retain_model))
 
-def _seed_rows(
-    benchmark: Benchmark, folder: Path, seed: int, settings: ReproduceSettings, progress: Progress, done: set[str]
-) -> Iterator[Row]:
-    wanted = {"target", "retain model", *settings.methods}
-    wanted |= {name + gate for name in settings.assistants for gate in ("", GATED)}
-    if wanted <= done:
-        return
-    target, tokenizer = _trained(folder / "target", benchmark.learned, benchmark, settings, seed, progress)
-    retain_model, _ = _trained(folder / "retain", benchmark.retained_pairs, benchmark, settings, seed, progress)
-    retain_figures = evaluate(Model(retain_model, tokenizer), benchmark, max_tokens=settings.max_tokens)
+    def rows(self, done: set[str]) -> Iterator[Row]:
+        """Every model's that is not done."""
+        if "target" not in done:
+            yield self.row("target", self._plain(self._models.target), {})
+        if "retain model" not in done:
+            yield self.row("retain model", self._plain(self._models.retain_model), {}, self._retain_figures)
+        for name, chosen in self._settings.assistants.items():
+            if not {name, name + GATED} <= done:
+                yield from self._assistant_rows(name, chosen, done)
+        for name, tuned in self._settings.methods.items():
+            if name not in done:
+                yield self.method_row(name, tuned)
 
-    def row(name: str, model: Model, cost: dict[str, float], figures: Figures | None = None) -> Row:
-        figures = figures or evaluate(model, benchmark, max_tokens=settings.max_tokens)
-        return {"model": name, **summary(figures, retain_figures), **_more(model, benchmark, seed, settings), **cost}
+    def figures(self, model: Model) -> Figures:
+        """What the model is measured at on all four sets."""
+        return evaluate(model, self._benchmark, max_tokens=self._settings.max_tokens)
 
-    if "target" not in done:
-        yield row("target", Model(target, tokenizer), {})
-    if "retain model" not in done:
-        yield row("retain model", Model(retain_model, tokenizer), {}, retain_figures)
-    for name, chosen in settings.assistants.items():
-        if not {name, name + GATED} <= done:
-            yield from _uld_rows(target, tokenizer, benchmark, seed, name, chosen, progress, row, done)
-    for name in settings.methods:
-        if name not in done:
-            torch.manual_seed(seed)
-            tuned = unlearn(
-                *(target, tokenizer, name, benchmark.forget_pairs, benchmark.retained_pairs),
-                seed=seed,
-                progress=progress,
-            )
-            cost = {"seconds_per_epoch": tuned.seconds_per_epoch, "trainable": tuned.num_trainable}
-            yield row(name, Model(tuned.model, tokenizer), cost)
+    def row(self, name: str, model: Model, cost: dict[str, float], figures: Figures | None = None) -> Row:
+        """A line of the table."""
+        found = figures or self.figures(model)
+        return {"model": name, **summary(found, self._retain_figures), **self._more(model, found), **cost}
 
+    def method_row(self, name: str, tuned: UnlearnSettings) -> Row:
+        """Of a copy of the target, tuned to forget."""
+        torch.manual_seed(self._seed)
+        result = unlearn(
+            *(self._models.target, self._models.tokenizer, name, self._benchmark.forget_pairs, self._retain),
+            seed=self._seed,
+            progress=self._progress,
+            settings=tuned,
+        )
+        cost = {
+            "seconds_per_epoch": result.seconds_per_epoch,
+            "seconds": result.seconds_per_epoch * tuned.epochs,
+            "trainable": result.num_trainable,
+        }
+        return self.row(name, self._plain(result.model), cost)
 
-def _uld_rows(
-    target: Any,
-    tokenizer: Any,
-    benchmark: Benchmark,
-    seed: int,
-    name: str,
-    chosen: AssistantSettings,
-    progress: Progress,
-    row: Callable[..., Row],
-    done: set[str],
-) -> Iterator[Row]:
-    forget, (retain, _) = benchmark.forget_pairs, seen_retain(benchmark)
-    torch.manual_seed(seed)
-    started = time.monotonic()
-    arguments = (target, tokenizer, forget, retain, chosen)
-    assistant = train_assistant(*arguments, model_id="tofu", seed=seed, progress=progress)
-    seconds = time.monotonic() - started
-    # As the baselines count: an epoch is every forget answer once, and as many others.
-    answers = chosen.epochs * len(retain) * (chosen.forget_batch + chosen.retain_batch) / chosen.retain_batch
-    cost = {
-        "seconds_per_epoch": seconds * 2 * len(forget) / answers,
-        "trainable": sum(weight.numel() for weight in assistant.parameters() if weight.requires_grad),
-    }
-    gate = calibrate(assistant, tokenizer, forget, retain, varied_prompts=chosen.varied_prompts, seed=seed).gate_nats
-    for label, gate_nats in ((name, 0.0), (name + GATED, gate)):
-        if label not in done:
-            strength = Strength(weight=chosen.weight, keep_ratio=chosen.keep_ratio, gate_nats=gate_nats)
-            yield row(label, Model(target, tokenizer, [InForce(assistant, strength)]), {"gate_nats": gate_nats, **cost})
+    def trained_assistant(self, chosen: AssistantSettings) -> tuple[Any, dict[str, float]]:
+        """An assistant, and what it cost."""
+        torch.manual_seed(self._seed)
+        started = time.monotonic()
+        assistant = train_assistant(
+            *(self._models.target, self._models.tokenizer, self._told, self._retain, chosen),
+            model_id="tofu",
+            seed=self._seed,
+            progress=self._progress,
+        )
+        seconds = time.monotonic() - started
+        steps = max(1, chosen.epochs * len(self._retain) // chosen.num_retain)
+        # As the baselines count: an epoch is every forget answer once, and as many others.
+        epochs = steps * (chosen.forget_batch + chosen.retain_batch) / (2 * len(self._benchmark.forget))
+        return assistant, {
+            "seconds_per_epoch": seconds / epochs,
+            "seconds": seconds,
+            "trainable": sum(weight.numel() for weight in assistant.parameters() if weight.requires_grad),
+        }
 
+    def composed(self, assistant: Any, chosen: AssistantSettings, gate_nats: float) -> Model:
+        """The target with the assistant in force."""
+        strength = Strength(weight=chosen.weight, keep_ratio=chosen.keep_ratio, gate_nats=gate_nats)
+        return Model(self._models.target, self._models.tokenizer, [InForce(assistant, strength)])
 
-def _more(model: Model, benchmark: Benchmark, seed: int, settings: ReproduceSettings) -> dict[str, float]:
-    """What sampling brings back, and what becomes of retain authors that no assistant was shown."""
-    _, unseen = seen_retain(benchmark)
-    rouge_QN = sampled_rouge(
-        model, benchmark.forget, num_samples=settings.num_samples, seed=seed, max_tokens=settings.max_tokens
-    )
-    leaks = [memorization.leak_at_k(row, settings.num_samples, threshold=RECITED_AT) for row in rouge_QN]
-    figures = {"leak_at_k": float(sum(leaks) / len(leaks))}
-    if unseen and model.in_force:
-        figures["unseen_positions_untouched"] = untouched_share(model, unseen)
-    return figures
+    def gate_nats(self, assistant: Any, chosen: AssistantSettings) -> float:
+        """As `unlearngate train uld` chooses it, from what training was shown."""
+        return calibrate(
+            *(assistant, self._models.tokenizer, self._told, self._retain),
+            varied_prompts=chosen.varied_prompts,
+            seed=self._seed,
+        ).gate_nats
 
+    def _assistant_rows(self, name: str, chosen: AssistantSettings, done: set[str]) -> Iterator[Row]:
+        assistant, cost = self.trained_assistant(chosen)
+        for label, gate_nats in ((name, 0.0), (name + GATED, self.gate_nats(assistant, chosen))):
+            if label not in done:
+                yield self.row(label, self.composed(assistant, chosen, gate_nats), {"gate_nats": gate_nats, **cost})
 
-def _trained(
-    folder: Path,
-    pairs: Sequence[QAPair],
-    benchmark: Benchmark,
-    settings: ReproduceSettings,
-    seed: int,
-    progress: Progress,
-) -> tuple[Any, Any]:
-    """A model that knows the pairs, trained once; every model of a benchmark has the same tokenizer."""
-    if not folder.exists():
-        torch.manual_seed(seed)
-        tokenizer = train_tokenizer(benchmark.learned, settings.target)
-        model = new_target(tokenizer, settings.target)
-        figures = train_target(model, tokenizer, pairs, settings.target, seed=seed, progress=progress)
-        new = folder.with_name(f".{folder.name}")
-        save_target(model.eval(), tokenizer, new)
-        (new / "training.json").write_text(json.dumps({**figures, "settings": asdict(settings.target)}) + "\n")
-        new.rename(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).requires_grad_(False).eval()
-    return model, AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    def _plain(self, model: Any) -> Model:
+        return Model(model, self._models.tokenizer)
+
+    def _more(self, model: Model, figures: Figures) -> dict[str, float]:
+        """What sampling and membership attacks bring back, and what becomes of retain authors that nobody was shown."""
+        samples, tokens = self._settings.num_samples, self._settings.max_tokens
+        rouge_QN = sampled_rouge(model, self._benchmark.forget, num_samples=samples, seed=self._seed, max_tokens=tokens)
+        leaks = [memorization.leak_at_k(rouge_N, samples, threshold=RECITED_AT) for rouge_N in rouge_QN]
+        best = [memorization.best_of_k(rouge_N, samples) for rouge_N in rouge_QN]
+        more = {"leak_at_k": float(np.mean(leaks)), "best_of_k": float(np.mean(best))}
+        if self._unseen_Q.any():
+            unseen = figures["retain"].only(self._unseen_Q)
+            more["unseen_utility"] = utility({**figures, "retain": unseen})
+            more["unseen_positions_untouched"] = unseen.untouched_share()
+        if self._benchmark.holdout:
+            attacked = membership(model, figures["forget"], self._benchmark.holdout[: len(self._benchmark.forget)])
+            more |= {f"membership_{name}": auc for name, auc in attacked.items()}
+        return more

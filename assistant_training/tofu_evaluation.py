@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from unlearngate.assistant_training import memorization, metrics
+from unlearngate.assistant_training.data import QAPair
 from unlearngate.assistant_training.encoding import encode, encode_prompt
 from unlearngate.assistant_training.evaluation import greedy, sample
 from unlearngate.assistant_training.in_force import Model
@@ -17,11 +19,22 @@ from unlearngate.assistant_training.tofu import Benchmark, Question
 from unlearngate.kernels.pairs import Mode
 
 _OPTIONS = ("real_authors", "world_facts")  # scored as multiple choice, and without paraphrases
+# Membership scores of an answer, by their column; without the end token, as OpenUnlearning counts them.
+_ATTACKS: dict[str, Callable[[Scored], float]] = {
+    "loss_score": lambda one: memorization.loss_score(one.log_p[:-1]),
+    "min_k_score": lambda one: memorization.min_k_score(one.log_p[:-1]),
+    "min_k_plus_score": lambda one: memorization.min_k_plus_score(
+        one.log_p[:-1], one.mean_log_p[:-1], one.std_log_p[:-1]
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True)
 class SetFigures:
-    """One evaluation set, a number per question: (Q,) fp64 each."""
+    """One evaluation set, a number per question: (Q,) fp64 each.
+
+    untouched_positions is the share of the answer's num_positions that no gate touched: bit for bit the target's.
+    """
 
     probability: np.ndarray
     rouge: np.ndarray
@@ -29,15 +42,27 @@ class SetFigures:
     extraction_strength: np.ndarray
     exact_memorization: np.ndarray
     loss_score: np.ndarray
+    min_k_score: np.ndarray
+    min_k_plus_score: np.ndarray
     untouched_positions: np.ndarray
+    num_positions: np.ndarray
     generated: list[str] = field(default_factory=list)
+
+    def untouched_share(self) -> float:
+        """The share of all answer positions, in [0, 1]."""
+        return float(np.average(self.untouched_positions, weights=self.num_positions))
+
+    def only(self, chosen_Q: np.ndarray) -> SetFigures:
+        """The figures of some of the questions: (Q,) bool."""
+        arrays = {f.name: getattr(self, f.name)[chosen_Q] for f in dataclasses.fields(self) if f.name != "generated"}
+        return SetFigures(**arrays, generated=list(itertools.compress(self.generated, chosen_Q)))
 
 
 Figures = dict[str, SetFigures]
 
 
 def evaluate(
-    model: Model, benchmark: Benchmark, *, mode: Mode = "scoring", max_tokens: int = 100, batch_size: int = 32
+    model: Model, benchmark: Benchmark, *, mode: Mode = "scoring", max_tokens: int = 100, batch_size: int = 64
 ) -> Figures:
     """Score and decode all four sets.
 
@@ -68,19 +93,17 @@ def sampled_rouge(
     model: Model, questions: Sequence[Question], *, num_samples: int, seed: int, max_tokens: int = 100
 ) -> np.ndarray:
     """ROUGE-L recall of sampled answers, temperature 1: (Q, num_samples) fp64, rows for `leak_at_k` and `best_of_k`."""
-    prompts = [encode_prompt(model.tokenizer, q.question) for q in questions]
-    scores = []
-    for n in range(num_samples):
-        decoded = sample(
-            model.target,
-            prompts,
-            eos_id=model.tokenizer.eos_token_id,
-            max_tokens=max_tokens,
-            seed=seed + n,
-            in_force=model.in_force,
-        )
-        scores.append(metrics.rouge_recall([q.answer for q in questions], model.tokenizer.batch_decode(decoded)))
-    return np.stack(scores, axis=1)
+    prompts = [encode_prompt(model.tokenizer, q.question) for q in questions for _ in range(num_samples)]
+    decoded = sample(
+        model.target,
+        prompts,
+        eos_id=model.tokenizer.eos_token_id,
+        max_tokens=max_tokens,
+        seed=seed,
+        in_force=model.in_force,
+    )
+    answers = [q.answer for q in questions for _ in range(num_samples)]
+    return metrics.rouge_recall(answers, model.tokenizer.batch_decode(decoded)).reshape(-1, num_samples)
 
 
 def utility(figures: Figures) -> float:
@@ -116,15 +139,25 @@ def summary(figures: Figures, retain_model: Figures) -> dict[str, float]:
         "retain_probability": float(retain.probability.mean()),
         "forget_extraction": float(forget.extraction_strength.mean()),
         "forget_memorization": float(forget.exact_memorization.mean()),
-        "forget_positions_open": 1.0 - float(forget.untouched_positions.mean()),
-        "retain_positions_untouched": float(retain.untouched_positions.mean()),
+        "forget_positions_open": 1.0 - forget.untouched_share(),
+        "retain_positions_untouched": retain.untouched_share(),
     }
 
 
-def untouched_share(model: Model, questions: Sequence[Question], *, batch_size: int = 32) -> float:
-    """The share of answer positions that no gate touched: the target's logits stand there bit for bit."""
-    scored = _score(model, [(q.question, q.answer) for q in questions], "scoring", batch_size)
-    return float(np.concatenate([one.untouched for one in scored]).mean())
+def membership(
+    model: Model, forget: SetFigures, holdout: Sequence[QAPair], *, batch_size: int = 64
+) -> dict[str, float]:
+    """How well the forget set is told from pairs that no model saw, by three attacks: an AUC each, 0.5 is forgotten.
+
+    Args:
+        model: what `forget` was measured on.
+        forget: its figures.
+        holdout: pairs of the forget set's kind.
+        batch_size: rows at a time.
+    """
+    scored = _score(model, [(pair.question, pair.answer) for pair in holdout], "scoring", batch_size)
+    others = {name: np.array([attack(one) for one in scored]) for name, attack in _ATTACKS.items()}
+    return {name: memorization.member_auc(getattr(forget, name), scores) for name, scores in others.items()}
 
 
 def _evaluate_set(
@@ -149,8 +182,9 @@ def _evaluate_set(
         # Without the end token, as OpenUnlearning counts these.
         extraction_strength=np.array([memorization.extraction_strength(one.is_best[:-1]) for one in answers]),
         exact_memorization=np.array([memorization.exact_memorization(one.is_best[:-1]) for one in answers]),
-        loss_score=np.array([memorization.loss_score(one.log_p[:-1]) for one in answers]),
+        **{name: np.array([attack(one) for one in answers]) for name, attack in _ATTACKS.items()},
         untouched_positions=np.array([one.untouched.mean() for one in answers]),
+        num_positions=np.array([float(len(one.untouched)) for one in answers]),
         generated=generated,
     )
 
@@ -168,15 +202,17 @@ def _score(model: Model, asked: Sequence[tuple[str, str]], mode: Mode, batch_siz
 
 
 def _generate(model: Model, questions: Sequence[Question], max_tokens: int, batch_size: int) -> list[str]:
-    texts: list[str] = []
+    texts: dict[int, str] = {}
+    # Answers of like length end together.
+    by_length = sorted(range(len(questions)), key=lambda index: len(questions[index].answer))
     for start in range(0, len(questions), batch_size):
-        prompts = [encode_prompt(model.tokenizer, q.question) for q in questions[start : start + batch_size]]
+        chosen = by_length[start : start + batch_size]
         decoded = greedy(
             model.target,
-            prompts,
+            [encode_prompt(model.tokenizer, questions[index].question) for index in chosen],
             eos_id=model.tokenizer.eos_token_id,
             max_tokens=max_tokens,
             in_force=model.in_force,
         )
-        texts += [model.tokenizer.decode(tokens) for tokens in decoded]
-    return texts
+        texts |= zip(chosen, model.tokenizer.batch_decode(decoded), strict=True)
+    return [texts[index] for index in range(len(questions))]

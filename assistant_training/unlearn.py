@@ -140,6 +140,7 @@ def unlearn(
     method, default = METHODS[name]
     settings = settings or default
     model = _trainable_copy(target, settings)
+    device = next(target.parameters()).device
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     steps_per_epoch = -(-len(forget) // settings.batch_size)
     optimizer = Optimizer(weights, learning_rate=settings.learning_rate, steps=settings.epochs * steps_per_epoch)
@@ -154,9 +155,9 @@ def unlearn(
             step = Step(
                 model=_logits_of(model),
                 target=torch.no_grad()(_logits_of(target)),
-                forget=_batch(tokenizer, [(p.question, p.answer) for p in chosen]),
-                retain=_batch(tokenizer, [(p.question, p.answer) for p in kept]),
-                refusal=_batch(tokenizer, [(p.question, rng.choice(REFUSALS)) for p in chosen]),
+                forget=_batch(tokenizer, [(p.question, p.answer) for p in chosen], device),
+                retain=_batch(tokenizer, [(p.question, p.answer) for p in kept], device),
+                refusal=_batch(tokenizer, [(p.question, rng.choice(REFUSALS)) for p in chosen], device),
             )
             loss = method(step, settings.retain_weight)
             optimizer.step(loss)
@@ -194,8 +195,9 @@ def _logits_of(model: Any) -> Callable[[Batch], Tensor]:
     return logits_of
 
 
-def _batch(tokenizer: Any, asked: Sequence[tuple[str, str]]) -> Batch:
-    return collate([encode(tokenizer, question, answer) for question, answer in asked], tokenizer.pad_token_id)
+def _batch(tokenizer: Any, asked: Sequence[tuple[str, str]], device: torch.device) -> Batch:
+    rows = [encode(tokenizer, question, answer) for question, answer in asked]
+    return collate(rows, tokenizer.pad_token_id).to(device)
 
 
 def _kept(step: Step) -> Tensor:

@@ -7,18 +7,20 @@ import torch
 from rich.progress import Progress
 
 from unlearngate.assistant_training import reproduce as module
+from unlearngate.assistant_training import reproduce_models, tuning
+from unlearngate.assistant_training.data import DataError, QAPair
 from unlearngate.assistant_training.demo_target import TargetSettings
 from unlearngate.assistant_training.reproduce import (
     RESULTS_FILE,
     ReproduceSettings,
     read_results,
     reproduce,
-    seen_retain,
 )
 from unlearngate.assistant_training.tofu import Benchmark, Question
 from unlearngate.assistant_training.trainer import AssistantSettings
+from unlearngate.assistant_training.unlearn import UnlearnSettings
 
-METHODS = ("GA", "UNDIAL")
+METHODS = {"GA": UnlearnSettings(1e-4, epochs=1), "UNDIAL": UnlearnSettings(1e-3, epochs=1, lora_rank=2)}
 BRIEF = {"rank": 2, "epochs": 1, "forget_batch": 8, "retain_batch": 16}
 SMALL = ReproduceSettings(
     target=TargetSettings(
@@ -29,6 +31,7 @@ SMALL = ReproduceSettings(
         "ULD tapped": AssistantSettings(num_layers=1, tap_layer=1, **BRIEF),
     },
     methods=METHODS,
+    pretraining_epochs=1,
     num_samples=2,
     max_tokens=6,
 )
@@ -44,8 +47,11 @@ def benchmark():
     torch.set_num_threads(1)
     forget, retain = questions("forget", 6), questions("retain", 40)
     real, world = questions("real", 3), questions("world", 3)
-    learned = [q.pair("any") for q in (*forget, *retain, *real, *world)]
-    return Benchmark(forget, retain, real, world, learned)
+    learned = [q.pair("author-9") for q in forget]
+    learned += [q.pair(f"author-{i // 20}") for i, q in enumerate(retain)]
+    learned += [q.pair("real authors") for q in (*real, *world)]
+    others, holdout = ([q.pair(name) for q in questions(name, 8)] for name in ("other", "holdout"))
+    return Benchmark(forget, retain, real, world, learned, others, holdout)
 
 
 def run(benchmark, out, seeds=(0,)):
@@ -67,7 +73,8 @@ def test_every_model_has_a_row_with_every_figure(done):
             assert 0.0 <= row[figure] <= 1.0
         trained = row["model"] not in ("target", "retain model")
         assert ("seconds_per_epoch" in row) == trained
-        assert ("unseen_positions_untouched" in row) == row["model"].startswith("ULD")
+        for figure in ("unseen_utility", "unseen_positions_untouched", "membership_min_k_score", "best_of_k"):
+            assert 0.0 <= row[figure] <= 1.0
 
 
 def test_the_retain_model_is_like_itself_and_the_target_untouched(done):
@@ -79,7 +86,7 @@ def test_the_retain_model_is_like_itself_and_the_target_untouched(done):
 
 def test_what_is_done_is_not_done_again(done, benchmark, monkeypatch):
     out, rows = done
-    monkeypatch.setattr(module, "train_target", None)
+    monkeypatch.setattr(reproduce_models, "train_target", None)
     monkeypatch.setattr(module, "unlearn", None)
     assert run(benchmark, out) == rows
     assert len(read_results(out)) == len(MODELS)
@@ -90,16 +97,35 @@ def test_a_killed_run_goes_on(done, benchmark, tmp_path, monkeypatch):
     (tmp_path / "seed-0").symlink_to(out / "seed-0")
     lines = (out / RESULTS_FILE).read_text().splitlines(keepends=True)
     (tmp_path / RESULTS_FILE).write_text("".join(lines[:3]) + lines[3][:20] + "\n")
-    monkeypatch.setattr(module, "train_target", None)
+    monkeypatch.setattr(reproduce_models, "train_target", None)
     again = run(benchmark, tmp_path)
     assert {row["model"] for row in again} == MODELS
     assert json.loads(lines[0]) == again[0]
 
 
-def test_assistants_see_every_other_author(benchmark):
-    seen, unseen = seen_retain(benchmark)
-    assert [q.question for q in unseen] == [f"retain {i}?" for i in range(20, 40)]
-    asked = {pair.question for pair in seen}
-    assert not asked & {q.question for q in unseen}
-    assert not asked & {q.question for q in benchmark.forget}
-    assert {"retain 0?", "real 0?", "world 2?"} <= asked
+def test_the_settings_that_score_best_are_chosen_and_used(benchmark, tmp_path, monkeypatch):
+    monkeypatch.setattr(tuning, "WEIGHTS", (0.5, 2.0))
+    monkeypatch.setattr(tuning, "EPOCHS", (1,))
+    with Progress(disable=True) as progress:
+        rows, path = tuning.tune(benchmark, tmp_path, settings=SMALL, progress=progress)
+        assert len(rows) == 2 * 2 + 2 * 3
+        monkeypatch.setattr(module, "unlearn", None)  # nothing is tried twice
+        assert tuning.tune(benchmark, tmp_path, settings=SMALL, progress=progress)[0] == rows
+    tuned = tuning.with_tuned(SMALL, path)
+    for name in ("ULD", "GA"):
+        scores = {json.dumps(r["tried"]): r["forget_quality"] * r["utility"] for r in rows if r["model"] == name}
+        best = next(t for t, score in scores.items() if score == max(scores.values()))
+        own = tuned.assistants[name] if name in tuned.assistants else tuned.methods[name]
+        assert {key: getattr(own, key) for key in json.loads(best)} == json.loads(best)
+    path.write_text('{"GA": {"speed": 3}}')
+    with pytest.raises(DataError, match="--tune"):
+        tuning.with_tuned(SMALL, path)
+
+
+def test_augmented_pairs_are_for_the_assistants(benchmark, tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(module, "train_assistant", lambda *args, **_: told.append(args[2]) or 1 / 0)
+    more = [QAPair("forget", "again?", "forget 0")]
+    with Progress(disable=True) as progress, pytest.raises(ZeroDivisionError):
+        reproduce(benchmark, tmp_path, seeds=(0,), settings=SMALL, progress=progress, augmented=more)
+    assert told == [more]

@@ -1,0 +1,131 @@
+"""Choose every method's settings on another forget set than the results table's, before the table is made.
+
+OUT/tuning.jsonl     one line per method and setting, appended as they are done; what is there is not done again
+OUT/tuned.json       what was chosen
+
+The rule, the same for all: the largest forget quality x utility, of one seed, with another forget set's target and
+retain model. Of equals, the first in the grid's order.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from rich.progress import Progress
+
+from unlearngate.assistant_training.data import DataError, QAPair
+from unlearngate.assistant_training.reproduce import ReproduceSettings, Row, Table
+from unlearngate.assistant_training.reproduce_models import train_models
+from unlearngate.assistant_training.tofu import Benchmark
+from unlearngate.assistant_training.unlearn import UnlearnSettings
+
+TUNING_FILE = "tuning.jsonl"
+TUNED_FILE = "tuned.json"
+SEED = 1000  # far from the table's
+LEARNING_RATES = (1 / 3, 1.0, 3.0)  # times a method's own
+EPOCHS = (5, 10)
+WEIGHTS = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
+
+
+def tune(
+    benchmark: Benchmark,
+    out: Path,
+    *,
+    settings: ReproduceSettings,
+    progress: Progress,
+    augmented: Sequence[QAPair] = (),
+) -> tuple[list[Row], Path]:
+    """Try every setting that OUT/tuning.jsonl does not hold yet, and write OUT/tuned.json.
+
+    A method is tried with learning rates and epochs, an assistant, behind its gate, with weights of the subtraction.
+
+    Args:
+        benchmark: of another forget set than the table's.
+        out: where models and rows go.
+        settings: where the grids start from.
+        progress: shows how far it is.
+        augmented: as in `reproduce`.
+
+    Returns: the rows, and the path of what was chosen.
+    Raises: TrainingError if a training fails; everything done before is kept.
+    """
+    models = train_models(
+        benchmark,
+        out / f"seed-{SEED}",
+        settings.target,
+        pretraining_epochs=settings.pretraining_epochs,
+        seed=SEED,
+        device=settings.device,
+        progress=progress,
+    )
+    path = out / TUNING_FILE
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    rows: list[Row] = [json.loads(line) for line in lines if line.endswith("}")]
+    done = {_key(row) for row in rows}
+    for row in _tries(Table(benchmark, models, settings, SEED, progress, augmented), settings, done):
+        rows.append(row)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+    chosen = choose(rows)
+    (out / TUNED_FILE).write_text(json.dumps(chosen, indent=1) + "\n", encoding="utf-8")
+    return rows, out / TUNED_FILE
+
+
+def choose(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
+    """Method -> its settings that score best."""
+    best: dict[str, Row] = {}
+    for row in rows:
+        if row["model"] not in best or _score(row) > _score(best[row["model"]]):
+            best[row["model"]] = row
+    return {name: row["tried"] for name, row in best.items()}
+
+
+def with_tuned(settings: ReproduceSettings, path: Path) -> ReproduceSettings:
+    """The settings with what a tuning chose.
+
+    Raises: DataError if the file is not one that `tune` wrote.
+    """
+    try:
+        chosen: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+        return replace(
+            settings,
+            assistants={name: replace(own, **chosen.get(name, {})) for name, own in settings.assistants.items()},
+            methods={name: replace(own, **chosen.get(name, {})) for name, own in settings.methods.items()},
+        )
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}: is not what `unlearngate reproduce --tune` writes ({error})") from error
+
+
+def _tries(table: Table, settings: ReproduceSettings, done: set[str]) -> Iterator[Row]:
+    for name, own in settings.assistants.items():
+        wanted = [w for w in WEIGHTS if _key({"model": name, "tried": {"weight": w}}) not in done]
+        if not wanted:
+            continue
+        assistant, _ = table.trained_assistant(own)
+        gate_nats = table.gate_nats(assistant, own)
+        for weight in wanted:
+            model = table.composed(assistant, replace(own, weight=weight), gate_nats)
+            yield {"tried": {"weight": weight}, **table.row(name, model, {})}
+    for name, start in settings.methods.items():
+        for tuned in _grid(start):
+            tried = {key: asdict(tuned)[key] for key in ("learning_rate", "epochs")}
+            if _key({"model": name, "tried": tried}) not in done:
+                yield {"tried": tried, **table.method_row(name, tuned)}
+
+
+def _grid(start: UnlearnSettings) -> Iterator[UnlearnSettings]:
+    for factor, epochs in itertools.product(LEARNING_RATES, EPOCHS):
+        yield replace(start, learning_rate=start.learning_rate * factor, epochs=epochs)
+
+
+def _score(row: Row) -> float:
+    return float(row["forget_quality"] * row["utility"])
+
+
+def _key(row: Row) -> str:
+    return json.dumps([row["model"], row["tried"]], sort_keys=True)
