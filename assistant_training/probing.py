@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from openai import OpenAI
 from rich.progress import Progress
 
+from unlearngate.assistant_training.asking import Answer, Asked, ask_all
 from unlearngate.assistant_training.metrics import recited
 from unlearngate.errors import UnlearngateError
-
-_CONCURRENCY = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,14 +21,6 @@ class Probe:
     question: str
     answer: str
     forget_set: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a server said, greedily."""
-
-    token_ids: tuple[int, ...]
-    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,28 +82,12 @@ def probe_server(
         progress: shows how far it is.
 
     Returns: an outcome per forget set that the probes name.
-    Raises: openai.OpenAIError if a request fails.
+    Raises: openai.OpenAIError if a request fails, UnlearngateError if one was answered with other sets in force.
     """
     names = list(dict.fromkeys(p.forget_set for p in probes if p.forget_set is not None))
-    jobs = [(probe, sets) for probe in probes for sets in [[], *([name] for name in names)]]
-    bar = progress.add_task("asking the server", total=len(jobs)) if progress else None
-    with OpenAI(base_url=f"{url.rstrip('/')}/v1", api_key="none") as client, ThreadPoolExecutor(_CONCURRENCY) as pool:
-
-        def ask(job: tuple[Probe, list[str]]) -> Answer:
-            probe, sets = job
-            response = client.chat.completions.create(
-                model=model,
-                messages=[{"role": "user", "content": probe.question}],
-                temperature=0,
-                max_tokens=max_tokens,
-                extra_body={"forget_sets": sets, "return_token_ids": True},
-            )
-            if progress and bar is not None:
-                progress.advance(bar)
-            choice = response.choices[0]
-            return Answer(tuple((choice.model_extra or {})["token_ids"]), choice.message.content or "")
-
-        said = {(p.question, *sets): a for (p, sets), a in zip(jobs, pool.map(ask, jobs), strict=True)}
+    asked = [Asked(p.question, sets) for p in probes for sets in [(), *((name,) for name in names)]]
+    answers = ask_all(url, model, asked, max_tokens=max_tokens, progress=progress)
+    said = {(job.question, *job.forget_sets): answer for job, answer in zip(asked, answers, strict=True)}
     return [_count(name, probes, said) for name in names]
 
 

@@ -15,6 +15,7 @@ from unlearngate.calibrate_cli import calibrate
 from unlearngate.command_errors import errors_as_sentences
 from unlearngate.errors import UnlearngateError
 from unlearngate.evaluate_cli import reproduce
+from unlearngate.evaluation_cli import app as evaluate_app
 from unlearngate.train_cli import app as train_app
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ sets_app = typer.Typer(help="Look after forget sets on disk.")
 app.add_typer(demo_app, name="demo")
 app.add_typer(sets_app, name="sets")
 app.add_typer(train_app, name="train")
+app.add_typer(evaluate_app, name="evaluate")
 app.command("calibrate")(calibrate)
 app.command("reproduce")(reproduce)
 

@@ -1,0 +1,113 @@
+"""Ask a running server many questions at once, each with its forget sets, and check which were in force."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+from openai import OpenAI
+from openai.types.chat import ChatCompletion
+from rich.progress import Progress
+
+from unlearngate.errors import UnlearngateError
+
+_RETRIES = 5  # a server that has all its combinations of sets in use says 503 for a moment
+
+
+class Asked(NamedTuple):
+    """One request: a question, the sets by name, greedy at temperature 0."""
+
+    question: str
+    forget_sets: tuple[str, ...] = ()
+    temperature: float = 0.0
+    seed: int = 0
+
+
+class Answer(NamedTuple):
+    """What a server said, and what it says was in force: `forget_sets` of its response."""
+
+    token_ids: tuple[int, ...]
+    text: str
+    in_force: list[dict[str, Any]]
+
+
+def ask_all(
+    url: str,
+    model: str,
+    asked: Sequence[Asked],
+    *,
+    max_tokens: int,
+    concurrency: int = 32,
+    progress: Progress | None = None,
+) -> list[Answer]:
+    """Ask everything, in batches that mix all sets.
+
+    Args:
+        url: the server's address, without /v1.
+        model: the served name.
+        asked: in any order.
+        max_tokens: answers are cut here.
+        concurrency: requests at a time.
+        progress: shows how far it is.
+
+    Returns: the answers, in the order of `asked`.
+    Raises: openai.OpenAIError if a request fails; UnlearngateError if an answer was not given with the very sets that
+        were asked for, for then it says nothing about them.
+    """
+    bar = progress.add_task("asking the server", total=len(asked)) if progress else None
+    with _client(url) as client, ThreadPoolExecutor(concurrency) as pool:
+
+        def ask(job: Asked) -> Answer:
+            response = client.chat.completions.create(
+                model=model,
+                messages=[{"role": "user", "content": job.question}],
+                temperature=job.temperature,
+                seed=job.seed,
+                max_tokens=max_tokens,
+                extra_body={"forget_sets": list(job.forget_sets), "return_token_ids": True},
+            )
+            if progress and bar is not None:
+                progress.advance(bar)
+            return _checked(url, job, response)
+
+        futures = [pool.submit(ask, job) for job in asked]
+        try:
+            return [future.result() for future in futures]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def served_sets(url: str) -> list[str]:
+    """The names of the sets that a server has.
+
+    Raises: openai.OpenAIError if it does not answer; UnlearngateError if it is no unlearngate server.
+    """
+    with _client(url) as client:
+        listed = client.get("/forget_sets", cast_to=object)
+    try:
+        return [str(entry["id"]) for entry in listed["data"]]  # type: ignore[index]
+    except (TypeError, KeyError) as error:
+        raise UnlearngateError(f"{url}/v1/forget_sets lists no forget sets; is it an unlearngate server?") from error
+
+
+def _client(url: str) -> OpenAI:
+    return OpenAI(base_url=f"{url.rstrip('/')}/v1", api_key="none", max_retries=_RETRIES)
+
+
+def _checked(url: str, job: Asked, response: ChatCompletion) -> Answer:
+    reported = (response.model_extra or {}).get("forget_sets")
+    if not isinstance(reported, list):
+        raise UnlearngateError(f"{url} does not say which forget sets were in force; is it an unlearngate server?")
+    names = [entry["name"] for entry in reported]
+    if sorted(names) != sorted(job.forget_sets):
+        raise UnlearngateError(
+            f"{url} was asked with {list(job.forget_sets)} and answered with {names} in force: {job.question!r}; "
+            "nothing was counted"
+        )
+    choice = response.choices[0]
+    token_ids = (choice.model_extra or {}).get("token_ids")
+    if token_ids is None:
+        raise UnlearngateError(f"{url} returns no token ids, so unchanged answers cannot be told; serve with vLLM 0.32")
+    return Answer(tuple(token_ids), choice.message.content or "", reported)

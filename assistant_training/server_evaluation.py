@@ -1,0 +1,81 @@
+"""What a running server still says: the figures of an evaluation that need no probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.progress import Progress
+
+from unlearngate.assistant_training.asking import Answer, Asked, ask_all
+from unlearngate.assistant_training.evaluation_run import Combination, add_unchanged
+from unlearngate.assistant_training.metrics import rouge_recall
+from unlearngate.assistant_training.qa_evaluation import Columns
+from unlearngate.assistant_training.report import Row, figures_of
+from unlearngate.assistant_training.tofu import Question
+
+
+def evaluate_server(
+    url: str,
+    model: str,
+    asked: dict[str, list[Question]],
+    chosen: Sequence[Combination],
+    *,
+    num_samples: int,
+    seed: int,
+    max_tokens: int = 100,
+    concurrency: int = 32,
+    progress: Progress | None = None,
+) -> list[Row]:
+    """A row for the plain target and every combination, from a server's greedy and sampled answers.
+
+    Args:
+        url: the server's address, without /v1.
+        model: the served name.
+        asked: question sets, of which `forget` is also answered by sampling, at temperature 1.
+        chosen: sets in force together, at the strength that the server recommends.
+        num_samples: sampled answers to each forget question; 0 samples nothing.
+        seed: of sampling and of the intervals.
+        max_tokens: answers are cut here.
+        concurrency: requests at a time.
+        progress: shows how far it is.
+
+    Raises: openai.OpenAIError if a request fails; UnlearngateError if one was answered with other sets in force.
+    """
+    jobs: dict[tuple[Combination, str, int], list[Asked]] = {}
+    for names in [(), *chosen]:
+        for name, questions in asked.items():
+            jobs[names, name, 0] = [Asked(q.question, names) for q in questions]
+        for n in range(1, num_samples + 1):
+            jobs[names, "forget", n] = [Asked(q.question, names, 1.0, seed + n) for q in asked["forget"]]
+    answers = iter(
+        ask_all(
+            *(url, model, [one for job in jobs.values() for one in job]),
+            max_tokens=max_tokens,
+            concurrency=concurrency,
+            progress=progress,
+        )
+    )
+    said = {key: [next(answers) for _ in job] for key, job in jobs.items()}
+    rows: list[Row] = []
+    for names in [(), *chosen]:
+        columns = {name: _columns(questions, said[names, name, 0]) for name, questions in asked.items()}
+        true = [q.answer for q in asked["forget"]]
+        sampled = [rouge_recall(true, [a.text for a in said[names, "forget", n + 1]]) for n in range(num_samples)]
+        if sampled:
+            columns["forget"]["sampled_rouge"] = [list(map(float, one)) for one in zip(*sampled, strict=True)]
+        if names:
+            add_unchanged(columns, rows[0].questions, "token_ids")
+        in_force = said[names, "forget", 0][0].in_force
+        rows.append(Row("+".join(names) or "target", "served", in_force, columns, figures_of(columns, seed=seed)))
+    return rows
+
+
+def _columns(questions: Sequence[Question], answers: Sequence[Answer]) -> Columns:
+    texts = [answer.text for answer in answers]
+    return {
+        "question": [q.question for q in questions],
+        "answer": [q.answer for q in questions],
+        "generated": texts,
+        "token_ids": [list(answer.token_ids) for answer in answers],
+        "rouge": rouge_recall([q.answer for q in questions], texts).tolist(),
+    }

@@ -1,0 +1,139 @@
+"""`unlearngate evaluate --server` against a small endpoint over a real socket, which forgets as it is told."""
+
+import json
+from collections import Counter
+
+import openai
+import pytest
+from fastapi import Request, Response
+from typer.testing import CliRunner
+
+from support.chat_endpoint import Played
+from unlearngate.assistant_training.asking import Asked, ask_all, served_sets
+from unlearngate.assistant_training.server_evaluation import evaluate_server
+from unlearngate.assistant_training.tofu import Question
+from unlearngate.errors import UnlearngateError
+from unlearngate.evaluation_cli import app
+
+FORGET = [Question(f"who is f{i}?", f"f{i} is a baker in town", "", ()) for i in range(4)]
+RETAIN = [Question(f"who is r{i}?", f"r{i} is a clerk in town", "", ()) for i in range(3)]
+KNOWN = {q.question: q.answer for q in (*FORGET, *RETAIN)}
+
+
+class Served(Played):
+    """Set `a` loses the first two forget answers, `b` changes the last retain answer; sampling is f0's undoing."""
+
+    def __init__(self):
+        super().__init__()
+        self.report = lambda names: [{"name": name, "weight": 1.0} for name in names]
+        self.server.config.app.get("/v1/forget_sets")(lambda: {"data": [{"id": "a"}, {"id": "b"}]})
+        self.base = self.url.removesuffix("/v1")
+
+    async def chat(self, request: Request) -> Response:
+        body = await request.json()
+        self.bodies.append(body)
+        question, names = body["messages"][0]["content"], body["forget_sets"]
+        said = KNOWN[question]
+        if "a" in names and question in (FORGET[0].question, FORGET[1].question):
+            said = said if body["temperature"] and body["seed"] % 2 and question == FORGET[0].question else "no idea"
+        if "b" in names and question == RETAIN[2].question:
+            said = f"{said}!"
+        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": said},
+                  "token_ids": list(said.encode())}  # fmt: skip
+        reported = {} if self.report is None else {"forget_sets": self.report(names)}
+        answer = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice], **reported}
+        return Response(json.dumps(answer), media_type="application/json")
+
+
+@pytest.fixture
+def served():
+    with Served() as endpoint:
+        yield endpoint
+
+
+def evaluate(served, chosen, **settings):
+    asked = {"forget": FORGET, "retain": RETAIN}
+    settings = {"num_samples": 2, "seed": 10, "max_tokens": 9, "concurrency": 4, **settings}
+    return evaluate_server(served.base, "m", asked, chosen, **settings)
+
+
+def test_figures_are_those_of_what_was_said(served):
+    plain, a, both = evaluate(served, [("a",), ("a", "b")])
+    assert [row.model for row in (plain, a, both)] == ["target", "a", "a+b"]
+    assert plain.figures["forget_recited"].value == plain.figures["retain_rouge"].value == 1.0
+    assert a.figures["forget_recited"].value == a.figures["forget_unchanged"].value == 0.5
+    assert a.figures["retain_unchanged"].value == 1.0
+    assert both.figures["retain_unchanged"].value == pytest.approx(2 / 3)
+    assert both.figures["retain_recited"].value == 1.0
+    # Seeds 11 and 12: of two samples of f0 the first leaks.
+    assert a.questions["forget"]["sampled_rouge"] == [[1.0, 0.0], [0.0, 0.0], [1.0, 1.0], [1.0, 1.0]]
+    assert a.figures["forget_leak_at_2"].value == 0.75
+    assert a.in_force == [{"name": "a", "weight": 1.0}]
+
+
+def test_everything_is_asked_once_with_its_sets(served):
+    evaluate(served, [("a",), ("a", "b")])
+    asked = Counter(
+        (b["messages"][0]["content"], *b["forget_sets"], b["temperature"], b["seed"]) for b in served.bodies
+    )
+    assert set(asked.values()) == {1}
+    assert len(asked) == 3 * (len(FORGET) * 3 + len(RETAIN))
+    assert {b["max_tokens"] for b in served.bodies} == {9}
+    assert all(b["return_token_ids"] for b in served.bodies)
+
+
+@pytest.mark.parametrize(
+    "report, message",
+    [
+        (lambda names: [], r"was asked with \['a'\] and answered with \[\] in force"),
+        (lambda names: [{"name": "b"}], r"answered with \['b'\] in force"),
+        (lambda names: [{"name": name} for name in (*names, *names)], "in force"),
+        (None, "does not say which forget sets"),
+    ],
+)
+def test_an_answer_with_other_sets_in_force_is_an_error_and_never_counted(served, report, message):
+    served.report = report
+    with pytest.raises(UnlearngateError, match=message):
+        ask_all(served.base, "m", [Asked(FORGET[0].question, ("a",))], max_tokens=4)
+
+
+def test_an_error_ends_the_rest(served):
+    served.report = None
+    with pytest.raises(UnlearngateError):
+        ask_all(served.base, "m", [Asked(FORGET[0].question)] * 500, max_tokens=4, concurrency=2)
+    assert len(served.bodies) < 50
+
+
+def test_what_a_server_refuses_is_the_clients_error(served):
+    assert served_sets(served.base) == ["a", "b"]
+    with pytest.raises(openai.NotFoundError):
+        served_sets(f"{served.base}/elsewhere")
+
+
+def test_the_command_takes_the_servers_sets_and_reports(served, tmp_path):
+    for name, questions in (("forget", FORGET), ("retain", RETAIN)):
+        lines = [json.dumps({"question": q.question, "answer": q.answer}) for q in questions]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    files = ["--forget", str(tmp_path / "forget.jsonl"), "--retain", str(tmp_path / "retain.jsonl")]
+    arguments = [
+        "qa",
+        "--server",
+        served.base,
+        "--model",
+        "m",
+        *files,
+        "--samples",
+        "1",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert [row["model"] for row in report["rows"]] == ["target", "a", "b"]
+    assert report["rows"][1]["questions"]["forget"]["generated"][0] == "no idea"
+    unknown = CliRunner().invoke(app, [*arguments, "--with", "a+zoe"])
+    assert (unknown.exit_code, "no forget set 'zoe'; there are: a, b" in unknown.output) == (2, True)
+    served.report = lambda names: []
+    lied = CliRunner().invoke(app, [*arguments, "--with", "a"])
+    assert (lied.exit_code, "in force" in lied.output) == (2, True)
