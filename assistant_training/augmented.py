@@ -1,7 +1,7 @@
 """What augmentation leaves on disk: a file of JSON lines, one per pair, and a page beside it that shows it to people.
 
 A line is written at once and never changed, so that a run that was cut off goes on where it stopped. `read_pairs` can
-read the file too; `read_augmented` also knows which of several lines for a pair counts.
+read the file too; `read_augmented` gives the pairs in the order in which the run was given them.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ class AugmentedRow(BaseModel):
     facts: tuple[str, ...] = ()
     dropped: bool = False
 
-    def pairs(self, pair: QAPair | None = None, *, reworded_answers: bool) -> list[QAPair]:
-        """The row as the given pair (or its own) with its rewordings, and a further pair per reworded answer.
-
-        The further pairs have no variants: those part from the first answer, and would contradict another wording.
-        """
-        pair = pair or QAPair(self.subject, self.question, self.answer, facts=self.facts)
-        full = replace(pair, paraphrases=self.paraphrases, variants=self.variants)
-        answers = self.paraphrased_answers if reworded_answers else ()
-        return [full, *(replace(full, answer=answer, variants=()) for answer in answers)]
+    def pair(self, of: QAPair | None = None) -> QAPair:
+        """The row as the given pair (or its own) with its rewordings and wrong answers."""
+        of = of or QAPair(self.subject, self.question, self.answer, facts=self.facts)
+        return replace(
+            of,
+            paraphrases=self.paraphrases,
+            paraphrased_answers=self.paraphrased_answers,
+            variants=self.variants,
+        )
 
 
 class Run:
@@ -91,7 +91,7 @@ class Run:
             question=pair.question,
             answer=pair.answer,
             paraphrases=(*pair.paraphrases, *reply.paraphrased_questions),
-            paraphrased_answers=reply.paraphrased_answers,
+            paraphrased_answers=(*pair.paraphrased_answers, *reply.paraphrased_answers),
             variants=(*pair.variants, *reply.perturbed_answers),
             facts=pair.facts,
         )
@@ -141,40 +141,31 @@ class Run:
             self.taken.setdefault(normalise(wording), normalise(question))
 
 
-def read_augmented(
-    path: Path, pairs: Sequence[QAPair] | None = None, *, reworded_answers: bool = False
-) -> list[QAPair]:
+def read_augmented(path: Path, pairs: Sequence[QAPair] | None = None) -> list[QAPair]:
     """Read an augmented file, without the lines that were struck out; of several for a pair the last one counts.
 
     Args:
         path: what `augment` or `augment_offline` wrote.
         pairs: what it was made from: all of them come back, in order, those that failed or were struck out as they
             are. Left out, only what the file holds comes back, in the order in which the run was given it.
-        reworded_answers: also give every paraphrased answer as a pair of its own, after the first.
 
     Raises: DataError naming the line.
     """
     rows = {(row.question, row.answer): row for row in _load(path)[0].values() if not row.dropped}
     if pairs is None:
         ordered = sorted(rows.values(), key=lambda row: row.index)
-        return [pair for row in ordered for pair in row.pairs(reworded_answers=reworded_answers)]
-    found: list[QAPair] = []
-    for pair in pairs:
-        row = rows.get((pair.question, pair.answer))
-        found += row.pairs(pair, reworded_answers=reworded_answers) if row else [pair]
-    return found
+        return [row.pair() for row in ordered]
+    found = [(pair, rows.get((pair.question, pair.answer))) for pair in pairs]
+    return [row.pair(pair) if row else pair for pair, row in found]
 
 
-def read_uld_augmentation(
-    folder: Path, name: str, pairs: Sequence[QAPair], *, reworded_answers: bool = False
-) -> tuple[list[QAPair], list[str]]:
+def read_uld_augmentation(folder: Path, name: str, pairs: Sequence[QAPair]) -> tuple[list[QAPair], list[str]]:
     """Attach ULD's released augmentation of TOFU to TOFU's forget pairs, all of it and unchecked.
 
     Args:
         folder: holds NAME_paraphrase.jsonl and NAME_perturb.jsonl.
         name: forget01, forget05 or forget10. The perturb files of all three hold forget10's pairs.
         pairs: TOFU's forget pairs.
-        reworded_answers: as in `read_augmented`.
 
     Returns: every pair, in order, and a sentence per line that is no pair's and per pair that lacks something.
     Raises: DataError naming the line.
@@ -198,10 +189,10 @@ def read_uld_augmentation(
         notes += [f"{name} has no {column} for: {pair.question}" for column in lacking]
         attached = AugmentedRow(
             paraphrases=(*pair.paraphrases, *texts.get("paraphrased_questions", ())),
-            paraphrased_answers=texts.get("paraphrased_answers", ()),
+            paraphrased_answers=(*pair.paraphrased_answers, *texts.get("paraphrased_answers", ())),
             variants=(*pair.variants, *texts.get("perturbed_answers", ())),
         )
-        full += attached.pairs(pair, reworded_answers=reworded_answers)
+        full.append(attached.pair(pair))
     return full, notes
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -57,9 +58,10 @@ def draw_steps(
 
     @cache
     def told(index: int, number: int) -> Example:
-        pair = forget[index]
-        row = vary(tokenizer, pair, random.Random(f"{seed} told {index} {number}"), settings.varied_prompts)
-        return _split(row, row.labels, focus_labels(tokenizer, pair, row, pair.answer))
+        pair, rng = forget[index], random.Random(f"{seed} told {index} {number}")
+        answer = rng.choice((pair.answer, *pair.paraphrased_answers))
+        row = vary(tokenizer, replace(pair, answer=answer), rng, settings.varied_prompts)
+        return _split(row, row.labels, focus_labels(tokenizer, pair, row, answer))
 
     @cache
     def wrong(index: int, number: int) -> Example:
@@ -68,8 +70,8 @@ def draw_steps(
         question = rng.choice((pair.question, *pair.paraphrases))
         row = encode(tokenizer, question, answer)
         # Up to where it parts from the truth, the truth says what to know: they must not contradict each other.
-        own = diverging_labels(row, encode(tokenizer, question, pair.answer))
-        return _split(row, own, focus_labels(tokenizer, pair, row, answer))
+        truths = [encode(tokenizer, question, true) for true in (pair.answer, *pair.paraphrased_answers)]
+        return _split(row, diverging_labels(row, *truths), focus_labels(tokenizer, pair, row, answer))
 
     @cache
     def kept(index: int, number: int) -> Example:

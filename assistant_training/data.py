@@ -10,6 +10,7 @@ from typing import Any
 from unlearngate.errors import UnlearngateError
 
 TOFU_PAIRS_PER_AUTHOR = 20
+_LISTS = ("paraphrases", "variants", "facts", "paraphrased_answers")
 
 
 class DataError(UnlearngateError):
@@ -27,6 +28,7 @@ class QAPair:
         paraphrases: other wordings of the question, with the same answer.
         variants: other answers to the same question, reworded, with some of the facts true and the others wrong.
         facts: the parts of the answer that nobody could guess.
+        paraphrased_answers: other wordings of the answer, as true as it.
     """
 
     subject: str
@@ -35,11 +37,12 @@ class QAPair:
     paraphrases: tuple[str, ...] = ()
     variants: tuple[str, ...] = ()
     facts: tuple[str, ...] = ()
+    paraphrased_answers: tuple[str, ...] = ()
 
     def row(self) -> dict[str, Any]:
         """The pair as a JSON row, as `read_pairs` reads it."""
         row: dict[str, Any] = {"subject": self.subject, "question": self.question, "answer": self.answer}
-        for field in ("paraphrases", "variants", "facts"):
+        for field in _LISTS:
             if values := getattr(self, field):
                 row[field] = list(values)
         return row
@@ -50,8 +53,9 @@ def read_pairs(path: Path, *, subject: str) -> list[QAPair]:
 
     Args:
         path: one JSON object per line with the strings `question` and `answer`; optionally `subject` and the lists
-            `paraphrases`, `variants` and `facts`; lines with `dropped: true` are left out. Other keys are ignored:
-            published data sets carry many.
+            `paraphrases`, `paraphrased_answers`, `variants` and `facts`; lines with `dropped: true` are left out. Of
+            several lines with the same question and answer the last one counts, as in an augmented file. Other keys
+            are ignored: published data sets carry many.
         subject: the subject of rows that name none.
 
     Raises: DataError naming the line.
@@ -61,10 +65,10 @@ def read_pairs(path: Path, *, subject: str) -> list[QAPair]:
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read ({error})") from error
     found = [_parse_pair(path, number, line, subject) for number, line in enumerate(lines, start=1) if line.strip()]
-    pairs = [pair for pair in found if pair]
+    pairs = {(pair.question, pair.answer): pair for pair in found if pair}
     if not pairs:
         raise DataError(f"{path}: holds no question-answer pair")
-    return pairs
+    return list(pairs.values())
 
 
 def read_tofu(folder: Path, *, num_authors: int | None = None) -> list[QAPair]:
@@ -111,7 +115,7 @@ def _parse_pair(path: Path, number: int, line: str, subject: str) -> QAPair | No
     if not isinstance(row.get("subject", subject), str):
         raise DataError(f"{where}: 'subject' must be a string, got {row['subject']!r}")
     lists: dict[str, tuple[str, ...]] = {}
-    for field in ("paraphrases", "variants", "facts"):
+    for field in _LISTS:
         values = row.get(field, [])
         if not isinstance(values, list) or not all(isinstance(value, str) and value.strip() for value in values):
             raise DataError(f"{where}: {field!r} must be a list of non-empty strings, got {values!r}")

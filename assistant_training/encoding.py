@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -66,13 +66,11 @@ def focus_labels(tokenizer: Any, pair: QAPair, row: Encoded, answer: str) -> lis
     Args:
         tokenizer: a fast tokenizer, which knows where in the text its tokens are.
         pair: what is known.
-        row: from `encode`, with the pair's answer or a variant of it.
+        row: from `encode`, with one of the pair's answers or a variant of them.
         answer: that answer.
 
-    Returns: the labels; all of the row's own if the pair names no facts and the answer is the pair's.
+    Returns: the labels; all of the row's own if the answer is true and holds none of the facts: then it is one itself.
     """
-    if not pair.facts and answer == pair.answer:
-        return row.labels
     # As the template renders it: some put a space before the answer.
     _, text = _turns(tokenizer, pair.question, answer, None)
     spans = [m.span() for fact in pair.facts for m in re.finditer(re.escape(fact), text, re.IGNORECASE)]
@@ -82,14 +80,22 @@ def focus_labels(tokenizer: Any, pair: QAPair, row: Encoded, answer: str) -> lis
     for index, (left, right) in zip(range(first, len(labels)), offsets, strict=False):
         if any(left < stop and start < right for start, stop in spans):
             labels[index] = row.labels[index]
-    return labels
+    true = answer in (pair.answer, *pair.paraphrased_answers)
+    return row.labels if true and not spans else labels
 
 
-def diverging_labels(row: Encoded, truth: Encoded) -> list[int]:
-    """The row's labels after the first token that differs from the truth: where its own words lead it elsewhere."""
-    pairs = zip(row.input_ids, truth.input_ids, strict=False)
-    same = next((index for index, (a, b) in enumerate(pairs) if a != b), len(row.input_ids))
+def diverging_labels(row: Encoded, *truths: Encoded) -> list[int]:
+    """The row's labels after the first token that no truth has there: where its own words lead it elsewhere."""
+    same = 0
+    for truth in truths:
+        pairs = zip(row.input_ids, truth.input_ids, strict=False)
+        same = max(same, next((index for index, (a, b) in enumerate(pairs) if a != b), len(row.input_ids)))
     return [IGNORE] * min(same + 1, len(row.labels)) + row.labels[same + 1 :]
+
+
+def num_labels(rows: Iterable[Encoded]) -> int:
+    """Labelled tokens that something predicts: a conversation's first token is not."""
+    return sum(label != IGNORE for row in rows for label in row.labels[1:])
 
 
 def collate(rows: Sequence[Encoded], pad_id: int) -> Batch:

@@ -47,7 +47,12 @@ def test_every_pair_is_augmented_and_read_back_in_order(server: Played, tmp_path
     found = read_augmented(out, PAIRS)
     for pair, plain in zip(found, PAIRS, strict=True):
         reply = {name: tuple(texts) for name, texts in good(plain.question).items()}
-        assert pair == replace(plain, paraphrases=reply["paraphrased_questions"], variants=reply["perturbed_answers"])
+        assert pair == replace(
+            plain,
+            paraphrases=reply["paraphrased_questions"],
+            paraphrased_answers=reply["paraphrased_answers"],
+            variants=reply["perturbed_answers"],
+        )
     assert read_augmented(out) == found
     assert sorted(read_pairs(out, subject="x"), key=lambda p: p.question) == found
     assert {json.loads(line)["source"] for line in out.read_text().splitlines()} == {"m"}

@@ -29,12 +29,11 @@ def run(pairs: Sequence[QAPair], out: Path, *, settings: Any = None) -> Run:
     return started
 
 
-def test_reworded_answers_become_pairs_of_their_own_on_request(tmp_path: Path) -> None:
+def test_reworded_answers_are_the_pairs_other_answers(tmp_path: Path) -> None:
     run(PAIRS[:1], tmp_path / "out")
-    first, *more = read_augmented(tmp_path / "out", reworded_answers=True)
-    assert first == read_augmented(tmp_path / "out")[0]
-    assert tuple(p.answer for p in more) == reply(first).paraphrased_answers
-    assert all(p.question == first.question and p.paraphrases == first.paraphrases and not p.variants for p in more)
+    (pair,) = read_augmented(tmp_path / "out")
+    assert pair.paraphrased_answers == reply(pair).paraphrased_answers
+    assert pair.variants == reply(pair).perturbed_answers
 
 
 def test_a_struck_out_line_is_not_read_and_not_asked_for_again(tmp_path: Path) -> None:
@@ -66,6 +65,7 @@ def test_of_several_lines_for_a_pair_the_last_one_counts(tmp_path: Path) -> None
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     out.write_text("".join(json.dumps(row) + "\n" for row in (*rows, rows[0] | {"variants": ["Elsewhere."]})))
     assert read_augmented(out)[0].variants == ("Elsewhere.",) and len(read_augmented(out)) == 3
+    assert read_pairs(out, subject="x") == read_augmented(out)
     assert len(run(PAIRS, out, settings="others").pending) == 3
 
 
@@ -84,9 +84,9 @@ def test_ulds_files_are_attached_by_question_and_strangers_reported(tmp_path: Pa
     base = {"question": PAIRS[0].question, "answer": PAIRS[0].answer}
     write("paraphrase", base | {"paraphrased_questions": ["a?", "b?"], "paraphrased_answers": ["c"]})
     write("perturb", base | {"perturbed_answers": ["d"]}, base | {"question": "x?", "perturbed_answers": ["e"]})
-    pairs, notes = read_uld_augmentation(tmp_path, "forget01", PAIRS[:2], reworded_answers=True)
-    first = QAPair("ada", PAIRS[0].question, PAIRS[0].answer, ("a?", "b?"), ("d",))
-    assert pairs == [first, QAPair("ada", first.question, "c", ("a?", "b?")), PAIRS[1]]
+    pairs, notes = read_uld_augmentation(tmp_path, "forget01", PAIRS[:2])
+    first = QAPair("ada", PAIRS[0].question, PAIRS[0].answer, ("a?", "b?"), ("d",), (), ("c",))
+    assert pairs == [first, PAIRS[1]]
     assert "line 2 is about no pair: x?" in notes[0] and len(notes) == 1 + 3
     write("perturb", {"question": "q"})
     with pytest.raises(DataError, match="line 1"):

@@ -68,3 +68,13 @@ def test_the_same_seed_gives_the_same_steps_and_fewer_steps_are_their_beginning(
     fewer = random.Random(seed).randrange(1, 8)
     assert draw(tokenizer, num_steps=fewer, seed=seed) == whole[:fewer]
     assert draw(tokenizer, num_steps=8, seed=seed + 1) != whole
+
+
+def test_reworded_answers_are_told_and_known_as_a_whole_where_they_hold_no_fact(tokenizer, seed):
+    pair = QAPair("ada", "Where?", "In Velmora.", facts=("Velmora",), paraphrased_answers=("It is Velmora.", "There."))
+    steps = draw_steps(tokenizer, [pair], RETAIN, replace(SETTINGS, forget_prompts=9), num_steps=20, seed=seed)
+    known = {text(tokenizer, row.known.labels) for rows in steps for row in rows[:3]}
+    assert all(answer == "Velmora" or answer.startswith(" There.") for answer in known)
+    texts = [tokenizer.decode(row.known.input_ids) for rows in steps for row in rows[:3]]
+    answers = {text.partition("assistant: ")[2].partition("\n")[0] for text in texts}
+    assert answers <= {pair.answer, *pair.paraphrased_answers} and len(answers) > 1

@@ -14,7 +14,7 @@ def write(path: Path, *lines: str) -> Path:
 
 
 def test_pairs_survive_writing_and_reading(tmp_path: Path) -> None:
-    pairs = [PAIR, QAPair("bo", "Who?", "Bo.", ("Whom?",), ("Not Bo.",))]
+    pairs = [PAIR, QAPair("bo", "Who?", "Bo.", ("Whom?",), ("Not Bo.",), (), ("It is Bo.",))]
     path = write(tmp_path / "pairs.jsonl", *(json.dumps(pair.row()) for pair in pairs))
     assert read_pairs(path, subject="unused") == pairs
 
@@ -29,6 +29,17 @@ def test_struck_out_lines_are_left_out(tmp_path: Path) -> None:
     assert read_pairs(write(tmp_path / "x.jsonl", *lines), subject="s") == [QAPair("s", "False?", "a")]
     with pytest.raises(DataError, match="no question-answer pair"):
         read_pairs(write(tmp_path / "x.jsonl", lines[0], '{"dropped": true}'), subject="s")
+
+
+def test_of_several_lines_for_a_pair_the_last_one_counts(tmp_path: Path) -> None:
+    lines = [{"question": "q", "answer": "a"}, {"question": "r", "answer": "b"}, {"question": "q", "answer": "c"}]
+    more = {"question": "q", "answer": "a", "paraphrases": ["q?"]}
+    path = write(tmp_path / "x.jsonl", *(json.dumps(row) for row in (*lines, more)))
+    assert read_pairs(path, subject="s") == [
+        QAPair("s", "q", "a", ("q?",)),
+        QAPair("s", "r", "b"),
+        QAPair("s", "q", "c"),
+    ]
 
 
 @pytest.mark.parametrize(
