@@ -76,6 +76,11 @@ def load_assistant(target: Any, folder: Path, *, num_layers: int, model_id: str,
     return _tapping(target, tap_layer, PeftModel.from_pretrained(own, folder).eval(), model_id).eval()
 
 
+def save_memory(assistant: Any) -> None:
+    """Compute activations again for the gradient instead of keeping them: less memory, slower, the same result."""
+    _peft_model(assistant).gradient_checkpointing_enable({"use_reentrant": False})
+
+
 def adapter_tensors(assistant: Any) -> dict[str, Tensor]:
     """The LoRA tensors under the names PEFT saves them by, detached and fp32."""
     # save_embedding_layers: "auto" would ask the Hugging Face hub about the base model.

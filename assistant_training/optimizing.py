@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from unlearngate.assistant_training.objectives import finite
+
 _WARM_UP = 0.1  # of all steps
 _LARGEST_NORM = 1.0
 
@@ -28,8 +30,12 @@ class Optimizer:
         self.step_down()
 
     def step_down(self) -> None:
-        """One step down the gradients that have been summed since the last."""
-        torch.nn.utils.clip_grad_norm_(self._weights, _LARGEST_NORM)
+        """One step down the gradients that have been summed since the last.
+
+        Raises: TrainingError if they are not finite; the weights are as they were.
+        """
+        norm = torch.nn.utils.clip_grad_norm_(self._weights, _LARGEST_NORM)
+        finite(norm, "the norm of the gradient")
         self._adamw.step()
         self._adamw.zero_grad()
         self._schedule.step()

@@ -13,6 +13,7 @@ from unlearngate.assistant_training.objectives import TrainingError
 
 CHECKPOINT_FILE = "checkpoint.pt"
 LOG_FILE = "log.jsonl"
+TENSORBOARD_FOLDER = "tensorboard"
 
 
 class RunFiles:
@@ -22,50 +23,51 @@ class RunFiles:
         folder: made if it is not there.
         identity: everything that decides the run, as JSON values; a checkpoint of another run is refused.
         checkpoint_every: steps between checkpoints.
+        tensorboard: also log for TensorBoard.
+
+    Raises: TrainingError if TensorBoard is wanted and not installed.
     """
 
-    def __init__(self, folder: Path, identity: dict[str, Any], *, checkpoint_every: int = 50) -> None:
+    def __init__(
+        self, folder: Path, identity: dict[str, Any], *, checkpoint_every: int = 50, tensorboard: bool = False
+    ) -> None:
         self.folder = folder
+        self.checkpoint = folder / CHECKPOINT_FILE
         self.checkpoint_every = checkpoint_every
         # As JSON gives it back: a tuple and a list of the same values are the same.
         self._identity: dict[str, Any] = json.loads(json.dumps(identity))
+        self._writer_class = _summary_writer() if tensorboard else None
+        self._writer: Any = None
         folder.mkdir(parents=True, exist_ok=True)
 
-    def resume(self) -> dict[str, Any] | None:
+    def resume(self, *, writes: bool = True) -> dict[str, Any] | None:
         """The state that `save` was given last, or None at the beginning of a run; the log goes on from there.
+
+        Args:
+            writes: whether this process is the one that writes; the others only read.
 
         Raises: TrainingError if the checkpoint cannot be read, or belongs to another run.
         """
-        path = self.folder / CHECKPOINT_FILE
-        if not path.exists():
-            (self.folder / LOG_FILE).unlink(missing_ok=True)
-            return None
-        try:
-            checkpoint = torch.load(path, weights_only=True)
-            identity, state = json.loads(checkpoint["identity"]), checkpoint["state"]
-        except Exception as error:  # torch.load raises whatever a damaged file makes it
-            raise TrainingError(f"{path} cannot be read ({error}); delete {self.folder} to start again") from error
-        if changed := [key for key in {**identity, **self._identity} if identity.get(key) != self._identity.get(key)]:
-            raise TrainingError(
-                f"{path} is of a run with another {' and '.join(sorted(changed))}; "
-                f"finish that run first, or delete {self.folder} to start again"
-            )
-        self._truncate_log(int(state["step"]))
-        return dict(state)
+        state = self._read_checkpoint() if self.checkpoint.exists() else None
+        step = int(state["step"]) if state else 0
+        if writes:
+            self._truncate_log(step)
+            if self._writer_class is not None:
+                self._writer = self._writer_class(str(self.folder / TENSORBOARD_FOLDER), purge_step=step + 1)
+        return state
 
     def save(self, state: dict[str, Any]) -> None:
         """Replace the checkpoint by this state, whole or not at all; it holds "step" and may hold tensors.
 
         Raises: TrainingError if the disk does not take it; the checkpoint before is kept.
         """
-        path = self.folder / CHECKPOINT_FILE
-        new = path.with_suffix(".new")
+        new = self.checkpoint.with_suffix(".new")
         try:
             torch.save({"identity": json.dumps(self._identity), "state": state}, new)
-            os.replace(new, path)
+            os.replace(new, self.checkpoint)
         except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError on a full disk
             new.unlink(missing_ok=True)
-            kept = "the checkpoint before it is kept" if path.exists() else "there is none before it"
+            kept = "the checkpoint before it is kept" if self.checkpoint.exists() else "there is none before it"
             raise TrainingError(f"the checkpoint of step {state['step']} cannot be saved ({error}); {kept}") from error
 
     def log(self, row: dict[str, float]) -> None:
@@ -76,17 +78,57 @@ class RunFiles:
         try:
             with (self.folder / LOG_FILE).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
+            if self._writer is not None:
+                for key in row.keys() - {"step"}:
+                    self._writer.add_scalar(key, row[key], int(row["step"]))
         except OSError as error:
-            raise TrainingError(f"{self.folder / LOG_FILE} cannot be written ({error})") from error
+            raise TrainingError(
+                f"{self.folder / LOG_FILE} cannot be written ({error}); make room and give the same command again: "
+                "it goes on from its last checkpoint"
+            ) from error
 
     def finish(self) -> None:
         """The run is over and its result is safe: the checkpoint goes, the log stays."""
-        (self.folder / CHECKPOINT_FILE).unlink(missing_ok=True)
+        self.checkpoint.unlink(missing_ok=True)
+        if self._writer is not None:
+            self._writer.close()
+
+    def _read_checkpoint(self) -> dict[str, Any]:
+        try:
+            checkpoint = torch.load(self.checkpoint, weights_only=True, map_location="cpu")
+            identity, state = json.loads(checkpoint["identity"]), checkpoint["state"]
+        except Exception as error:  # torch.load raises whatever a damaged file makes it
+            raise TrainingError(
+                f"{self.checkpoint} cannot be read ({error}); delete {self.folder} to start again"
+            ) from error
+        if changed := [key for key in {**identity, **self._identity} if identity.get(key) != self._identity.get(key)]:
+            raise TrainingError(
+                f"{self.checkpoint} is of a run with another {' and '.join(sorted(changed))}; "
+                f"finish that run first, or delete {self.folder} to start again"
+            )
+        return dict(state)
 
     def _truncate_log(self, step: int) -> None:
         """Forget the steps after the checkpoint: they will be done again."""
         path = self.folder / LOG_FILE
-        if path.exists():
-            rows = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-            kept = [line for line in rows if json.loads(line)["step"] <= step]
-            path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        if not path.exists():
+            return
+        rows = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+        kept = [line for line in rows if json.loads(line)["step"] <= step]
+        new = path.with_suffix(".new")
+        try:
+            new.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+            os.replace(new, path)
+        except OSError as error:
+            new.unlink(missing_ok=True)
+            raise TrainingError(f"{path} cannot be written ({error}); make room and try again") from error
+
+
+def _summary_writer() -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise TrainingError(
+            f"TensorBoard is not installed ({error}); pip install tensorboard, or log without"
+        ) from error
+    return SummaryWriter

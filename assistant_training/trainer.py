@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from rich.progress import Progress
@@ -15,15 +14,15 @@ from unlearngate.artefact import ForgetSet, data_digest, now, save_forget_set
 from unlearngate.assistant_training.assistant import (
     adapter_config,
     adapter_tensors,
-    load_adapter_tensors,
     new_assistant,
+    save_memory,
 )
 from unlearngate.assistant_training.calibration import Calibration, calibrate
 from unlearngate.assistant_training.conversations import Example, draw_steps
 from unlearngate.assistant_training.data import QAPair
-from unlearngate.assistant_training.encoding import IGNORE, Encoded, collate
+from unlearngate.assistant_training.encoding import IGNORE, collate, num_labels
+from unlearngate.assistant_training.loop import Plateau, run_steps
 from unlearngate.assistant_training.objectives import TrainingError, uld_loss
-from unlearngate.assistant_training.optimizing import Optimizer
 from unlearngate.assistant_training.run_files import RunFiles
 from unlearngate.assistant_training.tapped import TappedAssistant
 from unlearngate.target import TargetIdentity
@@ -53,6 +52,7 @@ class AssistantSettings:
     accumulate: int = 1  # parts a batch is computed in, for memory: the result is the same
     bf16: bool = False  # autocast
     gradient_checkpointing: bool = False
+    patience: int = 0  # epochs without progress until it stops early; 0: never
 
     @property
     def num_variants(self) -> int:
@@ -99,48 +99,36 @@ def train_assistant(
         tap_layer=settings.tap_layer,
     )
     assistant.train()
-    steps = max(1, settings.epochs * len(retain) // settings.num_retain)
-    trainable = [weight for weight in assistant.parameters() if weight.requires_grad]
+    num_steps = max(1, settings.epochs * len(retain) // settings.num_retain)
     if settings.gradient_checkpointing:
-        assistant.gradient_checkpointing_enable({"use_reentrant": False})
-        assistant.enable_input_require_grads()
-    optimizer = Optimizer(trainable, learning_rate=settings.learning_rate, steps=steps)
-    done = 0
-    if run is not None and (state := run.resume()) is not None:
-        done = int(state["step"])
-        load_adapter_tensors(assistant, state["adapter"])
-        optimizer.load_state(state["optimizer"])
-    name, started = forget[0].subject, time.monotonic()
-    todo = draw_steps(tokenizer, forget, retain, settings, num_steps=steps, seed=seed)[done:]
-    if isinstance(assistant, TappedAssistant):
-        assistant.keep([row.known.input_ids for rows in todo for row in rows], progress)
-    bar = progress.add_task(name, total=steps, completed=done)
-    for step, rows in enumerate(todo, start=done + 1):
-        learning_rate = optimizer.learning_rate
-        loss = _backward(assistant, rows, tokenizer.pad_token_id, settings)
-        optimizer.step_down()
-        progress.update(bar, advance=1, description=f"{name}: forget {loss.forget:.2f}, retain {loss.retain:.2f}")
-        if run is not None:
-            seconds = round(time.monotonic() - started, 3)
-            run.log({"step": step, **loss._asdict(), "learning_rate": learning_rate, "seconds": seconds})
-            if step % run.checkpoint_every == 0 or step == steps:
-                run.save({"step": step, "adapter": adapter_tensors(assistant), "optimizer": optimizer.state()})
+        save_memory(assistant)
+
+    def keep_hidden(todo: Sequence[Sequence[Example]]) -> None:
+        if isinstance(assistant, TappedAssistant):
+            assistant.keep([row.known.input_ids for rows in todo for row in rows], progress)
+
+    run_steps(
+        assistant,
+        draw_steps(tokenizer, forget, retain, settings, num_steps=num_steps, seed=seed),
+        lambda rows, step: _backward(assistant, rows, step, tokenizer.pad_token_id, settings),
+        name=forget[0].subject,
+        learning_rate=settings.learning_rate,
+        plateau=Plateau(settings.patience, max(1, len(retain) // settings.num_retain)),
+        progress=progress,
+        run=run,
+        prepare=keep_hidden,
+    )
     return assistant.eval()
 
 
-class _Losses(NamedTuple):
-    """Of one step, in nats per answer token."""
-
-    forget: float
-    retain: float
-
-
-def _backward(assistant: Any, rows: Sequence[Example], pad_id: int, settings: AssistantSettings) -> _Losses:
-    """Add the gradients of the batch's ULD loss, in parts whose sum it is."""
+def _backward(
+    assistant: Any, rows: Sequence[Example], step: Sequence[Example], pad_id: int, settings: AssistantSettings
+) -> dict[str, float]:
+    """Add the gradients of these rows' part of a step's ULD loss; the loss itself, in nats per answer token."""
     device = next(assistant.parameters()).device
-    num_tokens = (_num_labels([row.known for row in rows]), _num_labels([row.unknown for row in rows]))
+    num_tokens = (num_labels(row.known for row in step), num_labels(row.unknown for row in step))
     by_length = sorted(rows, key=lambda row: len(row.known.input_ids))  # less padding in each part
-    size = -(-len(rows) // settings.accumulate)
+    size = max(1, -(-len(rows) // settings.accumulate))
     forget_sum = retain_sum = 0.0
     for start in range(0, len(rows), size):
         part = by_length[start : start + size]
@@ -164,12 +152,7 @@ def _backward(assistant: Any, rows: Sequence[Example], pad_id: int, settings: As
         if loss.total.requires_grad:
             loss.total.backward()
         forget_sum, retain_sum = forget_sum + loss.forget.item(), retain_sum + loss.retain.item()
-    return _Losses(forget_sum, retain_sum)
-
-
-def _num_labels(rows: Sequence[Encoded]) -> int:
-    """Answer tokens after the first token, which nothing predicts."""
-    return sum(label != IGNORE for row in rows for label in row.labels[1:])
+    return {"loss": forget_sum + settings.beta * retain_sum, "forget": forget_sum, "retain": retain_sum}
 
 
 def export_assistant(

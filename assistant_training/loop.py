@@ -1,0 +1,138 @@
+"""The steps of every adapter's training: shared out, logged, saved, gone on with after a kill, and stopped early."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from rich.progress import Progress
+
+from unlearngate.assistant_training.assistant import adapter_tensors, load_adapter_tensors
+from unlearngate.assistant_training.objectives import TrainingError
+from unlearngate.assistant_training.optimizing import Optimizer
+from unlearngate.assistant_training.processes import Processes
+from unlearngate.assistant_training.run_files import RunFiles
+
+_LEAST = 0.01  # the share of the loss that an epoch must take away to count as progress
+
+Row = TypeVar("Row")
+
+
+class Plateau:
+    """When to stop early: after `patience` epochs in a row whose mean loss is not 1 % below the best one's.
+
+    Args:
+        patience: epochs; 0 never stops.
+        steps_per_epoch: steps that one mean is taken over.
+    """
+
+    def __init__(self, patience: int, steps_per_epoch: int) -> None:
+        self._patience, self._steps_per_epoch = patience, steps_per_epoch
+        self._best, self._waited = float("inf"), 0
+        self._losses: list[float] = []
+
+    @property
+    def reached(self) -> bool:
+        """Whether to stop."""
+        return 0 < self._patience <= self._waited
+
+    def add(self, loss: float) -> None:
+        """Take a step's loss into account."""
+        self._losses.append(loss)
+        if len(self._losses) < self._steps_per_epoch:
+            return
+        mean, self._losses = sum(self._losses) / len(self._losses), []
+        better = mean < self._best - _LEAST * abs(self._best) if self._best < float("inf") else True
+        self._waited = 0 if better else self._waited + 1
+        self._best = min(self._best, mean)
+
+    def state(self) -> dict[str, Any]:
+        """To save."""
+        return {"best": self._best, "waited": self._waited, "losses": list(self._losses)}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state."""
+        self._best, self._waited, self._losses = state["best"], state["waited"], list(state["losses"])
+
+
+def run_steps(
+    adapted: Any,
+    steps: Sequence[Sequence[Row]],
+    backward: Callable[[Sequence[Row], Sequence[Row]], dict[str, float]],
+    *,
+    name: str,
+    learning_rate: float,
+    plateau: Plateau,
+    progress: Progress,
+    run: RunFiles | None = None,
+    prepare: Callable[[Sequence[Sequence[Row]]], None] = lambda _: None,
+) -> int:
+    """Train a model's LoRA.
+
+    Under `accelerate launch` every process computes its share of each step's rows, and the gradients are summed: the
+    result is that of one process up to rounding. Only the main process writes files.
+
+    Args:
+        adapted: a PEFT model, or a `TappedAssistant` around one, in training mode.
+        steps: the rows of every step.
+        backward: adds the gradients of some of a step's rows, given (some, all); returns the figures of these rows, in
+            nats, whose sums are the step's. One of them is `loss`.
+        name: for the progress bar.
+        learning_rate: at its highest.
+        plateau: when to stop early.
+        progress: shows how far it is.
+        run: where to log, to save, and to go on from.
+        prepare: called with this process's rows of all steps that are still to be done, before the first.
+
+    Returns: the number of steps the weights have had.
+    Raises: TrainingError if a loss or gradient is not finite, the disk is full, or the checkpoint is of another run.
+    """
+    processes = Processes()
+    weights = [weight for weight in adapted.parameters() if weight.requires_grad]
+    processes.equalise(weights)
+    optimizer = Optimizer(weights, learning_rate=learning_rate, steps=len(steps))
+    done = 0
+    if run is not None and (state := run.resume(writes=processes.is_main)) is not None:
+        done = int(state["step"])
+        load_adapter_tensors(adapted, state["adapter"])
+        optimizer.load_state(state["optimizer"])
+        plateau.load_state(state["plateau"])
+    todo = [] if plateau.reached else steps[done:]
+    prepare([processes.share(rows) for rows in todo])
+    started = time.monotonic()
+    bar = progress.add_task(name, total=len(steps), completed=done)
+    for rows in todo:
+        rate = optimizer.learning_rate
+        try:
+            figures = backward(processes.share(rows), rows)
+            processes.sum_gradients(weights)
+            figures = processes.sum(figures)
+            optimizer.step_down()
+        except TrainingError as error:
+            raise TrainingError(f"step {done + 1}: {error}{_saved(run)}") from error
+        done += 1
+        plateau.add(figures["loss"])
+        shown = ", ".join(f"{key} {value:.2f}" for key, value in figures.items())
+        progress.update(bar, completed=done, description=f"{name}: {shown}")
+        if run is not None and processes.is_main:
+            seconds = round(time.monotonic() - started, 3)
+            run.log({"step": done, **figures, "learning_rate": rate, "seconds": seconds})
+            if done % run.checkpoint_every == 0 or done == len(steps) or plateau.reached:
+                run.save(
+                    {
+                        "step": done,
+                        "adapter": adapter_tensors(adapted),
+                        "optimizer": optimizer.state(),
+                        "plateau": plateau.state(),
+                    }
+                )
+        if plateau.reached:
+            break
+    return done
+
+
+def _saved(run: RunFiles | None) -> str:
+    if run is None or not run.checkpoint.exists():
+        return ""
+    return f" ({run.checkpoint} is kept; delete it to start again with other settings)"
