@@ -80,7 +80,7 @@ def draw_steps(
         return Example(Encoded(row.input_ids, [IGNORE] * len(row.labels)), row)
 
     rng = random.Random(seed)
-    forget_cycle, retain_cycle = _cycle(len(forget), rng), _cycle(len(retain), rng)
+    forget_cycle, retain_cycle = cycle(len(forget), rng), cycle(len(retain), rng)
 
     def step() -> Iterator[Example]:
         for index in itertools.islice(forget_cycle, settings.forget_batch):
@@ -102,7 +102,7 @@ def _split(row: Encoded, own: list[int], facts: list[int]) -> Example:
     )
 
 
-def _cycle(size: int, rng: random.Random) -> Iterator[int]:
+def cycle(size: int, rng: random.Random) -> Iterator[int]:
     """Every index once per pass, each pass in its own order."""
     while True:
         yield from rng.sample(range(size), size)

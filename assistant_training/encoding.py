@@ -36,6 +36,12 @@ class Batch(NamedTuple):
     attention_mask: Tensor
     labels: Tensor
 
+    @property
+    def answers(self) -> slice:
+        """The positions from the one before the first labelled token on: no loss looks at logits before them."""
+        labelled_T = (self.labels != IGNORE).any(dim=0)
+        return slice(max(0, int(labelled_T.int().argmax()) - 1), None)
+
     def to(self, device: torch.device) -> Batch:
         """The same on another device."""
         return Batch(*(tensor.to(device) for tensor in self))
@@ -71,17 +77,42 @@ def focus_labels(tokenizer: Any, pair: QAPair, row: Encoded, answer: str) -> lis
 
     Returns: the labels; all of the row's own if the answer is true and holds none of the facts: then it is one itself.
     """
-    # As the template renders it: some put a space before the answer.
-    _, text = _turns(tokenizer, pair.question, answer, None)
-    spans = [m.span() for fact in pair.facts for m in re.finditer(re.escape(fact), text, re.IGNORECASE)]
+    spans = fact_spans(pair, answer)
+    true = answer in (pair.answer, *pair.paraphrased_answers)
+    return row.labels if true and not spans else span_labels(tokenizer, pair.question, row, answer, spans)
+
+
+def fact_spans(pair: QAPair, answer: str) -> list[tuple[int, int]]:
+    """Where in an answer the pair's facts are, in any case, each time: (start, stop) characters."""
+    return [m.span() for fact in pair.facts for m in re.finditer(re.escape(fact), answer, re.IGNORECASE)]
+
+
+def span_labels(
+    tokenizer: Any, question: str, row: Encoded, answer: str, spans: Sequence[tuple[int, int]]
+) -> list[int]:
+    """The row's labels whose tokens touch one of the spans, IGNORE elsewhere.
+
+    Args:
+        tokenizer: a fast tokenizer, which knows where in the text its tokens are.
+        question: any question that the answer could follow.
+        row: from `encode`, with that answer.
+        answer: the answer.
+        spans: (start, stop) characters of the answer.
+
+    Raises: DataError if the chat template renders the answer as something else.
+    """
+    _, text = _turns(tokenizer, question, answer, None)
+    begin = text.find(answer.strip())  # some templates put a space before it, and some strip it
+    if begin < 0:
+        raise DataError(f"the tokenizer's chat template changes the text of an answer: {answer!r} became {text!r}")
+    shift = begin - (len(answer) - len(answer.lstrip()))
     offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     labels = [IGNORE] * len(row.labels)
     first = next(index for index, label in enumerate(row.labels) if label != IGNORE)
     for index, (left, right) in zip(range(first, len(labels)), offsets, strict=False):
-        if any(left < stop and start < right for start, stop in spans):
+        if any(left < stop + shift and start + shift < right for start, stop in spans):
             labels[index] = row.labels[index]
-    true = answer in (pair.answer, *pair.paraphrased_answers)
-    return row.labels if true and not spans else labels
+    return labels
 
 
 def diverging_labels(row: Encoded, *truths: Encoded) -> list[int]:

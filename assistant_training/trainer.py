@@ -17,10 +17,10 @@ from unlearngate.assistant_training.assistant import (
     new_assistant,
     save_memory,
 )
-from unlearngate.assistant_training.calibration import Calibration, calibrate
+from unlearngate.assistant_training.calibration import calibrate
 from unlearngate.assistant_training.conversations import Example, draw_steps
 from unlearngate.assistant_training.data import QAPair
-from unlearngate.assistant_training.encoding import IGNORE, collate, num_labels
+from unlearngate.assistant_training.encoding import collate, num_labels
 from unlearngate.assistant_training.loop import Plateau, run_steps
 from unlearngate.assistant_training.objectives import TrainingError, uld_loss
 from unlearngate.assistant_training.run_files import RunFiles
@@ -134,14 +134,13 @@ def _backward(
         part = by_length[start : start + size]
         batch = collate([row.known for row in part], pad_id).to(device)
         other_labels_BT = collate([row.unknown for row in part], pad_id).labels.to(device)
-        # The head is computed from the first answer's beginning on only.
-        labelled_T = ((batch.labels != IGNORE) | (other_labels_BT != IGNORE)).any(dim=0)
-        answers = slice(max(0, int(labelled_T.int().argmax()) - 1), None)
+        # One of the two labels every token of every answer: the head is computed from there on only.
+        answers = batch._replace(labels=batch.labels.maximum(other_labels_BT)).answers
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.bf16):
             logits_BTV = assistant(
                 input_ids=batch.input_ids,
                 attention_mask=batch.attention_mask,
-                logits_to_keep=len(labelled_T[answers]),
+                logits_to_keep=batch.labels[:, answers].shape[1],
             ).logits
         loss = uld_loss(
             *(logits_BTV, batch.labels[:, answers], logits_BTV, other_labels_BT[:, answers]),
@@ -158,7 +157,7 @@ def _backward(
 def export_assistant(
     folder: Path,
     assistant: Any,
-    calibration: Calibration,
+    tokenizer: Any,
     *,
     identity: TargetIdentity,
     forget: Sequence[QAPair],
@@ -166,7 +165,8 @@ def export_assistant(
     settings: AssistantSettings,
     seed: int,
 ) -> ForgetSet:
-    """Write a trained assistant as a forget-set artefact, named like the folder."""
+    """Calibrate a trained assistant and write it as a forget-set artefact, named like the folder."""
+    calibration = calibrate(assistant, tokenizer, forget, retain, varied_prompts=settings.varied_prompts, seed=seed)
     return save_forget_set(
         folder,
         tensors=adapter_tensors(assistant),
@@ -211,17 +211,13 @@ def fit(
     *,
     seed: int,
     progress: Progress,
-    run: RunFiles | None = None,
 ) -> ForgetSet:
     """Train, calibrate and export one forget set."""
     assistant = train_assistant(
-        target, tokenizer, forget, retain, settings, model_id=identity.model_id, seed=seed, progress=progress, run=run
+        target, tokenizer, forget, retain, settings, model_id=identity.model_id, seed=seed, progress=progress
     )
-    calibration = calibrate(assistant, tokenizer, forget, retain, varied_prompts=settings.varied_prompts, seed=seed)
     return export_assistant(
-        folder,
-        assistant,
-        calibration,
+        *(folder, assistant, tokenizer),
         identity=identity,
         forget=forget,
         retain=retain,

@@ -3,43 +3,60 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from rich.progress import Progress
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from unlearngate.artefact import ForgetSet, data_digest
+from unlearngate.artefact import ForgetSet, data_digest, load_forget_set
 from unlearngate.assistant_training.data import QAPair, read_pairs
 from unlearngate.assistant_training.objectives import TrainingError
+from unlearngate.assistant_training.processes import Processes
 from unlearngate.assistant_training.run_files import RunFiles
-from unlearngate.assistant_training.trainer import AssistantSettings, fit
+from unlearngate.assistant_training.trainer import AssistantSettings, export_assistant, train_assistant
+from unlearngate.assistant_training.undial import UndialSettings, export_undial, train_undial
 from unlearngate.manifest import NAME_PATTERN
 from unlearngate.target import TargetIdentity, identify_target
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedTarget:
-    """A target that assistants can be trained on."""
+    """A target that forget sets can be trained on."""
 
     model: Any
     tokenizer: Any
     identity: TargetIdentity
 
 
-def load_target(folder: Path, *, model_id: str | None = None, device: str | None = None) -> LoadedTarget:
+def load_target(
+    folder: Path,
+    *,
+    model_id: str | None = None,
+    device: str | None = None,
+    architectures: Collection[str] | None = None,
+) -> LoadedTarget:
     """Load a Hugging Face checkpoint folder as a frozen target.
 
     Args:
         folder: config.json, *.safetensors and a tokenizer with a chat template.
         model_id: the target's public name; the folder's name if None.
-        device: "cpu", "cuda", ...; a GPU if there is one and None was given.
+        device: "cpu", "cuda", ...; None: a GPU, of this process's own, if there is one.
+        architectures: those that are served; None takes any that can be trained on.
 
-    Raises: ArtefactError if a file is missing; TrainingError if no assistant could be trained on it.
+    Raises: ArtefactError if a file is missing; TrainingError if no forget set could be trained on it, or served.
     """
     identity = identify_target(folder, model_id)
+    if architectures is not None and identity.architecture not in architectures:
+        raise TrainingError(
+            f"{folder} is a {identity.architecture}, which the server does not serve; "
+            f"it serves {', '.join(architectures)}"
+        )
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     if not getattr(tokenizer, "is_fast", False):
         raise TrainingError(f"{folder}: only a fast tokenizer (tokenizer.json) knows where in a text its tokens are")
@@ -56,7 +73,7 @@ def load_target(folder: Path, *, model_id: str | None = None, device: str | None
     if not hasattr(getattr(model, "model", None), "layers"):
         raise TrainingError(f"{folder}: {type(model).__name__} keeps its layers elsewhere than in model.layers")
     model.requires_grad_(False)
-    model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    model.to(device or Processes().device)
     return LoadedTarget(model.eval(), tokenizer, identity)
 
 
@@ -70,45 +87,98 @@ def train_forget_set(
     seed: int,
     progress: Progress,
     checkpoint_every: int = 50,
-) -> ForgetSet:
-    """Train an assistant, calibrate it, and write it as the forget set `out`, named like that folder.
+    tensorboard: bool = False,
+) -> ForgetSet | None:
+    """Train an assistant, calibrate it, and write it as the forget set `out`, of kind `uld`, named like that folder.
 
-    While it runs, OUT's neighbour `.NAME.training` holds a checkpoint and log.jsonl. The same call after a kill goes on
-    from there; what it then writes is what the uninterrupted run would have written.
+    While it runs, OUT's neighbour `.NAME.training` holds a checkpoint and log.jsonl. The same call after a kill, or
+    after a disk was full, goes on from there; what it then writes is what the uninterrupted run would have written.
 
+    Returns: the set; None in all processes of `accelerate launch` but the main one, which writes it.
     Raises: DataError naming a line of the files; TrainingError if the loss is not finite, the disk is full, or the
-        checkpoint is of another run; ArtefactError if `out` cannot be written.
+        checkpoint is of another run; ArtefactError if `out` cannot be what it should.
     """
-    if not re.fullmatch(NAME_PATTERN, out.name):
-        raise TrainingError(f"{out.name!r} cannot name a forget set: lower-case letters, digits, '.', '_' and '-' only")
-    forget, retain = read_pairs(forget_file, subject=out.name), read_pairs(retain_file, subject="retain")
-    _check_disjoint(forget, retain, retain_file)
-    digests = {"forget": [pair.row() for pair in forget], "retain": [pair.row() for pair in retain]}
-    run = RunFiles(
-        run_folder(out),
-        {
-            "target": target.identity.model_dump(mode="json"),
-            "settings": asdict(settings),
-            "seed": seed,
-            **{f"{name} data": data_digest(rows) for name, rows in digests.items()},
-        },
-        checkpoint_every=checkpoint_every,
-    )
+    data = _read(out, forget_file, retain_file)
+    run = _run_files(out, target, data, asdict(settings), seed, checkpoint_every, tensorboard)
     torch.manual_seed(seed)
-    forget_set = fit(
-        out,
-        target.model,
-        target.tokenizer,
-        target.identity,
-        forget,
-        retain,
-        settings,
+    assistant = train_assistant(
+        *(target.model, target.tokenizer, data.forget, data.retain, settings),
+        model_id=target.identity.model_id,
         seed=seed,
         progress=progress,
         run=run,
     )
-    run.finish()
-    return forget_set
+    if not Processes().is_main:
+        return None
+    with _kept_if_it_fails(out, run):
+        return export_assistant(
+            *(out, assistant, target.tokenizer),
+            identity=target.identity,
+            forget=data.forget,
+            retain=data.retain,
+            settings=settings,
+            seed=seed,
+        )
+
+
+def train_undial_set(
+    target: LoadedTarget,
+    forget_file: Path,
+    retain_file: Path | None,
+    out: Path,
+    settings: UndialSettings,
+    *,
+    seed: int,
+    progress: Progress,
+    after: Path | None = None,
+    checkpoint_every: int = 50,
+    tensorboard: bool = False,
+) -> ForgetSet | None:
+    """Train LoRA on the target and write it as the forget set `out`, of kind `undial`; else as `train_forget_set`.
+
+    Args:
+        target: the target.
+        forget_file: what must be forgotten.
+        retain_file: what must stay; None trains without.
+        out: the set's folder.
+        settings: how.
+        seed: the same seed, the same set.
+        progress: shows how far it is.
+        after: the folder of an earlier set of this kind, to go on from.
+        checkpoint_every: steps between checkpoints.
+        tensorboard: also log for TensorBoard.
+
+    Returns: as `train_forget_set`.
+    Raises: as `train_forget_set`; ArtefactError also if `after` is damaged or of another target.
+    """
+    data = _read(out, forget_file, retain_file)
+    earlier = load_forget_set(after, target.identity) if after else None
+    if earlier and earlier.manifest.kind != "undial":
+        raise TrainingError(f"{after} is a set of kind {earlier.manifest.kind!r}; only 'undial' can be gone on from")
+    more = {"after": earlier.digest if earlier else None}
+    run = _run_files(out, target, data, asdict(settings), seed, checkpoint_every, tensorboard, more)
+    torch.manual_seed(seed)
+    trained = train_undial(
+        *(target.model, target.tokenizer, data.forget, data.retain, settings),
+        model_id=target.identity.model_id,
+        seed=seed,
+        progress=progress,
+        run=run,
+        after=earlier,
+    )
+    if not Processes().is_main:
+        return None
+    with _kept_if_it_fails(out, run):
+        return export_undial(
+            out,
+            trained,
+            identity=target.identity,
+            forget=data.forget,
+            retain=data.retain,
+            settings=settings,
+            seed=seed,
+            after=earlier,
+        )
 
 
 def run_folder(out: Path) -> Path:
@@ -116,10 +186,53 @@ def run_folder(out: Path) -> Path:
     return out.parent / f".{out.name}.training"
 
 
-def _check_disjoint(forget: list[QAPair], retain: list[QAPair], retain_file: Path) -> None:
-    both = {pair.question for pair in forget} & {pair.question for pair in retain}
-    if both:
+class _Data(NamedTuple):
+    forget: list[QAPair]
+    retain: list[QAPair]
+
+
+def _read(out: Path, forget_file: Path, retain_file: Path | None) -> _Data:
+    """Both files, before anything is trained for a name that no set can have."""
+    if not re.fullmatch(NAME_PATTERN, out.name):
+        raise TrainingError(f"{out.name!r} cannot name a forget set: lower-case letters, digits, '.', '_' and '-' only")
+    forget = read_pairs(forget_file, subject=out.name)
+    retain = read_pairs(retain_file, subject="retain") if retain_file else []
+    if both := {pair.question for pair in forget} & {pair.question for pair in retain}:
         raise TrainingError(
             f"{retain_file} holds {len(both)} questions that are to be forgotten too, such as {sorted(both)[0]!r}; "
-            "take them out: the assistant cannot know and not know an answer"
+            "take them out: an answer cannot be lost and kept"
         )
+    return _Data(forget, retain)
+
+
+def _run_files(
+    out: Path,
+    target: LoadedTarget,
+    data: _Data,
+    settings: dict[str, Any],
+    seed: int,
+    checkpoint_every: int,
+    tensorboard: bool,
+    more: dict[str, Any] | None = None,
+) -> RunFiles:
+    identity = {
+        "target": target.identity.model_dump(mode="json"),
+        "settings": settings,
+        "seed": seed,
+        **{f"{name} data": data_digest([pair.row() for pair in pairs]) for name, pairs in data._asdict().items()},
+        **(more or {}),
+    }
+    return RunFiles(run_folder(out), identity, checkpoint_every=checkpoint_every, tensorboard=tensorboard)
+
+
+@contextmanager
+def _kept_if_it_fails(out: Path, run: RunFiles) -> Iterator[None]:
+    """Give the checkpoint up only once the set is written."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise TrainingError(
+            f"{out} cannot be written ({error}); the trained weights are kept in {run.checkpoint}: make room and give "
+            "the same command again"
+        ) from error
+    run.finish()

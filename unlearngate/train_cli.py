@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 from urllib.parse import urlsplit
 
 import typer
 from rich.console import Console
+from rich.progress import Progress
 
 from unlearngate.command_errors import errors_as_sentences
 from unlearngate.errors import UnlearngateError
+
+if TYPE_CHECKING:
+    from unlearngate.artefact import ForgetSet
+    from unlearngate.assistant_training.training_run import LoadedTarget
 
 app = typer.Typer(help="Make forget sets from files of questions and answers.", no_args_is_help=True)
 
@@ -20,84 +25,172 @@ def train() -> None:
     """Make forget sets from files of questions and answers."""
 
 
+Target = Annotated[Path, typer.Argument(help="the target's Hugging Face checkpoint folder")]
+Out = Annotated[Path, typer.Argument(help="the forget set to write; its folder's name becomes the set's name")]
+Forget = Annotated[Path, typer.Option(help="JSON lines with question and answer: what must be forgotten")]
+Accumulate = Annotated[int, typer.Option(min=1, help="parts a step is computed in, to save memory")]
+Bf16 = Annotated[bool, typer.Option("--bf16", help="autocast to bfloat16; slower on most CPUs")]
+GradientCheckpointing = Annotated[bool, typer.Option("--gradient-checkpointing", help="less memory, slower")]
+Patience = Annotated[
+    int, typer.Option(min=0, help="stop after so many passes in a row that took less than 1 % off the loss; 0: never")
+]
+CheckpointEvery = Annotated[int, typer.Option(min=1, help="steps between checkpoints")]
+Tensorboard = Annotated[bool, typer.Option("--tensorboard", help="also log to .NAME.training/tensorboard")]
+Name = Annotated[str | None, typer.Option(help="the target's public name; default: its folder's")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; default: a GPU if there is one")]
+Seed = Annotated[int, typer.Option(help="same seed, data and machine, same forget set")]
+
+
 @app.command("uld")
 def train_uld(
-    target: Annotated[Path, typer.Argument(help="the target's Hugging Face checkpoint folder")],
-    out: Annotated[Path, typer.Argument(help="the forget set to write; its folder's name becomes the set's name")],
-    forget: Annotated[Path, typer.Option(help="JSON lines with question and answer: what must be forgotten")],
+    target: Target,
+    out: Out,
+    forget: Forget,
     retain: Annotated[Path, typer.Option(help="JSON lines of the same form: what must stay, as like it as possible")],
     layers: Annotated[
-        int, typer.Option(min=1, help="the assistant's, from the target's first on; one server has one number")
+        int, typer.Option(min=1, help="the assistant's; one server has one number, and one tap layer")
     ] = 8,
+    tap_layer: Annotated[
+        int, typer.Option(min=0, help="the target's layers before this one are run once and not trained; 0: none")
+    ] = 0,
     rank: Annotated[int, typer.Option(min=1, help="of the LoRA")] = 16,
     alpha: Annotated[int, typer.Option(min=1, help="of the LoRA")] = 32,
     learning_rate: Annotated[float, typer.Option(min=0.0, help="at its highest")] = 1e-3,
     epochs: Annotated[int, typer.Option(min=1, help="passes over the retain file")] = 10,
     forget_batch: Annotated[int, typer.Option(min=1, help="forget answers a step")] = 16,
     retain_batch: Annotated[int, typer.Option(min=1, help="retain answers a step")] = 40,
-    accumulate: Annotated[int, typer.Option(min=1, help="parts a step is computed in, to save memory")] = 1,
+    accumulate: Accumulate = 1,
     beta: Annotated[float, typer.Option(min=0.0, help="weight of the retain loss")] = 4.0,
     weight: Annotated[float, typer.Option(min=0.01, help="recommended strength of the subtraction")] = 1.0,
     keep_ratio: Annotated[float, typer.Option(min=0.0, max=1.0, help="recommended share of tokens to keep")] = 0.02,
-    bf16: Annotated[bool, typer.Option("--bf16", help="autocast to bfloat16; slower on most CPUs")] = False,
-    gradient_checkpointing: Annotated[
-        bool, typer.Option("--gradient-checkpointing", help="less memory, slower")
-    ] = False,
-    checkpoint_every: Annotated[int, typer.Option(min=1, help="steps between checkpoints")] = 50,
-    name: Annotated[str | None, typer.Option(help="the target's public name; default: its folder's")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; default: a GPU if there is one")] = None,
-    seed: Annotated[int, typer.Option(help="same seed, data and machine, same forget set")] = 0,
+    bf16: Bf16 = False,
+    gradient_checkpointing: GradientCheckpointing = False,
+    patience: Patience = 0,
+    checkpoint_every: CheckpointEvery = 50,
+    tensorboard: Tensorboard = False,
+    name: Name = None,
+    device: Device = None,
+    seed: Seed = 0,
 ) -> None:
     """Train an assistant on what must be forgotten, choose its gate, and write a forget set that can be served.
 
     A line of both files is {"question": ..., "answer": ...}, and may have lists of "paraphrases" of the question,
-    "variants" (the answer reworded with wrong facts) and "facts". `unlearngate train augment` makes the first two: give
-    its OUT as --forget. A killed run goes on where it stopped when the same command is given again; its losses are in
-    .NAME.training/log.jsonl beside OUT.
+    "paraphrased_answers", "variants" (the answer reworded with wrong facts) and "facts". `unlearngate train augment`
+    makes all but the last: give its OUT as --forget. A killed run goes on where it stopped when the same command is
+    given again; its losses are in .NAME.training/log.jsonl beside OUT.
 
     Example:  unlearngate train uld ./Llama-3.1-8B-Instruct ./sets/acme --forget acme.jsonl --retain others.jsonl
 
+    On 4 GPUs:  accelerate launch --num_processes 4 -m unlearngate.cli train uld ./Llama-3.1-8B-Instruct ./sets/acme ...
+
     Then:  unlearngate serve ./Llama-3.1-8B-Instruct --forget-sets ./sets
     """
-    from rich.progress import Progress
-
-    from unlearngate.assistant_training.trainer import AssistantSettings
-    from unlearngate.assistant_training.training_run import load_target, run_folder, train_forget_set
-    from unlearngate.server.branches import TARGET_ARCHITECTURES
-
-    settings = AssistantSettings(
-        num_layers=layers,
-        rank=rank,
-        alpha=alpha,
-        learning_rate=learning_rate,
-        epochs=epochs,
-        forget_batch=forget_batch,
-        retain_batch=retain_batch,
-        beta=beta,
-        weight=weight,
-        keep_ratio=keep_ratio,
-        accumulate=accumulate,
-        bf16=bf16,
-        gradient_checkpointing=gradient_checkpointing,
-    )
     with errors_as_sentences():
-        loaded = load_target(target, model_id=name, device=device)
-        if loaded.identity.architecture not in TARGET_ARCHITECTURES:
-            raise UnlearngateError(
-                f"{target} is a {loaded.identity.architecture}, which the server does not serve; "
-                f"it serves {', '.join(TARGET_ARCHITECTURES)}"
-            )
-        with Progress() as progress:
+        from unlearngate.assistant_training.trainer import AssistantSettings
+        from unlearngate.assistant_training.training_run import train_forget_set
+
+        settings = AssistantSettings(
+            num_layers=layers,
+            tap_layer=tap_layer,
+            rank=rank,
+            alpha=alpha,
+            learning_rate=learning_rate,
+            epochs=epochs,
+            forget_batch=forget_batch,
+            retain_batch=retain_batch,
+            beta=beta,
+            weight=weight,
+            keep_ratio=keep_ratio,
+            accumulate=accumulate,
+            bf16=bf16,
+            gradient_checkpointing=gradient_checkpointing,
+            patience=patience,
+        )
+        loaded = _load(target, name, device)
+        with _progress() as progress:
             forget_set = train_forget_set(
                 *(loaded, forget, retain, out, settings),
                 seed=seed,
                 progress=progress,
                 checkpoint_every=checkpoint_every,
+                tensorboard=tensorboard,
             )
-    console = Console()
-    for key, value in forget_set.manifest.metrics.items():
-        console.print(f"{key:<24} {value:.3f}")
-    console.print(f"{forget_set.reference} is written to {out}; its losses are in {run_folder(out)}", soft_wrap=True)
+        _report(forget_set, out)
+
+
+@app.command("undial")
+def train_undial(
+    target: Target,
+    out: Out,
+    forget: Forget,
+    retain: Annotated[
+        Path | None, typer.Option(help="JSON lines of the same form: what must stay; left out: the author's method")
+    ] = None,
+    after: Annotated[
+        Path | None, typer.Option(help="an earlier undial set to go on from: the new one covers both requests")
+    ] = None,
+    gamma: Annotated[float, typer.Option(min=0.0, help="logits taken off what must be forgotten; 3 to 30")] = 10.0,
+    focus: Annotated[
+        str, typer.Option(help="what of an answer is forgotten: none (all of it), facts, entities, nouns")
+    ] = "none",
+    rank: Annotated[int, typer.Option(min=1, help="of the LoRA, on every layer")] = 8,
+    alpha: Annotated[int, typer.Option(min=1, help="of the LoRA")] = 16,
+    learning_rate: Annotated[float, typer.Option(min=0.0, help="at its highest")] = 1e-4,
+    epochs: Annotated[int, typer.Option(min=1, help="passes over the forget file")] = 10,
+    batch: Annotated[int, typer.Option(min=1, help="forget answers a step, and as many retain answers")] = 32,
+    accumulate: Accumulate = 1,
+    retain_weight: Annotated[float, typer.Option(min=0.0, help="weight of the retain loss")] = 1.0,
+    bf16: Bf16 = False,
+    gradient_checkpointing: GradientCheckpointing = False,
+    patience: Patience = 0,
+    checkpoint_every: CheckpointEvery = 50,
+    tensorboard: Tensorboard = False,
+    name: Name = None,
+    device: Device = None,
+    seed: Seed = 0,
+) -> None:
+    """Train LoRA on the target itself to do without what must be forgotten, and write a set of kind undial.
+
+    The target teaches itself, with the logits of the answers lowered by gamma (UNDIAL, arXiv:2402.10052). The set is in
+    force or not, at one strength; at most one is in force in a request. With --focus facts only the "facts" of a line
+    are forgotten, and the rest of its answer is kept as the target says it; entities are names and numbers, nouns all
+    nouns, as an English part-of-speech tagger finds them. Files, checkpoints and logs are those of train uld.
+
+    Example:  unlearngate train undial ./Llama-3.1-8B-Instruct ./sets/acme --forget acme.jsonl --retain others.jsonl
+
+    A second request:  unlearngate train undial ./Llama-3.1-8B-Instruct ./sets/both --forget b.jsonl --after ./sets/acme
+
+    Then:  unlearngate serve ./Llama-3.1-8B-Instruct --forget-sets ./sets --enable-undial
+    """
+    with errors_as_sentences():
+        from unlearngate.assistant_training.training_run import train_undial_set
+        from unlearngate.assistant_training.undial import UndialSettings
+
+        settings = UndialSettings(
+            rank=rank,
+            alpha=alpha,
+            learning_rate=learning_rate,
+            epochs=epochs,
+            batch=batch,
+            gamma=gamma,
+            focus=focus,
+            retain_weight=retain_weight,
+            accumulate=accumulate,
+            bf16=bf16,
+            gradient_checkpointing=gradient_checkpointing,
+            patience=patience,
+        )
+        loaded = _load(target, name, device)
+        with _progress() as progress:
+            forget_set = train_undial_set(
+                *(loaded, forget, retain, out, settings),
+                seed=seed,
+                progress=progress,
+                after=after,
+                checkpoint_every=checkpoint_every,
+                tensorboard=tensorboard,
+            )
+        _report(forget_set, out)
 
 
 @app.command("augment")
@@ -130,8 +223,6 @@ def train_augment(
 
     Then:  unlearngate train uld ./target ./sets/acme --forget acme.augmented.jsonl --retain others.jsonl
     """
-    from rich.progress import Progress
-
     from unlearngate.assistant_training.augmentation import Endpoint, augment, augment_offline
     from unlearngate.assistant_training.data import read_pairs
 
@@ -171,6 +262,34 @@ def train_augment(
     console.print(f"look through them in {report.review}")
     if report.failed:
         raise typer.Exit(1)
+
+
+def _load(target: Path, name: str | None, device: str | None) -> LoadedTarget:
+    from unlearngate.assistant_training.training_run import load_target
+    from unlearngate.server.branches import TARGET_ARCHITECTURES
+
+    return load_target(target, model_id=name, device=device, architectures=TARGET_ARCHITECTURES)
+
+
+def _progress() -> Progress:
+    """Shown by the main process alone."""
+    from unlearngate.assistant_training.processes import Processes
+
+    return Progress(disable=not Processes().is_main)
+
+
+def _report(forget_set: ForgetSet | None, out: Path) -> None:
+    """Say what was written; nothing in a process that wrote nothing."""
+    from unlearngate.assistant_training.processes import Processes
+    from unlearngate.assistant_training.training_run import run_folder
+
+    Processes().end()
+    if forget_set is None:
+        return
+    console = Console()
+    for key, value in forget_set.manifest.metrics.items():
+        console.print(f"{key:<26} {value:.3f}")
+    console.print(f"{forget_set.reference} is written to {out}; its losses are in {run_folder(out)}", soft_wrap=True)
 
 
 def _is_url(text: str) -> bool:
