@@ -152,12 +152,14 @@ def _plot_truth_ratios(rows: Sequence[Row], path: Path) -> None:
 
     picture = Picture(figsize=(7, 4.5), layout="constrained")
     axes = picture.subplots()
-    for row in rows:
-        found = row.questions["forget"].get("truth_ratio")
-        if found:
-            ratios = np.sort([float(ratio) for ratio in found if ratio is not None])
-            axes.step(ratios, np.arange(1, len(ratios) + 1) / len(ratios), where="post", label=_label(row, rows))
+    models = {row.model: row for row in rows}  # truth ratios are the same in both modes
+    for model, row in models.items():
+        found = row.questions["forget"].get("truth_ratio", [])
+        ratios = np.sort([float(ratio) for ratio in found if ratio is not None])
+        axes.step(ratios, np.arange(1, len(ratios) + 1) / len(ratios), where="post", label=model)
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("{x:g}")
     axes.axvline(1.0, color="0.5", linestyle="--", linewidth=1)
     axes.set_xlabel("truth ratio R of the forget set (1 or more: ignorance)")
     axes.set_ylabel("share of questions")
