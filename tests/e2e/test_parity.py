@@ -60,10 +60,12 @@ def test_every_token_is_the_one_the_formula_chooses(name, runs, print_figures):
         "parity {name}: {requests} requests, {tokens} tokens, {ties} ties, {wrong} wrong; "
         "logprobs within {max_logprob_error} over {logprobs_compared} rows; {preemptions} preemptions, "
         "{aborted} aborted, {prefix_cache_hits} prefix cache hits, {adapter_loads} adapter loads, "
-        "{open_gates} gates open, {closed_gates} closed, {keep_rule_decided} tokens decided by the keep rule; "
+        "{open_gates} gates open, {closed_gates} closed, {keep_rule_decided} tokens decided by the keep rule, "
+        "{student_decided} by an undial set; "
         "{mode}, {engine_seconds} s, seed {seed}"
     )
-    print_figures(line.format(**{"adapter_loads": "uncounted", **figures}, name=name, wrong=len(figures["problems"])))
+    figures = {"adapter_loads": "uncounted", "student_decided": 0, **figures}
+    print_figures(line.format(**figures, name=name, wrong=len(figures["problems"])))
     assert figures["problems"] == [], f"UNLEARNGATE_SEED={figures['seed']}"
     assert figures["requests"] >= REQUESTS
     # A tie may go either way, but a run full of ties proves nothing.
