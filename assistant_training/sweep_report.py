@@ -130,17 +130,21 @@ def _plot(report: Report, path: Path) -> None:
     # Left: the cost is what a gate decides; right: at the chosen gate, what weight and keep ratio decide.
     for index, gate in enumerate(grid.gates_nats):
         line = [s for s in report.settings if _elsewhere(s) == (focus.strength.keep_ratio, gate)]
-        _line(
-            by_gate, [s.retain.lost for s in line], line, index, f"gate {gate:g} nats", gate == focus.strength.gate_nats
-        )
+        untouched = line[0].retain.untouched
+        style = "o-" if untouched >= limits.retain_untouched else "o--"
+        label = f"gate {gate:g}: {untouched:.1%} untouched"
+        chosen = gate == focus.strength.gate_nats
+        _line(by_gate, [s.retain.lost for s in line], line, style, index / len(grid.gates_nats), label, chosen)
     for index, keep_ratio in enumerate(grid.keep_ratios):
         line = [s for s in report.settings if _elsewhere(s) == (keep_ratio, focus.strength.gate_nats)]
         chosen = keep_ratio == focus.strength.keep_ratio
-        _line(by_keep, [s.strength.weight for s in line], line, index, f"keep ratio {keep_ratio:g}", chosen)
+        label = f"keep ratio {keep_ratio:g}"
+        _line(by_keep, [s.strength.weight for s in line], line, "o-", index / len(grid.keep_ratios), label, chosen)
     by_gate.axvline(limits.retain_lost, color="black", linestyle=":", linewidth=1)
     by_gate.set_xscale("symlog", linthresh=0.01)
     by_gate.set_xlabel(
-        "cost: probability of the retain answers that is lost\n(dotted: the limit; the points of a curve: weights)"
+        "cost: probability of the retain answers that is lost\n"
+        "(dotted: the limits; dashed: too little of the retain data is untouched)"
     )
     by_gate.set_ylabel("forgetting: probability of the forget answers, lower is better\n(the higher of both modes)")
     by_gate.set_title(f"Every gate, at keep ratio {focus.strength.keep_ratio:g}", fontsize=10)
@@ -148,13 +152,15 @@ def _plot(report: Report, path: Path) -> None:
     by_keep.set_title(f"Every keep ratio, at gate {focus.strength.gate_nats:g} nats", fontsize=10)
     if report.choice:
         weights = report.choice.bounds.weight
-        by_keep.axvspan(weights.low, weights.high, color="#2ca02c", alpha=0.08, label="bounds of the weight")
+        by_keep.axvspan(weights.low, weights.high, color="#2ca02c", alpha=0.15, label="bounds of the weight")
     for axes, x in ((by_gate, focus.retain.lost), (by_keep, focus.strength.weight)):
         axes.axhline(
             report.plain.forget.probability, color="gray", linestyle="--", linewidth=1, label="no set in force"
         )
         axes.axhline(limits.forget_probability, color="black", linestyle=":", linewidth=1, label="limit")
-        star = {"marker": "*", "markersize": 17, "color": "#d62728", "markeredgecolor": "black", "linestyle": "none"}
+        margin = limits.margin * limits.forget_probability
+        axes.axhline(margin, color="black", linestyle=":", linewidth=0.5, label="limit with its margin")
+        star = {"marker": "*", "markersize": 17, "color": "#ffbf00", "markeredgecolor": "black", "linestyle": "none"}
         axes.plot([x], [_height(focus)], **star, zorder=5, label="recommended" if report.choice else "best found")
         axes.set_yscale("log")
         axes.grid(alpha=0.3)
@@ -167,18 +173,13 @@ def _plot(report: Report, path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def _line(axes: Any, x: list[float], settings: Sequence[Setting], index: int, label: str, chosen: bool) -> None:
-    width, alpha = (2.4, 1.0) if chosen else (1.2, 0.75)
-    axes.plot(
-        x,
-        [_height(s) for s in settings],
-        "o-",
-        color=f"C{index}",
-        markersize=4,
-        linewidth=width,
-        alpha=alpha,
-        label=label,
-    )
+def _line(
+    axes: Any, x: list[float], settings: Sequence[Setting], style: str, shade: float, label: str, chosen: bool
+) -> None:
+    from matplotlib import colormaps
+
+    colour, width = ("#d62728", 2.6) if chosen else (colormaps["viridis"](shade), 1.3)
+    axes.plot(x, [_height(s) for s in settings], style, color=colour, markersize=4, linewidth=width, label=label)
 
 
 def _height(setting: Setting) -> float:

@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
 from unlearngate.command_errors import errors_as_sentences
 from unlearngate.errors import UnlearngateError
+
+_ONLY_IN_THE_REPORT = ("forget right", "retain changed", "retain cut")  # a terminal has 80 columns
 
 
 def calibrate(
@@ -119,9 +122,10 @@ def calibrate(
                 progress=progress,
             )
     console = Console(highlight=False)
-    shown = Table(*HEADER, title=done.report.reference, title_justify="left")
+    columns = [HEADER.index(heading) for heading in HEADER if heading not in _ONLY_IN_THE_REPORT]
+    shown = Table(*(HEADER[i] for i in columns), title=done.report.reference, title_justify="left", box=SIMPLE)
     for cells in table(done.report):
-        shown.add_row(*cells)
+        shown.add_row(*(cells[i] for i in columns))
     console.print(shown)
     for key, value in done.decoded.items():
         console.print(f"{key.replace('_', ' '):<32} {value:.3f}")
