@@ -1,4 +1,4 @@
-"""The processes of one training: those `accelerate launch` started, or this one alone."""
+"""The processes of one training: those `accelerate launch` or `torchrun` started, or this one alone."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Processes:
     """What the processes share out and sum up; with a single process nothing is sent anywhere."""
 
     def __init__(self) -> None:
-        self._state = PartialState()
+        self._state = PartialState(cpu=not torch.cuda.is_available())
 
     @property
     def is_main(self) -> bool:
@@ -26,7 +26,7 @@ class Processes:
     @property
     def device(self) -> str:
         """Where this process trains: a GPU of its own if there is one, else the CPU."""
-        return str(self._state.device) if self._state.device.type in ("cuda", "cpu") else "cpu"
+        return str(self._state.device)
 
     def share(self, rows: Sequence[Any]) -> Sequence[Any]:
         """This process's rows: none is left out, and none is anybody else's."""
@@ -45,8 +45,9 @@ class Processes:
         """The sums of all processes' figures, name by name."""
         if self._state.num_processes == 1:
             return figures
-        # MPS has no fp64, but such a device never trains here.
-        total = reduce(torch.tensor(list(figures.values()), dtype=torch.float64, device=self.device), reduction="sum")
+        total = reduce(
+            torch.tensor(list(figures.values()), dtype=torch.float64, device=self._state.device), reduction="sum"
+        )
         return dict(zip(figures, total.tolist(), strict=True))
 
     def equalise(self, weights: Sequence[Parameter]) -> None:
