@@ -81,9 +81,7 @@ def ask(tokenizer: Any, pairs: Sequence[QAPair], system_prompts: Sequence[str], 
         tokenizer: the target's.
         pairs: what to ask.
         system_prompts: shown in turn before each question, beside none at all.
-        focused: only the tokens of the pairs' facts count, where they name some.
-
-    Raises: DataError if an answer holds none of its pair's facts.
+        focused: only the tokens of a pair's facts count, where its answer holds some.
     """
     asked = []
     for pair in pairs:
@@ -92,8 +90,6 @@ def ask(tokenizer: Any, pairs: Sequence[QAPair], system_prompts: Sequence[str], 
                 row = encode(tokenizer, question, pair.answer, system)
                 prompt = row.input_ids[: next(i for i, label in enumerate(row.labels) if label != IGNORE)]
                 labels = focus_labels(tokenizer, pair, row, pair.answer) if focused else row.labels
-                if all(label == IGNORE for label in labels):
-                    raise DataError(f"the answer to {pair.question!r} holds none of its facts, {list(pair.facts)}")
                 asked.append(Asked(Encoded(row.input_ids, labels), prompt, pair.answer))
     return asked
 

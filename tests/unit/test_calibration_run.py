@@ -209,9 +209,6 @@ def test_every_wording_is_asked_below_every_system_prompt_and_only_facts_count(t
     whole = ask(target.tokenizer, pairs, [], focused=False)
     assert len(whole) == 2
     assert whole[0].row.labels[len(whole[0].prompt) :] == whole[0].row.input_ids[len(whole[0].prompt) :]
-    missing = read_pairs(write(tmp_path / "y.jsonl", [{**row, "facts": ["Eve"]}]), subject="x")
-    with pytest.raises(DataError, match=r"'Who\?' holds none of its facts, \['Eve'\]"):
-        ask(target.tokenizer, missing, [], focused=True)
 
 
 def run_cli(*arguments):
@@ -245,3 +242,16 @@ def test_the_command_says_what_it_did_and_what_was_wrong(files, trained, passing
         code, output = run_cli(*arguments)
         assert (code, sentence in output) == (2, True), output
         assert "Traceback" not in output
+
+
+def test_a_set_behind_a_tap_is_swept_as_well(target, files, tmp_path):
+    tapped = make_forget_set(tmp_path / "anna", files / "target", seed=7, tap_layer=1)
+    with pytest.raises(CalibrationError, match="forgets enough"):
+        run(target, tapped, data_of(tapped, files), tmp_path)
+    assert len(json.loads((tmp_path / "report" / "sweep.json").read_text())["settings"]) == 3 * 3 * 2
+
+
+def test_a_set_that_is_in_force_or_not_has_nothing_to_sweep(target, files, tmp_path):
+    undial = make_forget_set(tmp_path / "anna", files / "target", seed=7, kind="undial")
+    with pytest.raises(CalibrationError, match="only sets of kind 'uld' have a weight"):
+        run(target, undial, data_of(undial, files), tmp_path)
