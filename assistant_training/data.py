@@ -71,19 +71,18 @@ def read_pairs(path: Path, *, subject: str) -> list[QAPair]:
     return list(pairs.values())
 
 
-def read_tofu(folder: Path, *, num_authors: int | None = None) -> list[QAPair]:
+def read_tofu(folder: Path, *, num_authors: int) -> list[QAPair]:
     """Read TOFU's last authors, so that its `forget01` (the last two) is inside.
 
     Args:
         folder: holds TOFU's `full.jsonl`: 20 rows per author, in order.
-        num_authors: how many authors to take; None takes all.
+        num_authors: how many authors to take.
 
     Returns: pairs whose subject is `author-INDEX`, counted from 0 over the whole file.
     Raises: DataError if the file is not whole authors, or holds fewer than asked for.
     """
     pairs = read_pairs(folder / "full.jsonl", subject="author")
     total, rest = divmod(len(pairs), TOFU_PAIRS_PER_AUTHOR)
-    num_authors = total if num_authors is None else num_authors
     if rest or not 0 < num_authors <= total:
         raise DataError(
             f"{folder / 'full.jsonl'}: {num_authors} authors of {TOFU_PAIRS_PER_AUTHOR} rows were asked for, "

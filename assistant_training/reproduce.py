@@ -45,15 +45,18 @@ GATED = " + gate"
 # Deep and narrow, so that layers and not the head dominate its cost, as in a large target.
 SMALL = TargetSettings(
     vocab_size=2048,
-    hidden_size=128,
-    intermediate_size=384,
-    num_layers=16,
-    num_heads=4,
-    num_kv_heads=2,
+    hidden_size=96,
+    intermediate_size=256,
+    num_layers=12,
+    num_heads=3,
+    num_kv_heads=1,
+    learning_rate=4e-3,
+    batch_size=16,
+    epochs=30,
 )
 ASSISTANTS = {
-    "ULD": AssistantSettings(num_layers=4, weight=1.5),
-    "ULD tapped": AssistantSettings(tap_layer=12, num_layers=1, weight=1.5),
+    "ULD": AssistantSettings(num_layers=3, rank=8, alpha=16, weight=1.5),
+    "ULD tapped": AssistantSettings(tap_layer=8, num_layers=1, rank=8, alpha=16, weight=1.5),
 }
 
 
@@ -62,7 +65,6 @@ class ReproduceSettings:
     """What is trained, and how much is decoded."""
 
     target: TargetSettings = SMALL
-    pretraining_epochs: int = 4
     assistants: dict[str, AssistantSettings] = field(default_factory=lambda: dict(ASSISTANTS))
     methods: dict[str, UnlearnSettings] = field(
         default_factory=lambda: {name: own for name, (_, own) in METHODS.items()}
@@ -107,7 +109,6 @@ def reproduce(
             benchmark,
             out / f"seed-{seed}",
             settings.target,
-            pretraining_epochs=settings.pretraining_epochs,
             seed=seed,
             device=settings.device,
             progress=progress,

@@ -1,11 +1,9 @@
-"""The models of a results table: one that has learned to read, and from it a target and a retain model."""
+"""The models of a results table: a target, and what it would be had it never seen the forget set."""
 
 from __future__ import annotations
 
-import copy
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +11,6 @@ import torch
 from rich.progress import Progress
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from unlearngate.assistant_training.data import QAPair
 from unlearngate.assistant_training.demo_target import (
     TargetSettings,
     new_target,
@@ -37,59 +34,34 @@ def train_models(
     folder: Path,
     settings: TargetSettings,
     *,
-    pretraining_epochs: int,
     seed: int,
     device: str,
     progress: Progress,
 ) -> Trained:
-    """Train what FOLDER does not hold yet: FOLDER/base, FOLDER/target and FOLDER/retain, checkpoint folders.
+    """Train what FOLDER does not hold yet: FOLDER/target and FOLDER/retain, checkpoint folders, from scratch.
 
-    The base learns `benchmark.others`, as a pretrained model knows its language; it is new if there are none. The
-    target goes on from it with everything that is to be learned, the retain model with that without the forget set.
+    The target learns everything that is to be learned, the retain model that without the forget set; both have the
+    same tokenizer and begin with the same weights.
 
     Raises: TrainingError if a loss is not finite.
     """
-    base_folder = folder / "base"
-    if not base_folder.exists():
-        torch.manual_seed(seed)
-        tokenizer = train_tokenizer([*benchmark.learned, *benchmark.others], settings)
-        model = new_target(tokenizer, settings).to(device)
-        if benchmark.others:
-            # It does not have to know these by heart.
-            reading = replace(settings, epochs=pretraining_epochs, min_epochs=pretraining_epochs + 1)
-            _train(base_folder, model, tokenizer, benchmark.others, reading, seed, progress)
-        else:
-            _save(base_folder, model, tokenizer, {})
-    base, tokenizer = _load(base_folder, device)
     for name, pairs in (("target", benchmark.learned), ("retain", benchmark.retained_pairs)):
         if not (folder / name).exists():
-            model = copy.deepcopy(base).requires_grad_(True)
+            tokenizer = train_tokenizer(benchmark.learned, settings)
             torch.manual_seed(seed)
-            _train(folder / name, model, tokenizer, pairs, settings, seed, progress)
-    return Trained(_load(folder / "target", device)[0], _load(folder / "retain", device)[0], tokenizer)
+            model = new_target(tokenizer, settings).to(device)
+            figures = train_target(model, tokenizer, pairs, settings, seed=seed, progress=progress)
+            new = folder / f".{name}"
+            save_target(model.eval(), tokenizer, new)
+            (new / "training.json").write_text(json.dumps({**figures, "settings": asdict(settings)}) + "\n")
+            new.rename(folder / name)
+    return Trained(_load(folder / "target", device), _load(folder / "retain", device), _tokenizer(folder / "target"))
 
 
-def _train(
-    folder: Path,
-    model: Any,
-    tokenizer: Any,
-    pairs: Sequence[QAPair],
-    settings: TargetSettings,
-    seed: int,
-    progress: Progress,
-) -> None:
-    figures = train_target(model, tokenizer, pairs, settings, seed=seed, progress=progress)
-    _save(folder, model, tokenizer, {**figures, "settings": asdict(settings)})
-
-
-def _save(folder: Path, model: Any, tokenizer: Any, training: dict[str, Any]) -> None:
-    """Whole or not at all."""
-    new = folder.with_name(f".{folder.name}")
-    save_target(model.eval(), tokenizer, new)
-    (new / "training.json").write_text(json.dumps(training) + "\n")
-    new.rename(folder)
-
-
-def _load(folder: Path, device: str) -> tuple[Any, Any]:
+def _load(folder: Path, device: str) -> Any:
     model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).requires_grad_(False).eval()
-    return model.to(device), AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return model.to(device)
+
+
+def _tokenizer(folder: Path) -> Any:
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True)

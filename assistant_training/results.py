@@ -6,47 +6,96 @@ import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-# Column -> heading, and how a number of it is written.
-COLUMNS = {
-    "forget_quality": ("forget quality (KS p)", "{:.2g}"),
-    "utility": ("utility", "{:.3f}"),
-    "forget_rouge": ("ROUGE-L forget", "{:.2f}"),
-    "retain_rouge": ("ROUGE-L retain", "{:.2f}"),
-    "forget_extraction": ("extraction strength", "{:.2f}"),
-    "leak_at_k": ("leak@k", "{:.1%}"),
-    "forget_positions_open": ("forget positions open", "{:.1%}"),
-    "retain_positions_untouched": ("retain positions untouched", "{:.1%}"),
-    "unseen_positions_untouched": ("of unseen authors", "{:.1%}"),
-    "seconds_per_epoch": ("seconds per epoch", "{:.2f}"),
-    "trainable": ("trained weights", "{:,.0f}"),
+Summary = dict[str, dict[str, dict[str, float]]]
+
+# Table -> column -> heading, and how a number of it is written.
+TABLES = {
+    "What is forgotten": {
+        "forget_quality": ("forget quality (KS p)", "{:.2g}"),
+        "forget_distance": ("KS distance", "{:.2f}"),
+        "forget_rouge": ("ROUGE-L", "{:.2f}"),
+        "forget_probability": ("probability", "{:.2f}"),
+        "forget_extraction": ("extraction strength", "{:.2f}"),
+        "leak_at_k": ("leak@4", "{:.1%}"),
+        "membership_min_k_score": ("Min-K% AUC", "{:.2f}"),
+        "forget_positions_open": ("positions open", "{:.1%}"),
+    },
+    "What is kept": {
+        "utility": ("utility", "{:.3f}"),
+        "utility_share": ("of the target's", "{:.1%}"),
+        "retain_rouge": ("ROUGE-L retain", "{:.2f}"),
+        "retain_probability": ("probability retain", "{:.2f}"),
+        "retain_positions_untouched": ("positions untouched", "{:.1%}"),
+        "unseen_utility": ("utility, unseen authors", "{:.3f}"),
+        "unseen_positions_untouched": ("positions untouched, unseen authors", "{:.1%}"),
+    },
+    "What it costs": {
+        "seconds_per_epoch": ("seconds an epoch", "{:.2f}"),
+        "epoch_of_npo": ("of NPO's epoch", "{:.3f}"),
+        "seconds": ("seconds in all", "{:.0f}"),
+        "trainable": ("trained weights", "{:,.0f}"),
+    },
 }
+_REFERENCES = ("target", "retain model")
 
 
-def summarize(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
+class Goal(NamedTuple):
+    """Something the table should show, what it shows, and whether that is enough."""
+
+    text: str
+    measured: float
+    met: bool
+
+
+def summarize(rows: Sequence[dict[str, Any]]) -> Summary:
     """Model -> figure -> its median, lowest and highest over the seeds, in the order of the rows."""
     models = dict.fromkeys(str(row["model"]) for row in rows)
-    table: dict[str, dict[str, dict[str, float]]] = {model: {} for model in models}
+    table: Summary = {model: {} for model in models}
     for model, figures in table.items():
-        mine = [row for row in rows if row["model"] == model]
+        mine = [row for row in _with_shares(rows) if row["model"] == model]
         for name in dict.fromkeys(key for row in mine for key in row if key not in ("model", "seed")):
             values = [float(row[name]) for row in mine if name in row]
             figures[name] = {"median": statistics.median(values), "low": min(values), "high": max(values)}
     return table
 
 
-def markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """A table of medians over seeds; the range in brackets where it does not round to the median."""
-    lines = [
-        "| model | " + " | ".join(heading for heading, _ in COLUMNS.values()) + " |",
-        "|---" * (1 + len(COLUMNS)) + "|",
+def goals(summary: Summary) -> list[Goal]:
+    """What assistants are held to, on medians over the seeds; those whose models the table lacks are left out."""
+    best = max((f["forget_quality"]["median"] for m, f in summary.items() if m not in _REFERENCES), default=0.0)
+    wanted = [
+        ("ULD + gate", "utility_share", "utility, of the target's, at least", 0.99, True),
+        ("ULD + gate", "forget_quality", "forget quality, at least the best other's", best, True),
+        ("ULD + gate", "unseen_positions_untouched", "positions of unseen authors untouched, at least", 0.99, True),
+        ("ULD", "epoch_of_npo", "seconds an epoch, of NPO's, at most", 1 / 3, False),
+        ("ULD tapped", "epoch_of_npo", "seconds an epoch, of NPO's, at most", 0.1, False),
     ]
-    for model, figures in summarize(rows).items():
-        cells = [_cell(figures.get(name), form) for name, (_, form) in COLUMNS.items()]
-        lines.append(f"| {model} | " + " | ".join(cells) + " |")
+    found = []
+    for model, figure, text, threshold, at_least in wanted:
+        if figure in summary.get(model, {}):
+            measured = summary[model][figure]["median"]
+            met = measured >= threshold if at_least else measured <= threshold
+            found.append(Goal(f"{model}: {text} {threshold:.3g}", measured, met))
+    return found
+
+
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """Tables of medians over seeds, the range in brackets where it does not round to the median; then the goals."""
+    summary = summarize(rows)
+    lines = []
+    for title, columns in TABLES.items():
+        lines += [f"**{title}**", "", "| model | " + " | ".join(heading for heading, _ in columns.values()) + " |"]
+        lines.append("|---" * (1 + len(columns)) + "|")
+        for model, figures in summary.items():
+            cells = [_cell(figures.get(name), form) for name, (_, form) in columns.items()]
+            if any(cells):
+                lines.append(f"| {model} | " + " | ".join(cells) + " |")
+        lines.append("")
     seeds = sorted({row["seed"] for row in rows})
-    lines.append(f"\nMedian over {len(seeds)} seeds ({', '.join(map(str, seeds))}), lowest and highest in brackets.")
+    lines.append(f"Medians over {len(seeds)} seeds ({', '.join(map(str, seeds))}), lowest and highest in brackets.\n")
+    lines += ["| goal, on medians | measured | |", "|---|---|---|"]
+    lines += [f"| {goal.text} | {goal.measured:.3g} | {'met' if goal.met else 'missed'} |" for goal in goals(summary)]
     return "\n".join(lines) + "\n"
 
 
@@ -56,10 +105,27 @@ def write_results(rows: Sequence[dict[str, Any]], out: Path) -> list[Path]:
     Returns: the files.
     """
     out.mkdir(parents=True, exist_ok=True)
+    summary = summarize(rows)
     (out / "results.md").write_text(markdown(rows), encoding="utf-8")
-    (out / "results.json").write_text(json.dumps({"rows": list(rows), "summary": summarize(rows)}, indent=1) + "\n")
+    machines = {"rows": list(rows), "summary": summary, "goals": [goal._asdict() for goal in goals(summary)]}
+    (out / "results.json").write_text(json.dumps(machines, indent=1) + "\n")
     _plot(rows, out / "results.png")
     return [out / name for name in ("results.md", "results.json", "results.png")]
+
+
+def _with_shares(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows, each also measured against its own seed's target and NPO."""
+    by_model = {(row["seed"], row["model"]): row for row in rows}
+    shared = []
+    for row in rows:
+        target, npo = (by_model.get((row["seed"], name), {}) for name in ("target", "NPO"))
+        row = dict(row)
+        if target.get("utility"):
+            row["utility_share"] = row["utility"] / target["utility"]
+        if "seconds_per_epoch" in row and "seconds_per_epoch" in npo:
+            row["epoch_of_npo"] = row["seconds_per_epoch"] / npo["seconds_per_epoch"]
+        shared.append(row)
+    return shared
 
 
 def _cell(figure: dict[str, float] | None, form: str) -> str:
@@ -72,19 +138,20 @@ def _cell(figure: dict[str, float] | None, form: str) -> str:
 def _plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = Figure(figsize=(9, 6), layout="constrained")
     axes = figure.add_subplot()
+    floor = 1e-12  # a p-value of 0 has no place on a logarithmic axis
     for model, figures in summarize(rows).items():
         x, y = figures["utility"], figures["forget_quality"]
-        floor = 1e-12  # a p-value of 0 has no place on a logarithmic axis
-        spread = [[max(v["median"], floor) - max(v["low"], floor)] for v in (x, y)]
-        above = [[max(v["high"], floor) - max(v["median"], floor)] for v in (x, y)]
         point = (max(x["median"], floor), max(y["median"], floor))
-        axes.errorbar(*point, xerr=[spread[0], above[0]], yerr=[spread[1], above[1]], fmt="o", capsize=3)
-        axes.annotate(model, point, textcoords="offset points", xytext=(6, 4))
+        below = [[max(v["median"], floor) - max(v["low"], floor)] for v in (x, y)]
+        above = [[max(v["high"], floor) - max(v["median"], floor)] for v in (x, y)]
+        marker = "s" if model in _REFERENCES else "*" if model.startswith("ULD") else "o"
+        axes.errorbar(*point, xerr=[below[0], above[0]], yerr=[below[1], above[1]], fmt=marker, capsize=3, label=model)
     axes.set_yscale("log")
     axes.set_xlabel("model utility (harmonic mean of nine, higher is better)")
     axes.set_ylabel("forget quality (KS p-value, higher is better)")
     axes.set_title("TOFU: what is forgotten, and what is left; medians and ranges over seeds")
     axes.grid(alpha=0.3)
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.savefig(path, dpi=120)

@@ -47,7 +47,6 @@ class Benchmark:
         retain: authors to keep, likewise.
         real_authors, world_facts: questions about the real world, with wrong options.
         learned: everything that the target is trained on; the retain model's is this without the forget questions.
-        others: authors that are in none of the above, to learn to read from.
         holdout: pairs like the forget set's that no model sees, for membership; none if the folder has none.
     """
 
@@ -56,7 +55,6 @@ class Benchmark:
     real_authors: list[Question]
     world_facts: list[Question]
     learned: list[QAPair]
-    others: list[QAPair] = field(default_factory=list)
     holdout: list[QAPair] = field(default_factory=list)
 
     @property
@@ -104,7 +102,7 @@ def read_benchmark(
             f"num_forget_authors and num_skipped must be 1 to {min(num_authors - 1, 20)} together, "
             f"got {num_forget_authors} and {num_skipped}"
         )
-    authors, everybody = read_tofu(folder, num_authors=num_authors), read_tofu(folder)
+    authors = read_tofu(folder, num_authors=num_authors)
     stop = len(authors) - num_skipped * TOFU_PAIRS_PER_AUTHOR
     start = stop - num_forget_authors * TOFU_PAIRS_PER_AUTHOR
     last = _by_question(folder / _LAST_AUTHORS)
@@ -119,8 +117,7 @@ def read_benchmark(
     learned += [question.pair("world facts") for question in world]
     unseen = folder / "holdout10.jsonl"
     holdout = read_pairs(unseen, subject="holdout") if unseen.exists() else []
-    others = everybody[: -len(authors)] if len(authors) < len(everybody) else []
-    return Benchmark(forget, retain[::retain_every], real, world, learned, others, holdout)
+    return Benchmark(forget, retain[::retain_every], real, world, learned, holdout)
 
 
 def read_questions(path: Path) -> list[Question]:

@@ -58,7 +58,6 @@ def tune(
         benchmark,
         out / f"seed-{SEED}",
         settings.target,
-        pretraining_epochs=settings.pretraining_epochs,
         seed=SEED,
         device=settings.device,
         progress=progress,

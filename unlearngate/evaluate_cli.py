@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -11,32 +12,70 @@ from rich.console import Console
 from unlearngate.command_errors import errors_as_sentences
 
 
+class Scale(StrEnum):
+    """How much of TOFU, and how large a target."""
+
+    small = "small"
+    forget01 = "forget01"
+    forget05 = "forget05"
+    forget10 = "forget10"
+
+
 def reproduce(
     data: Annotated[Path, typer.Option(help="folder of TOFU's JSON lines (full.jsonl, forget10_perturbed.jsonl, ...)")],
     out: Annotated[Path, typer.Option(help="where models and results go")] = Path("build/reproduce"),
     seeds: Annotated[int, typer.Option(min=1, help="how many, from 0 on")] = 3,
-    authors: Annotated[int, typer.Option(help="that the target learns: 3 to 20, or 200 for all")] = 20,
-    forget_authors: Annotated[int, typer.Option(min=1, max=20, help="that must be forgotten: the last ones")] = 2,
+    scale: Annotated[
+        Scale,
+        typer.Option(
+            help="small: 20 authors, the last 2 forgotten, a tiny target, for 2 cores; the others: all 200 authors, "
+            "1, 5 or 10 % of them forgotten, 112 M weights, for a GPU"
+        ),
+    ] = Scale.small,
+    augmentation: Annotated[
+        Path | None, typer.Option(help="folder of ULD's augmentation of TOFU (forget01_paraphrase.jsonl, ...)")
+    ] = None,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="instead of the table: choose every method's settings on other authors")
+    ] = False,
+    tuned: Annotated[Path | None, typer.Option(help="a tuned.json, to use in place of the built-in settings")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; default: a GPU if there is one")] = None,
 ) -> None:
     """Train targets on TOFU from scratch, make them forget in every way we know, and write the results table.
 
-    Every method runs with settings fixed beforehand; its last epoch counts. What OUT holds already is not done again,
-    so a killed run goes on, and more seeds can be added. Writes OUT/results.md, results.json and results.png.
+    Every method runs with settings fixed beforehand; its last epoch counts. The built-in ones were chosen by --tune,
+    which forgets the two authors before the table's. What OUT holds already is not done again, so a killed run goes on,
+    and more seeds can be added. Writes OUT/results.md, results.json and results.png.
 
-    Example:  unlearngate reproduce --data data/tofu --seeds 3
+    Example:  unlearngate reproduce --data data/tofu --augmentation data/tofu_uld_aug --seeds 3
+
+    Before it, to choose anew:  unlearngate reproduce --data data/tofu --out build/tuning --tune
     """
+    import torch
     from rich.progress import Progress
+    from transformers.utils.logging import disable_progress_bar
 
-    from unlearngate.assistant_training.reproduce import ReproduceSettings
     from unlearngate.assistant_training.reproduce import reproduce as run
+    from unlearngate.assistant_training.reproduce_scales import SCALES, read_augmented_forget
     from unlearngate.assistant_training.results import markdown, write_results
-    from unlearngate.assistant_training.tofu import read_benchmark
+    from unlearngate.assistant_training.tuning import tune as try_settings
+    from unlearngate.assistant_training.tuning import with_tuned
 
-    with errors_as_sentences():
-        benchmark = read_benchmark(data, num_authors=authors, num_forget_authors=forget_authors)
-        with Progress() as progress:
-            rows = run(benchmark, out, seeds=range(seeds), settings=ReproduceSettings(), progress=progress)
+    disable_progress_bar()  # ours are shown
     console = Console()
-    console.print(markdown(rows), markup=False, soft_wrap=True)
-    for path in write_results(rows, out):
-        console.print(f"{path} is written", soft_wrap=True)
+    with errors_as_sentences():
+        chosen = SCALES[scale.value]
+        benchmark = chosen.read(data, for_tuning=tune)
+        settings = chosen.settings(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        settings = with_tuned(settings, tuned) if tuned else settings
+        augmented = read_augmented_forget(augmentation, benchmark) if augmentation else []
+        with Progress() as progress:
+            if tune:
+                _, path = try_settings(benchmark, out, settings=settings, progress=progress, augmented=augmented)
+                console.print(path.read_text(), markup=False)
+                console.print(f"{path} is written; use it with --tuned", soft_wrap=True)
+                return
+            rows = run(benchmark, out, seeds=range(seeds), settings=settings, progress=progress, augmented=augmented)
+        console.print(markdown(rows), markup=False, soft_wrap=True)
+        for path in write_results(rows, out):
+            console.print(f"{path} is written", soft_wrap=True)

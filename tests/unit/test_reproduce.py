@@ -31,7 +31,6 @@ SMALL = ReproduceSettings(
         "ULD tapped": AssistantSettings(num_layers=1, tap_layer=1, **BRIEF),
     },
     methods=METHODS,
-    pretraining_epochs=1,
     num_samples=2,
     max_tokens=6,
 )
@@ -50,8 +49,8 @@ def benchmark():
     learned = [q.pair("author-9") for q in forget]
     learned += [q.pair(f"author-{i // 20}") for i, q in enumerate(retain)]
     learned += [q.pair("real authors") for q in (*real, *world)]
-    others, holdout = ([q.pair(name) for q in questions(name, 8)] for name in ("other", "holdout"))
-    return Benchmark(forget, retain, real, world, learned, others, holdout)
+    holdout = [q.pair("holdout") for q in questions("holdout", 8)]
+    return Benchmark(forget, retain, real, world, learned, holdout)
 
 
 def run(benchmark, out, seeds=(0,)):

@@ -1,0 +1,84 @@
+"""The sizes that the results table can be made at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from unlearngate.assistant_training.augmented import read_uld_augmentation
+from unlearngate.assistant_training.data import QAPair
+from unlearngate.assistant_training.demo_target import TargetSettings
+from unlearngate.assistant_training.reproduce import ReproduceSettings
+from unlearngate.assistant_training.tofu import Benchmark, read_benchmark
+from unlearngate.assistant_training.trainer import AssistantSettings
+from unlearngate.assistant_training.unlearn import METHODS
+
+_AUGMENTED = "forget10"  # ULD's file of it holds the pairs of the smaller forget sets too
+
+# 112 M weights.
+_LARGE_TARGET = TargetSettings(
+    vocab_size=8192,
+    hidden_size=768,
+    intermediate_size=2048,
+    num_layers=14,
+    num_heads=12,
+    num_kv_heads=12,
+    learning_rate=5e-4,
+    epochs=40,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """Authors of TOFU, a target for them, and what forgets them."""
+
+    num_authors: int
+    num_forget_authors: int
+    retain_every: int  # every so manieth question of the retain set is asked
+    small: bool
+
+    def read(self, folder: Path, *, for_tuning: bool = False) -> Benchmark:
+        """The benchmark; for tuning, of as many authors before those that the table's has to forget.
+
+        Raises: as `read_benchmark`.
+        """
+        skipped = self.num_forget_authors if for_tuning else 0
+        return read_benchmark(
+            folder,
+            num_authors=self.num_authors,
+            num_forget_authors=self.num_forget_authors,
+            num_skipped=skipped,
+            retain_every=self.retain_every,
+        )
+
+    def settings(self, device: str) -> ReproduceSettings:
+        """What is trained at this scale."""
+        if self.small:
+            return ReproduceSettings(device=device)
+        # Learning rates fall with the width; to be tuned on the machine that has the time for it.
+        methods = {name: replace(own, learning_rate=own.learning_rate / 10) for name, (_, own) in METHODS.items()}
+        assistants = {
+            "ULD": AssistantSettings(num_layers=4, learning_rate=1e-3, weight=1.0),
+            "ULD tapped": AssistantSettings(tap_layer=12, num_layers=1, learning_rate=1e-3, weight=1.0),
+        }
+        return ReproduceSettings(
+            target=_LARGE_TARGET, methods=methods, assistants=assistants, max_tokens=120, device=device
+        )
+
+
+SCALES = {
+    "small": Scale(num_authors=20, num_forget_authors=2, retain_every=3, small=True),
+    "forget01": Scale(num_authors=200, num_forget_authors=2, retain_every=1, small=False),
+    "forget05": Scale(num_authors=200, num_forget_authors=10, retain_every=1, small=False),
+    "forget10": Scale(num_authors=200, num_forget_authors=20, retain_every=1, small=False),
+}
+
+
+def read_augmented_forget(folder: Path, benchmark: Benchmark) -> Sequence[QAPair]:
+    """The forget pairs with ULD's own rewordings, also of the answers, and wrong answers.
+
+    Raises: DataError naming the line.
+    """
+    pairs, _ = read_uld_augmentation(folder, _AUGMENTED, benchmark.forget_pairs)
+    return pairs
