@@ -50,8 +50,8 @@ def table(report: Report) -> list[list[str]]:
     focus = report.focus()
     before = [s for s in report.settings if s.strength == report.before]
     along = [s for s in report.settings if _elsewhere(s) == _elsewhere(focus)]
-    named = [("no set in force", report.plain), *(("recommended before", s) for s in before)]
-    named += [("recommended" if report.choice else "best found", focus), *(("", s) for s in along)]
+    named = [("no set", report.plain), *(("before", s) for s in before)]
+    named += [("chosen" if report.choice else "best", focus), *(("", s) for s in along)]
     return [[name, *_cells(setting, report.limits)] for name, setting in named]
 
 

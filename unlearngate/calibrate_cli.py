@@ -123,7 +123,7 @@ def calibrate(
             )
     console = Console(highlight=False)
     columns = [HEADER.index(heading) for heading in HEADER if heading not in _ONLY_IN_THE_REPORT]
-    shown = Table(*(HEADER[i] for i in columns), title=done.report.reference, title_justify="left", box=SIMPLE)
+    shown = Table(*(HEADER[i] for i in columns), title=done.report.reference, box=SIMPLE, collapse_padding=True)
     for cells in table(done.report):
         shown.add_row(*(cells[i] for i in columns))
     console.print(shown)
