@@ -241,6 +241,17 @@ def test_the_command_trains_what_the_server_verifies(files, tmp_path):
     assert verified.exit_code == 0, verified.output
 
 
+def test_the_command_trains_from_a_tapped_layer_too(files, tmp_path):
+    out = tmp_path / "sets" / "anna"
+    more = ["--layers", 2, "--tap-layer", 2, "--rank", 4, "--epochs", 1, "--device", "cpu", "--gradient-checkpointing"]
+    done = run_cli(
+        *(files / "target", out, "--forget", files / "forget.jsonl", "--retain", files / "retain.jsonl", *more)
+    )
+    assert done.exit_code == 0, done.output
+    manifest = load_forget_set(out).manifest
+    assert (manifest.tap_layer, manifest.num_layers, manifest.training["tap_layer"]) == (2, 2, 2)
+
+
 def test_the_command_says_what_is_wrong_and_exits_2(files, tmp_path):
     paths = ["--forget", files / "forget.jsonl", "--retain", files / "retain.jsonl"]
     for arguments, sentence in (
