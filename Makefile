@@ -3,6 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3.11
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DATA ?= data/tofu
 # On a CPU the kernels run in Triton's interpreter, which has to be chosen before Triton is imported.
 KERNEL_TESTS = $(BIN)/python -c 'import torch; raise SystemExit(not torch.cuda.is_available())' \
   || export TRITON_INTERPRET=1; $(BIN)/pytest tests/unit/test_compose.py \
@@ -45,6 +46,10 @@ test-parity: install ## The engine against Hugging Face + PEFT, token for token
 bench-kernels: install ## Time compose against torch.compile, the paper's way and a plain copy (on a CPU: BENCH=--quick)
 	$(BIN)/python benchmarks/kernels.py --out build/bench $(BENCH)
 	$(BIN)/python benchmarks/plot.py build/bench/kernels.csv
+
+.PHONY: reproduce
+reproduce: install ## Make the TOFU results table: DATA=folder of TOFU's JSON lines, REPRODUCE=options such as --scale forget05
+	$(BIN)/unlearngate reproduce --data $(DATA) $(REPRODUCE)
 
 .PHONY: lint
 lint: install ## Style

@@ -10,7 +10,6 @@ and its last epoch counts. All methods are shown the same retain authors, every 
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,7 +35,8 @@ from unlearngate.assistant_training.tofu_evaluation import (
     summary,
     utility,
 )
-from unlearngate.assistant_training.trainer import AssistantSettings, train_assistant
+from unlearngate.assistant_training.trainer import AssistantSettings
+from unlearngate.assistant_training.training_cost import cost_of, train_timed
 from unlearngate.assistant_training.unlearn import METHODS, UnlearnSettings, unlearn
 from unlearngate.manifest import Strength
 
@@ -45,18 +45,16 @@ GATED = " + gate"
 # Deep and narrow, so that layers and not the head dominate its cost, as in a large target.
 SMALL = TargetSettings(
     vocab_size=2048,
-    hidden_size=96,
-    intermediate_size=256,
+    hidden_size=128,
+    intermediate_size=384,
     num_layers=12,
-    num_heads=3,
-    num_kv_heads=1,
-    learning_rate=4e-3,
+    num_heads=4,
     batch_size=16,
     epochs=30,
 )
 ASSISTANTS = {
-    "ULD": AssistantSettings(num_layers=3, rank=8, alpha=16, weight=1.5),
-    "ULD tapped": AssistantSettings(tap_layer=8, num_layers=1, rank=8, alpha=16, weight=1.5),
+    "ULD": AssistantSettings(num_layers=4, weight=1.5, accumulate=4),
+    "ULD tapped": AssistantSettings(tap_layer=8, num_layers=1, weight=1.5, accumulate=4),
 }
 
 
@@ -180,32 +178,17 @@ class Table:
             progress=self._progress,
             settings=tuned,
         )
-        cost = {
-            "seconds_per_epoch": result.seconds_per_epoch,
-            "seconds": result.seconds_per_epoch * tuned.epochs,
-            "trainable": result.num_trainable,
-        }
-        return self.row(name, self._plain(result.model), cost)
+        return self.row(name, self._plain(result.model), cost_of(result, tuned))
 
     def trained_assistant(self, chosen: AssistantSettings) -> tuple[Any, dict[str, float]]:
         """An assistant, and what it cost."""
-        torch.manual_seed(self._seed)
-        started = time.monotonic()
-        assistant = train_assistant(
+        # As the baselines count: an epoch is every forget answer once, and as many others.
+        return train_timed(
             *(self._models.target, self._models.tokenizer, self._told, self._retain, chosen),
-            model_id="tofu",
+            epoch_answers=2 * len(self._benchmark.forget),
             seed=self._seed,
             progress=self._progress,
         )
-        seconds = time.monotonic() - started
-        steps = max(1, chosen.epochs * len(self._retain) // chosen.num_retain)
-        # As the baselines count: an epoch is every forget answer once, and as many others.
-        epochs = steps * (chosen.forget_batch + chosen.retain_batch) / (2 * len(self._benchmark.forget))
-        return assistant, {
-            "seconds_per_epoch": seconds / epochs,
-            "seconds": seconds,
-            "trainable": sum(weight.numel() for weight in assistant.parameters() if weight.requires_grad),
-        }
 
     def composed(self, assistant: Any, chosen: AssistantSettings, gate_nats: float) -> Model:
         """The target with the assistant in force."""

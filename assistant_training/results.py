@@ -34,6 +34,7 @@ TABLES = {
     "What it costs": {
         "seconds_per_epoch": ("seconds an epoch", "{:.2f}"),
         "epoch_of_npo": ("of NPO's epoch", "{:.3f}"),
+        "seconds_once": ("seconds before the first", "{:.1f}"),
         "seconds": ("seconds in all", "{:.0f}"),
         "trainable": ("trained weights", "{:,.0f}"),
     },
@@ -61,56 +62,83 @@ def summarize(rows: Sequence[dict[str, Any]]) -> Summary:
     return table
 
 
-def goals(summary: Summary) -> list[Goal]:
-    """What assistants are held to, on medians over the seeds; those whose models the table lacks are left out."""
+def goals(summary: Summary, costs: Summary) -> list[Goal]:
+    """What assistants are held to, on medians over the seeds; those whose models the tables lack are left out.
+
+    Args:
+        summary: of the results' rows.
+        costs: of the rows of a larger target, if its costs were measured.
+    """
     best = max((f["forget_quality"]["median"] for m, f in summary.items() if m not in _REFERENCES), default=0.0)
     wanted = [
-        ("ULD + gate", "utility_share", "utility, of the target's, at least", 0.99, True),
-        ("ULD + gate", "forget_quality", "forget quality, at least the best other's", best, True),
-        ("ULD + gate", "unseen_positions_untouched", "positions of unseen authors untouched, at least", 0.99, True),
-        ("ULD", "epoch_of_npo", "seconds an epoch, of NPO's, at most", 1 / 3, False),
-        ("ULD tapped", "epoch_of_npo", "seconds an epoch, of NPO's, at most", 0.1, False),
+        (summary, "ULD + gate", "utility_share", "utility, of the target's, at least", 0.99),
+        (summary, "ULD + gate", "forget_quality", "forget quality, at least the best other's", best),
+        (summary, "ULD + gate", "unseen_positions_untouched", "positions of unseen authors untouched, at least", 0.99),
     ]
+    for table in (summary, costs):
+        # NPO trains every weight, so it tells the target's size.
+        size = f"{table['NPO']['trainable']['median'] / 1e6:.0f} M weights" if "NPO" in table else ""
+        for model, most in (("ULD", 1 / 3), ("ULD tapped", 0.1)):
+            wanted.append((table, model, "epoch_of_npo", f"seconds an epoch, of NPO's, {size}, at most", most))
     found = []
-    for model, figure, text, threshold, at_least in wanted:
-        if figure in summary.get(model, {}):
-            measured = summary[model][figure]["median"]
-            met = measured >= threshold if at_least else measured <= threshold
+    for table, model, figure, text, threshold in wanted:
+        if figure in table.get(model, {}):
+            measured = table[model][figure]["median"]
+            met = measured <= threshold if text.endswith("at most") else measured >= threshold
             found.append(Goal(f"{model}: {text} {threshold:.3g}", measured, met))
     return found
 
 
-def markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """Tables of medians over seeds, the range in brackets where it does not round to the median; then the goals."""
-    summary = summarize(rows)
-    lines = []
-    for title, columns in TABLES.items():
-        lines += [f"**{title}**", "", "| model | " + " | ".join(heading for heading, _ in columns.values()) + " |"]
-        lines.append("|---" * (1 + len(columns)) + "|")
-        for model, figures in summary.items():
-            cells = [_cell(figures.get(name), form) for name, (_, form) in columns.items()]
-            if any(cells):
-                lines.append(f"| {model} | " + " | ".join(cells) + " |")
-        lines.append("")
+def markdown(rows: Sequence[dict[str, Any]], costs: Sequence[dict[str, Any]] = ()) -> str:
+    """Tables of medians over seeds, the range in brackets where it does not round to the median; then the goals.
+
+    Args:
+        rows: of `reproduce`.
+        costs: of `measure_cost`.
+    """
+    summary, cost_summary = summarize(rows), summarize(costs)
+    lines = [line for title, columns in TABLES.items() for line in _table(title, columns, summary)]
+    if costs:
+        lines += _table("What it costs on a larger target, untrained", TABLES["What it costs"], cost_summary)
     seeds = sorted({row["seed"] for row in rows})
     lines.append(f"Medians over {len(seeds)} seeds ({', '.join(map(str, seeds))}), lowest and highest in brackets.\n")
     lines += ["| goal, on medians | measured | |", "|---|---|---|"]
-    lines += [f"| {goal.text} | {goal.measured:.3g} | {'met' if goal.met else 'missed'} |" for goal in goals(summary)]
+    for goal in goals(summary, cost_summary):
+        lines.append(f"| {goal.text} | {goal.measured:.3g} | {'met' if goal.met else 'missed'} |")
     return "\n".join(lines) + "\n"
 
 
-def write_results(rows: Sequence[dict[str, Any]], out: Path) -> list[Path]:
-    """Write results.md, results.json and results.png below `out`; the picture needs matplotlib.
+def write_results(
+    rows: Sequence[dict[str, Any]], out: Path, costs: Sequence[dict[str, Any]] = (), **more: Any
+) -> list[Path]:
+    """Write results.md, results.json (with `more`) and results.png below `out`; the picture needs matplotlib.
 
     Returns: the files.
     """
     out.mkdir(parents=True, exist_ok=True)
-    summary = summarize(rows)
-    (out / "results.md").write_text(markdown(rows), encoding="utf-8")
-    machines = {"rows": list(rows), "summary": summary, "goals": [goal._asdict() for goal in goals(summary)]}
+    summary, cost_summary = summarize(rows), summarize(costs)
+    (out / "results.md").write_text(markdown(rows, costs), encoding="utf-8")
+    machines = {
+        **more,
+        "goals": [goal._asdict() for goal in goals(summary, cost_summary)],
+        "summary": summary,
+        "costs": cost_summary,
+        "rows": list(rows),
+        "cost_rows": list(costs),
+    }
     (out / "results.json").write_text(json.dumps(machines, indent=1) + "\n")
     _plot(rows, out / "results.png")
     return [out / name for name in ("results.md", "results.json", "results.png")]
+
+
+def _table(title: str, columns: dict[str, tuple[str, str]], summary: Summary) -> list[str]:
+    lines = [f"**{title}**", "", "| model | " + " | ".join(heading for heading, _ in columns.values()) + " |"]
+    lines.append("|---" * (1 + len(columns)) + "|")
+    for model, figures in summary.items():
+        cells = [_cell(figures.get(name), form) for name, (_, form) in columns.items()]
+        if any(cells):
+            lines.append(f"| {model} | " + " | ".join(cells) + " |")
+    return [*lines, ""]
 
 
 def _with_shares(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -9,10 +9,9 @@ retain model. Of equals, the first in the grid's order.
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +26,7 @@ from unlearngate.assistant_training.unlearn import UnlearnSettings
 TUNING_FILE = "tuning.jsonl"
 TUNED_FILE = "tuned.json"
 SEED = 1000  # far from the table's
-LEARNING_RATES = (1 / 3, 1.0, 3.0)  # times a method's own
-EPOCHS = (5, 10)
+LEARNING_RATES = (0.3, 1.0, 3.0)  # times where a method starts
 WEIGHTS = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
 
 
@@ -42,7 +40,7 @@ def tune(
 ) -> tuple[list[Row], Path]:
     """Try every setting that OUT/tuning.jsonl does not hold yet, and write OUT/tuned.json.
 
-    A method is tried with learning rates and epochs, an assistant, behind its gate, with weights of the subtraction.
+    A method is tried with learning rates, an assistant, behind its gate, with weights of the subtraction.
 
     Args:
         benchmark: of another forget set than the table's.
@@ -112,14 +110,14 @@ def _tries(table: Table, settings: ReproduceSettings, done: set[str]) -> Iterato
             yield {"tried": {"weight": weight}, **table.row(name, model, {})}
     for name, start in settings.methods.items():
         for tuned in _grid(start):
-            tried = {key: asdict(tuned)[key] for key in ("learning_rate", "epochs")}
+            tried = {"learning_rate": tuned.learning_rate}
             if _key({"model": name, "tried": tried}) not in done:
                 yield {"tried": tried, **table.method_row(name, tuned)}
 
 
 def _grid(start: UnlearnSettings) -> Iterator[UnlearnSettings]:
-    for factor, epochs in itertools.product(LEARNING_RATES, EPOCHS):
-        yield replace(start, learning_rate=start.learning_rate * factor, epochs=epochs)
+    for factor in LEARNING_RATES:
+        yield replace(start, learning_rate=start.learning_rate * factor)
 
 
 def _score(row: Row) -> float:

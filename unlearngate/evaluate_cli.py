@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -56,7 +57,7 @@ def reproduce(
     from transformers.utils.logging import disable_progress_bar
 
     from unlearngate.assistant_training.reproduce import reproduce as run
-    from unlearngate.assistant_training.reproduce_scales import SCALES, read_augmented_forget
+    from unlearngate.assistant_training.reproduce_scales import SCALES, large_costs, read_augmented_forget
     from unlearngate.assistant_training.results import markdown, write_results
     from unlearngate.assistant_training.tuning import tune as try_settings
     from unlearngate.assistant_training.tuning import with_tuned
@@ -76,6 +77,7 @@ def reproduce(
                 console.print(f"{path} is written; use it with --tuned", soft_wrap=True)
                 return
             rows = run(benchmark, out, seeds=range(seeds), settings=settings, progress=progress, augmented=augmented)
-        console.print(markdown(rows), markup=False, soft_wrap=True)
-        for path in write_results(rows, out):
+            costs = large_costs(benchmark, out, settings.device, progress) if scale is Scale.small else []
+        console.print(markdown(rows, costs), markup=False, soft_wrap=True)
+        for path in write_results(rows, out, costs, settings=asdict(settings), scale=scale.value):
             console.print(f"{path} is written", soft_wrap=True)

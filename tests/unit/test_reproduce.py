@@ -7,7 +7,7 @@ import torch
 from rich.progress import Progress
 
 from unlearngate.assistant_training import reproduce as module
-from unlearngate.assistant_training import reproduce_models, tuning
+from unlearngate.assistant_training import reproduce_models, training_cost, tuning
 from unlearngate.assistant_training.data import DataError, QAPair
 from unlearngate.assistant_training.demo_target import TargetSettings
 from unlearngate.assistant_training.reproduce import (
@@ -104,7 +104,6 @@ def test_a_killed_run_goes_on(done, benchmark, tmp_path, monkeypatch):
 
 def test_the_settings_that_score_best_are_chosen_and_used(benchmark, tmp_path, monkeypatch):
     monkeypatch.setattr(tuning, "WEIGHTS", (0.5, 2.0))
-    monkeypatch.setattr(tuning, "EPOCHS", (1,))
     with Progress(disable=True) as progress:
         rows, path = tuning.tune(benchmark, tmp_path, settings=SMALL, progress=progress)
         assert len(rows) == 2 * 2 + 2 * 3
@@ -123,7 +122,7 @@ def test_the_settings_that_score_best_are_chosen_and_used(benchmark, tmp_path, m
 
 def test_augmented_pairs_are_for_the_assistants(benchmark, tmp_path, monkeypatch):
     told = []
-    monkeypatch.setattr(module, "train_assistant", lambda *args, **_: told.append(args[2]) or 1 / 0)
+    monkeypatch.setattr(training_cost, "train_assistant", lambda *args, **_: told.append(args[2]) or 1 / 0)
     more = [QAPair("forget", "again?", "forget 0")]
     with Progress(disable=True) as progress, pytest.raises(ZeroDivisionError):
         reproduce(benchmark, tmp_path, seeds=(0,), settings=SMALL, progress=progress, augmented=more)

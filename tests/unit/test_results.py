@@ -48,15 +48,23 @@ def test_goals_are_measured_on_medians_and_say_when_they_are_missed():
             ("ULD tapped", 0.7, 0.3, 0.3),
         ]
     ]
-    found = {(goal.text.split(":")[0], goal.text.split()[-1]): goal for goal in goals(summarize(rows))}
+    rows = [{**row, "trainable": 3e6} for row in rows]
+    costs = [{**row, "trainable": 1e8, "seconds_per_epoch": 9.0} for row in rows if row["model"] in ("NPO", "ULD")]
+    all_goals = goals(summarize(rows), summarize(costs))
+    found = {(goal.text.split(":")[0], goal.text.split()[-1]): goal for goal in all_goals if "100 M" not in goal.text}
     assert found["ULD + gate", "0.99"].met
     assert not found["ULD + gate", "0.5"].met and found["ULD + gate", "0.5"].measured == 0.4
     assert found["ULD", "0.333"].met and found["ULD", "0.333"].measured == pytest.approx(0.3)
     assert found["ULD tapped", "0.1"].met
+    (larger,) = [goal for goal in all_goals if "100 M weights" in goal.text]
+    assert larger.measured == 1.0 and not larger.met
     assert markdown(rows).count("| missed |") == 1
+    assert markdown(rows, costs).count("| missed |") == 2
 
 
 def test_everything_is_written(tmp_path):
-    files = write_results(ROWS, tmp_path / "out")
+    files = write_results(ROWS, tmp_path / "out", command="make it")
     assert all(path.stat().st_size > 0 for path in files)
-    assert json.loads((tmp_path / "out" / "results.json").read_text())["rows"] == ROWS
+    written = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert written["rows"] == ROWS
+    assert written["command"] == "make it"
