@@ -21,6 +21,7 @@ from vllm.exceptions import VLLMError
 
 from unlearngate.errors import InvalidRequestError, UnlearngateError
 from unlearngate.server import vllm_compat
+from unlearngate.server.access import Access, AccessControl, require_metrics
 from unlearngate.server.adapters import Adapters
 from unlearngate.server.plan import TOKEN_FIELD, sign
 from unlearngate.server.policy import MODEL_SEPARATOR, Decision, ForgetSetChoice, Policy, parse_choices
@@ -115,10 +116,11 @@ class _Stream(StreamingResponse):
             self._on_end()
 
 
-def build_app(gate: Gate) -> FastAPI:
-    """The application; `gate.state` carries vLLM's handlers."""
+def build_app(gate: Gate, access: Access) -> FastAPI:
+    """The application; `gate.state` carries vLLM's handlers, and `access` knows who asks."""
     app = FastAPI(title="unlearngate", description="OpenAI-compatible serving with forget sets per request.")
     app.state = gate.state
+    app.add_middleware(AccessControl, access=access, refuse=_on_error)
     app.add_exception_handler(UnlearngateError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_malformed)
     app.add_exception_handler(HTTPException, _on_http_error)
@@ -156,9 +158,10 @@ def build_app(gate: Gate) -> FastAPI:
             await gate.state.engine_client.check_health()
         except Exception as error:
             return JSONResponse({"status": "unavailable", "reason": str(error)}, status_code=503)
-        return JSONResponse({"status": "ok"})
+        warning = access.warning()
+        return JSONResponse({"status": "ok", **({"warning": warning} if warning else {})})
 
-    @app.get("/metrics")
+    @app.get("/metrics", dependencies=[Depends(require_metrics)])
     async def metrics() -> Response:
         return Response(vllm_compat.prometheus_text(), media_type=CONTENT_TYPE_LATEST)
 

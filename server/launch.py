@@ -129,6 +129,7 @@ async def _run(config: ServerConfig, policy: Policy, arguments: Any, listener: s
     from starlette.datastructures import State
 
     from unlearngate.server import vllm_compat
+    from unlearngate.server.access import Access
     from unlearngate.server.adapters import Adapters
     from unlearngate.server.app import Gate, build_app
 
@@ -137,8 +138,8 @@ async def _run(config: ServerConfig, policy: Policy, arguments: Any, listener: s
         state = State()
         await vllm_compat.init_handlers(engine, state, arguments)
         vllm_compat.check_adapters(engine)
-        adapters = Adapters(policy.registry, engine, state, capacity=config.max_known)
-        app = build_app(Gate(policy, adapters, state))
+        adapters = Adapters(policy.registry.bindings, engine, state, capacity=config.max_known)
+        app = build_app(Gate(policy, adapters, state), Access())
         server = uvicorn.Server(uvicorn.Config(app, log_level="info", timeout_graceful_shutdown=config.drain_timeout_s))
         watch = asyncio.create_task(_stop_when_dead(engine, server))
         _announce(policy.registry, listener)

@@ -3,11 +3,15 @@
     UnlearngateError               500  internal_error
       InvalidRequestError          400  invalid_request_error
         UnknownForgetSetError      404  forget_set_not_found
+      AuthenticationError          401  invalid_api_key
+      ForbiddenError               403  forbidden, or what exactly is not allowed
       BusyError                    503  busy
+      UnavailableSetError          503  forget_set_unavailable
       ArtefactError                 -   a forget set or target folder that must not be served (raised at load)
       DataError, TrainingError, DemoError    -   assistant_training's: bad data, a failed run, a demo that falls short
       AugmentationError             -   assistant_training's: an endpoint that cannot be asked for training data
       UnsupportedDeploymentError    -   a configuration that would let the plain target out (raised at start-up)
+      KeysFileError                 -   a keys file that cannot be used (raised at start-up and by `unlearngate keys`)
 
 Those with an HTTP code become OpenAI-shaped error bodies: message, type, param, code.
 """
@@ -47,6 +51,27 @@ class UnknownForgetSetError(InvalidRequestError):
     code = "forget_set_not_found"
 
 
+class AuthenticationError(UnlearngateError):
+    """The request shows no API key, or none that this server knows."""
+
+    http_status = 401
+    code = "invalid_api_key"
+
+
+class ForbiddenError(UnlearngateError):
+    """This caller may not have what the request asks for."""
+
+    http_status = 403
+    code = "forbidden"
+
+
+class UnavailableSetError(UnlearngateError):
+    """A forget set must be in force that this server cannot put in force."""
+
+    http_status = 503
+    code = "forget_set_unavailable"
+
+
 class BusyError(UnlearngateError):
     """The request can be honoured, but not now."""
 
@@ -69,3 +94,12 @@ class UnsupportedDeploymentError(UnlearngateError):
     """A start-up configuration under which a forget set could be bypassed or would not work."""
 
     code = "unsupported_deployment"
+
+
+class KeysFileError(UnlearngateError):
+    """A keys file that cannot be used; the message names the file, the field and the reason."""
+
+    code = "invalid_keys_file"
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")

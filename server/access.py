@@ -1,0 +1,146 @@
+"""Who asks: every request is a caller's, known by its API key, by the gateway, or by nothing.
+
+Checked before a route is looked for or a body read, and on every path but the few that are open: a route that is added
+later is closed until somebody opens it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+
+from fastapi import Request, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from unlearngate.errors import AuthenticationError, ForbiddenError, UnlearngateError
+from unlearngate.server.gateway import Gateway, GatewayWord
+from unlearngate.server.keyring import Keyring
+from unlearngate.server.keys import ANY_SET, ApiKey
+
+OPEN_PATHS = {"/", "/health", "/docs", "/redoc", "/openapi.json"}
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks, and what is in force or visible because of that. Without a key every set may be named and listed."""
+
+    key_id: str | None = None
+    tenant: str | None = None
+    required_by_key: tuple[str, ...] = ()
+    required_by_gateway: tuple[str, ...] = ()
+    default: tuple[str, ...] | None = None  # None: the server's
+    allowed: frozenset[str] | None = None  # None: every set
+    admin: bool = False
+    metrics: bool = False
+
+
+class Access:
+    """Turns a request's headers into a caller, or refuses it with a reason."""
+
+    def __init__(self, keyring: Keyring | None = None, gateway: Gateway | None = None) -> None:
+        self.keyring = keyring
+        self._gateway = gateway or Gateway()
+
+    def identify(self, request: Request) -> Caller:
+        """Whose request this is.
+
+        Raises: AuthenticationError (401) without a known key where keys are used; ForbiddenError (403) if the gateway's
+            headers come from somebody else; InvalidRequestError (400) if the gateway itself sends nonsense.
+        """
+        word = self._gateway.read(request.headers) or GatewayWord((), None)
+        if self.keyring is None:
+            return Caller(tenant=word.tenant, required_by_gateway=word.required, metrics=True)
+        key = self.keyring.find(_bearer(request))
+        if key is None:
+            raise AuthenticationError("this API key is not one of this server's")
+        if word.tenant not in (None, key.tenant):
+            raise ForbiddenError(
+                f"the gateway says tenant {word.tenant!r}, but the API key is another tenant's", code="tenant_mismatch"
+            )
+        return _caller(key, word.required)
+
+    def known_callers(self) -> Iterator[Caller]:
+        """One caller for each key, and without keys the one that everybody is."""
+        if self.keyring is None:
+            yield Caller()
+        else:
+            yield from (_caller(key, ()) for key in self.keyring.keys())
+
+    def warning(self) -> str | None:
+        """For /health, which everybody may read: whether the keys file is out of use, but not why."""
+        if self.keyring is None:
+            return None
+        self.keyring.refresh()
+        return self.keyring.problem and "the keys file cannot be used; the last good one is in force (see the log)"
+
+
+class AccessControl:
+    """ASGI middleware: puts the caller into the request's state, as `request.state.caller`, or refuses the request."""
+
+    def __init__(
+        self, app: ASGIApp, access: Access, refuse: Callable[[Request, Exception], Awaitable[Response]]
+    ) -> None:
+        self._app = app
+        self._access = access
+        self._refuse = refuse
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """As ASGI has it."""
+        if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
+            await self._app(scope, receive, send)
+            return
+        request = Request(scope)
+        try:
+            request.state.caller = self._access.identify(request)
+        except UnlearngateError as error:
+            response = await self._refuse(request, error)
+            if error.http_status == 401:
+                response.headers["www-authenticate"] = "Bearer"
+            await response(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+
+def require_admin(request: Request) -> Caller:
+    """A route's dependency: the caller, if it has an admin key.
+
+    Raises: ForbiddenError (403) if it has not.
+    """
+    caller: Caller = request.state.caller
+    if not caller.admin:
+        raise ForbiddenError(
+            "this route needs an API key with the admin flag; make one with `unlearngate keys add FILE --admin` and "
+            "start the server with --keys FILE",
+            code="admin_required",
+        )
+    return caller
+
+
+def require_metrics(request: Request) -> None:
+    """The dependency of /metrics, whose labels name forget sets.
+
+    Raises: ForbiddenError (403) if the caller may not read it.
+    """
+    if not request.state.caller.metrics:
+        raise ForbiddenError("/metrics names every forget set: it needs an API key with the metrics or admin flag")
+
+
+def _caller(key: ApiKey, required_by_gateway: tuple[str, ...]) -> Caller:
+    return Caller(
+        key_id=key.id,
+        tenant=key.tenant,
+        required_by_key=key.required,
+        required_by_gateway=required_by_gateway,
+        default=key.default,
+        allowed=None if key.admin or ANY_SET in key.allowed else frozenset(key.allowed),
+        admin=key.admin,
+        metrics=key.metrics or key.admin,
+    )
+
+
+def _bearer(request: Request) -> str:
+    values = request.headers.getlist("authorization")
+    scheme, _, secret = values[0].strip().partition(" ") if len(values) == 1 else ("", "", "")
+    if scheme.lower() != "bearer" or not secret.strip():
+        raise AuthenticationError("an API key is needed here: send it once, as `Authorization: Bearer KEY`")
+    return secret.strip()
