@@ -15,14 +15,14 @@ from typing import Any
 from unlearngate.artefact import ForgetSet
 from unlearngate.errors import BusyError, UnlearngateError
 from unlearngate.server import vllm_compat
-from unlearngate.server.registry import Binding, Registry
+from unlearngate.server.bindings import Binding, Bindings
 
 
 class Adapters:
     """Acquire before a request, release after it: an adapter in use is never removed."""
 
-    def __init__(self, registry: Registry, engine: Any, state: Any, capacity: int) -> None:
-        self._registry = registry
+    def __init__(self, bindings: Bindings, engine: Any, state: Any, capacity: int) -> None:
+        self._bindings = bindings
         self._engine = engine
         self._state = state
         self._capacity = capacity
@@ -36,10 +36,10 @@ class Adapters:
             UnlearngateError if the engine could not load it. The adapter is not held then.
         """
         async with self._changing:
-            binding = self._registry.known_binding(sets)
+            binding = self._bindings.known_binding(sets)
             if binding is None or binding not in self._in_use:
                 await self._make_room()
-                binding = await asyncio.to_thread(self._registry.bind, sets)
+                binding = await asyncio.to_thread(self._bindings.bind, sets)
                 await self._load(binding)
                 self._in_use[binding] = 0
             self._in_use[binding] += 1
@@ -55,10 +55,10 @@ class Adapters:
         try:
             loaded = await self._engine.add_lora(adapter)
         except BaseException:
-            self._registry.unbind(binding)
+            self._bindings.unbind(binding)
             raise
         if not loaded:
-            self._registry.unbind(binding)
+            self._bindings.unbind(binding)
             raise UnlearngateError(f"the engine could not load the adapter {binding.name}")
         vllm_compat.bind_adapter(self._state, adapter)
 
@@ -74,4 +74,4 @@ class Adapters:
         del self._in_use[oldest]
         vllm_compat.unbind_adapter(self._state, oldest.name)
         await self._engine.remove_lora(oldest.adapter_id)
-        await asyncio.to_thread(self._registry.unbind, oldest)
+        await asyncio.to_thread(self._bindings.unbind, oldest)

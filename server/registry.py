@@ -1,57 +1,42 @@
-"""The forget sets this server has, and the LoRA adapters that bind them to the model.
-
-A request names sets; vLLM takes one adapter per request. So a combination {A, B} becomes one adapter that carries A's
-tensors under `assistant_a` and B's under `assistant_b`: built on first use from the verified artefacts. A set's kind
-alone decides where its tensors land: `uld` on a branch, `undial` on the target.
-"""
+"""The forget sets this server has: which version of each is in force, which others a request may still name."""
 
 from __future__ import annotations
 
-import hashlib
-import itertools
-import json
 import logging
-import math
-import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-import torch
-from safetensors.torch import load_file, save_file
-
-from unlearngate.artefact import ADAPTER_FILE, CONFIG_FILE, ForgetSet, load_forget_set
+from unlearngate.artefact import ForgetSet, load_forget_set
 from unlearngate.errors import ArtefactError, UnknownForgetSetError
-from unlearngate.server.branches import TARGET_LAYERS, BranchOptions, branch_name
+from unlearngate.server.bindings import Bindings
+from unlearngate.server.branches import BranchOptions
 from unlearngate.target import TargetIdentity
 
 logger = logging.getLogger(__name__)
 
-_ARTEFACT_PREFIX = "base_model.model.model.layers."
 _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-
-
-class Binding(NamedTuple):
-    """An adapter on disk that vLLM can load: its id is unique in this server, its name and path in the world."""
-
-    adapter_id: int
-    name: str
-    folder: Path
+_SHORTEST_DIGEST = 8
 
 
 class Registry:
-    """Verified forget sets by name, and what was refused."""
+    """Verified forget sets by name, and what was refused.
+
+    A name means its current version; `name@digest`, with at least the first 8 digits, one certain version, which must
+    be the current one or a pinned one. Whoever got a set from here keeps that version, whatever happens afterwards.
+    """
 
     def __init__(self, target: TargetIdentity, bindings_folder: Path) -> None:
         self.target = target
-        self.sets: dict[str, ForgetSet] = {}
+        self.bindings = Bindings(bindings_folder)
+        self.sets: Mapping[str, ForgetSet] = {}
+        self.pinned: Mapping[str, Sequence[ForgetSet]] = {}
         self.refused: dict[str, str] = {}
         self.tap_layer = 0
         self.num_layers = 1
-        self._bindings_folder = bindings_folder
-        self._bindings: dict[str, Binding] = {}
-        self._adapter_ids = itertools.count(1)  # never used twice: the engine knows an adapter by its id alone
+        self._undial = False
+        self._always_branches = False
+        self._engine: tuple[BranchOptions, int] | None = None
 
     def discover(
         self, folder: Path, *, tap_layer: int | None = None, num_layers: int | None = None, undial: bool = False
@@ -60,86 +45,62 @@ class Registry:
 
         Args:
             folder: holds one sub-folder per set.
-            tap_layer: the target's layer that this server's assistants start before.
-            num_layers: layers of this server's assistants. What is None is as in most of the sets.
-            undial: whether sets of kind `undial` are served, which put LoRA on the target itself.
+            tap_layer: as `choose_layers` takes it.
+            num_layers: the same.
+            undial: the same.
 
         Raises: ArtefactError if `folder` does not exist or holds no set that can be served.
         """
-        if not folder.is_dir():
-            raise ArtefactError(folder, "is not a folder; --forget-sets wants one with a sub-folder per forget set")
-        loaded: list[ForgetSet] = []
-        for path in sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")):
+        loaded = self.load_below(folder)
+        self.choose_layers(loaded, tap_layer=tap_layer, num_layers=num_layers, undial=undial)
+        current: dict[str, ForgetSet] = {}
+        for forget_set in loaded:
+            try:
+                self.check(forget_set)
+                check_name(forget_set, current.get(forget_set.name, forget_set).folder)
+                current[forget_set.name] = forget_set
+            except ArtefactError as error:
+                self.refuse(error)
+        self.publish(current, {})
+        self.check_not_empty(folder)
+
+    def load_below(self, folder: Path) -> list[ForgetSet]:
+        """Load every set below `folder`, in the order of the sub-folders' names; what cannot be loaded is refused.
+
+        Raises: ArtefactError if `folder` does not exist.
+        """
+        loaded = []
+        for path in set_folders(folder):
             try:
                 loaded.append(load_forget_set(path, self.target))
             except ArtefactError as error:
-                self._refuse(error)
-        self.tap_layer, self.num_layers = _branch_layers(loaded, tap_layer, num_layers)
-        for forget_set in loaded:
-            try:
-                self._add(forget_set, undial)
-            except ArtefactError as error:
-                self._refuse(error)
-        if not self.sets:
-            reasons = "".join(f"\n  {reason}" for reason in self.refused.values()) or " it is empty"
-            raise ArtefactError(folder, f"holds no forget set that can be served:{reasons}")
+                self.refuse(error)
+        return loaded
 
-    def get(self, name: str) -> ForgetSet:
-        """The set of this name.
+    def choose_layers(
+        self, sets: Sequence[ForgetSet], *, tap_layer: int | None, num_layers: int | None, undial: bool
+    ) -> None:
+        """Choose what `check` asks of a set.
 
-        Raises: UnknownForgetSetError, which is HTTP 404.
+        Args:
+            sets: what there is to choose from.
+            tap_layer: the target's layer that this server's assistants start before.
+            num_layers: layers of this server's assistants; given, the model has branches even while no set is there.
+                What is None is as in most of the sets.
+            undial: whether sets of kind `undial` are served, which put LoRA on the target itself.
         """
-        try:
-            return self.sets[name]
-        except KeyError:
-            known = ", ".join(sorted(self.sets)) or "none"
-            raise UnknownForgetSetError(
-                f"forget set {name!r} is not on this server; it has: {known}", param="forget_sets"
-            ) from None
+        self.tap_layer, self.num_layers = _branch_layers(sets, tap_layer, num_layers)
+        self._always_branches = num_layers is not None
+        self._undial = undial
 
-    def max_rank(self) -> int:
-        """The smallest LoRA rank vLLM offers that fits every set."""
-        largest = max((s.manifest.rank for s in self.sets.values()), default=1)
-        return next(rank for rank in _VLLM_RANKS if rank >= largest)
+    def check(self, forget_set: ForgetSet) -> None:
+        """Refuse a set that this server's model cannot run.
 
-    def branches(self, max_sets_per_request: int) -> BranchOptions:
-        """What the model needs for these sets: branches if any is `uld`, LoRA on the target if any is `undial`."""
-        kinds = {s.manifest.kind for s in self.sets.values()}
-        return BranchOptions(
-            self.target.architecture,
-            self.tap_layer,
-            self.num_layers,
-            num_branches=max_sets_per_request if "uld" in kinds else 0,
-            adapted_layers=self.target.num_layers if "undial" in kinds else 0,
-        )
-
-    def bind(self, sets: Sequence[ForgetSet]) -> Binding:
-        """The adapter that runs the i-th `uld` set in branch i and an `undial` set on the target, written on first use.
-
-        Raises: ArtefactError if an artefact was changed since it was loaded.
+        Raises: ArtefactError saying what would have to be different.
         """
-        key = _binding_key(sets)
-        binding = self._bindings.get(key)
-        if binding is None:
-            folder = self._bindings_folder / key
-            write_binding(folder, sets)
-            binding = Binding(next(self._adapter_ids), f"unlearngate/{key}", folder)
-            self._bindings[key] = binding
-        return binding
-
-    def known_binding(self, sets: Sequence[ForgetSet]) -> Binding | None:
-        """The binding if it was written already."""
-        return self._bindings.get(_binding_key(sets))
-
-    def unbind(self, binding: Binding) -> None:
-        """Delete an adapter that the engine no longer holds."""
-        self._bindings.pop(binding.folder.name, None)
-        shutil.rmtree(binding.folder, ignore_errors=True)
-
-    def _add(self, forget_set: ForgetSet, undial: bool) -> None:
         manifest = forget_set.manifest
         if manifest.kind == "undial":
-            if not undial:
+            if not self._undial:
                 raise ArtefactError(
                     forget_set.folder,
                     "is of kind 'undial', a LoRA on the target itself; the option --enable-undial lets it be served",
@@ -150,18 +111,108 @@ class Registry:
                 f"has an assistant of {manifest.num_layers} layers from layer {manifest.tap_layer} on; this server's "
                 f"branches have {self.num_layers} from layer {self.tap_layer} on",
             )
-        if forget_set.name in self.sets:
-            raise ArtefactError(
-                forget_set.folder, f"is named {forget_set.name!r}, as {self.sets[forget_set.name].folder} already is"
+        if self._engine is not None:
+            _check_engine(forget_set, *self._engine)
+
+    def check_not_empty(self, folder: Path) -> None:
+        """Refuse to go on without a set, unless there is none yet and the model's branches were asked for anyway.
+
+        Raises: ArtefactError with the reason for every set that was refused.
+        """
+        waits_for_sets = self._always_branches and not self.refused
+        if not self.sets and not self.pinned and not waits_for_sets:
+            reasons = "".join(f"\n  {reason}" for reason in self.refused.values()) or (
+                " it is empty (with --assistant-layers the server starts all the same, and waits for sets)"
             )
-        self.sets[forget_set.name] = forget_set
+            raise ArtefactError(folder, f"holds no forget set that can be served:{reasons}")
 
-    def _refuse(self, error: ArtefactError) -> None:
-        self.refused[str(error.path)] = error.message
-        logger.error("forget set refused: %s", error.message)
+    def publish(self, current: Mapping[str, ForgetSet], pinned: Mapping[str, Sequence[ForgetSet]]) -> None:
+        """Put these versions in force, all at once, for every request that is admitted from now on."""
+        self.sets, self.pinned = current, pinned
+
+    def refuse(self, error: ArtefactError) -> None:
+        """Note that something is not served, and why; said once in the log."""
+        if self.refused.get(str(error.path)) != error.message:
+            self.refused[str(error.path)] = error.message
+            logger.error("forget set refused: %s", error.message)
+
+    def forget_refusals(self, folder: Path) -> None:
+        """What was refused about `folder` and its files no longer holds."""
+        for path in [p for p in self.refused if folder in (Path(p), Path(p).parent)]:
+            del self.refused[path]
+
+    def get(self, reference: str) -> ForgetSet:
+        """The set that `name`, or `name@digest`, means now.
+
+        Raises: UnknownForgetSetError, which is HTTP 404.
+        """
+        name, separator, digest = reference.partition("@")
+        if name not in self.sets and not (separator and name in self.pinned):
+            known = ", ".join(sorted(self.sets)) or "none"
+            raise UnknownForgetSetError(
+                f"forget set {name!r} is not on this server; it has: {known}", param="forget_sets"
+            )
+        if not separator:
+            return self.sets[name]
+        versions = self.versions(name)
+        fitting = [v for v in versions if len(digest) >= _SHORTEST_DIGEST and v.digest.startswith(digest)]
+        if len(fitting) != 1:
+            raise UnknownForgetSetError(
+                f"{reference!r} is not the first {_SHORTEST_DIGEST} or more digits of one version of {name!r}; this "
+                f"server has: {', '.join(v.reference for v in versions)}",
+                param="forget_sets",
+            )
+        return fitting[0]
+
+    def versions(self, name: str) -> list[ForgetSet]:
+        """The versions of a name that a request may have: the current one first, then pinned ones."""
+        current = [self.sets[name]] if name in self.sets else []
+        return [*current, *(v for v in self.pinned.get(name, ()) if v not in current)]
+
+    def max_rank(self, at_least: int = 1) -> int:
+        """The smallest LoRA rank vLLM offers that fits every set, and is at least what is asked for."""
+        largest = max([at_least, *(s.manifest.rank for s in self._all())])
+        return next(rank for rank in _VLLM_RANKS if rank >= largest)
+
+    def branches(self, max_sets_per_request: int) -> BranchOptions:
+        """What the model needs for these sets: branches if any is `uld`, LoRA on the target if any is `undial`."""
+        kinds = {s.manifest.kind for s in self._all()}
+        return BranchOptions(
+            self.target.architecture,
+            self.tap_layer,
+            self.num_layers,
+            num_branches=max_sets_per_request if "uld" in kinds or self._always_branches else 0,
+            adapted_layers=self.target.num_layers if "undial" in kinds else 0,
+        )
+
+    def limit(self, branches: BranchOptions, max_rank: int) -> None:
+        """The engine is started for these: from now on `check` refuses what it could not load."""
+        self._engine = branches, max_rank
+
+    def _all(self) -> list[ForgetSet]:
+        return [version for name in {*self.sets, *self.pinned} for version in self.versions(name)]
 
 
-def _branch_layers(sets: Sequence[ForgetSet], tap_layer: int | None, num_layers: int | None) -> tuple[int, int]:
+def set_folders(folder: Path) -> list[Path]:
+    """The sub-folders that hold a set each, by name; files and hidden folders are not sets.
+
+    Raises: ArtefactError if `folder` does not exist.
+    """
+    if not folder.is_dir():
+        raise ArtefactError(folder, "is not a folder; --forget-sets wants one with a sub-folder per forget set")
+    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def check_name(forget_set: ForgetSet, owner: Path) -> None:
+    """Refuse a set whose name another folder, `owner`, brought.
+
+    Raises: ArtefactError naming both.
+    """
+    if owner != forget_set.folder:
+        raise ArtefactError(forget_set.folder, f"is named {forget_set.name!r}, as {owner} already is")
+
+
+def _branch_layers(sets: Collection[ForgetSet], tap_layer: int | None, num_layers: int | None) -> tuple[int, int]:
     """The most common (tap_layer, num_layers) among the sets that have what is asked for."""
     layers = Counter(
         (s.manifest.tap_layer, s.manifest.num_layers)
@@ -173,48 +224,23 @@ def _branch_layers(sets: Sequence[ForgetSet], tap_layer: int | None, num_layers:
     return layers.most_common(1)[0][0] if layers else (tap_layer or 0, num_layers or 1)
 
 
-def _binding_key(sets: Sequence[ForgetSet]) -> str:
-    return hashlib.sha256("\n".join(s.digest for s in sets).encode()).hexdigest()[:32]
-
-
-def write_binding(folder: Path, sets: Sequence[ForgetSet]) -> None:
-    """Write the PEFT folder that carries the i-th `uld` set under branch i, and an `undial` set under the target.
-
-    LoRA's scale is folded into B and ranks are padded with zeros, so sets of different rank and alpha fit one adapter.
-    """
-    rank = max(s.manifest.rank for s in sets)
-    tensors: dict[str, torch.Tensor] = {}
-    branch_layers = (f"{branch_name(index)}.layers" for index in itertools.count())
-    for forget_set in sets:
-        layers = TARGET_LAYERS if forget_set.manifest.kind == "undial" else next(branch_layers)
-        if load_forget_set(forget_set.folder).digest != forget_set.digest:
-            raise ArtefactError(forget_set.folder, "was replaced while the server was running; restart to serve it")
-        scale = _lora_scale(forget_set)
-        for name, tensor in load_file(forget_set.folder / ADAPTER_FILE).items():
-            bound = f"base_model.model.{layers}." + name.removeprefix(_ARTEFACT_PREFIX)
-            pad = rank - forget_set.manifest.rank
-            if name.endswith("lora_A.weight"):
-                tensors[bound] = torch.nn.functional.pad(tensor.float(), (0, 0, 0, pad))
-            else:  # in fp32: scaling in the artefact's own type would round, or overflow
-                tensors[bound] = torch.nn.functional.pad(tensor.float() * scale, (0, pad))
-    config = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "r": rank,
-        "lora_alpha": rank,
-        "bias": "none",
-        "target_modules": sorted({name.split(".")[-3] for name in tensors}),
-    }
-    scratch = folder.with_name(f".{folder.name}")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    save_file(tensors, scratch / ADAPTER_FILE)
-    (scratch / CONFIG_FILE).write_text(json.dumps(config))
-    shutil.rmtree(folder, ignore_errors=True)
-    scratch.replace(folder)
-
-
-def _lora_scale(forget_set: ForgetSet) -> float:
-    config = json.loads((forget_set.folder / CONFIG_FILE).read_text())
-    rank = forget_set.manifest.rank
-    return float(config["lora_alpha"]) / (math.sqrt(rank) if config.get("use_rslora") else rank)
+def _check_engine(forget_set: ForgetSet, branches: BranchOptions, max_rank: int) -> None:
+    manifest = forget_set.manifest
+    if manifest.rank > max_rank:
+        raise ArtefactError(
+            forget_set.folder,
+            f"has rank {manifest.rank}; the engine was started for at most {max_rank}: restart the server, with "
+            f"--max-rank {manifest.rank} if the set is not there then",
+        )
+    if manifest.kind == "uld" and not branches.num_branches:
+        raise ArtefactError(
+            forget_set.folder,
+            "is of kind 'uld'; the engine was started without assistants, because no set of that kind was there: "
+            "restart the server with this set in its folder",
+        )
+    if manifest.kind == "undial" and not branches.adapted_layers:
+        raise ArtefactError(
+            forget_set.folder,
+            "is of kind 'undial'; the engine was started without LoRA on the target, because no set of that kind was "
+            "there: restart the server with this set in its folder",
+        )

@@ -148,7 +148,7 @@ def draw_request(rng: random.Random, registry, prefixes: list[list[int]]) -> dic
         "max_tokens": rng.choice([1, rng.randint(1, 64), rng.randint(16, 64)]),
         "names": names,
         "student": student,
-        "binding": registry.bind([registry.get(n) for n in bound]) if bound else None,
+        "binding": registry.bindings.bind([registry.get(n) for n in bound]) if bound else None,
         "weights": [rng.choice([0.0, 0.5, 1.0, rng.uniform(0, 2)]) for _ in names],
         "gates": [rng.choice([0.0, rng.uniform(0.5, 4.0)]) for _ in names],
         "keep_ratio": rng.choice([0.0, 1.0, 0.01, rng.uniform(0, 0.5)]) if names else 0.0,

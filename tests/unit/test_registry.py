@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 from support.tiny import make_forget_set, make_target
 from unlearngate.artefact import ADAPTER_FILE, CONFIG_FILE, MANIFEST_FILE, load_forget_set, save_forget_set
 from unlearngate.errors import ArtefactError, UnknownForgetSetError
+from unlearngate.server.bindings import write_binding
 from unlearngate.server.branches import BranchOptions
-from unlearngate.server.registry import Registry, write_binding
+from unlearngate.server.registry import Registry
 from unlearngate.target import identify_target
 
 
@@ -256,38 +257,38 @@ def loaded(registry, sets, *names):
 
 def test_a_binding_is_written_once_and_reused(registry, sets):
     anna = loaded(registry, sets, "anna")
-    binding = registry.bind(anna)
+    binding = registry.bindings.bind(anna)
     before = (binding.folder / ADAPTER_FILE).stat()
-    assert registry.bind(anna) is binding
+    assert registry.bindings.bind(anna) is binding
     after = (binding.folder / ADAPTER_FILE).stat()
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
 
 
 def test_every_combination_has_an_adapter_of_its_own(registry, sets):
     a, b = loaded(registry, sets, "anna", "bert")
-    bindings = [registry.bind(combination) for combination in ([a], [b], [a, b], [b, a])]
+    bindings = [registry.bindings.bind(combination) for combination in ([a], [b], [a, b], [b, a])]
     for field in ("adapter_id", "name", "folder"):
         assert len({getattr(binding, field) for binding in bindings}) == 4
     assert min(binding.adapter_id for binding in bindings) > 0
 
 
 def test_a_bindings_name_follows_from_the_sets_contents_only(registry, sets, target, tmp_path):
-    binding = registry.bind(loaded(registry, sets, "anna", "bert"))
+    binding = registry.bindings.bind(loaded(registry, sets, "anna", "bert"))
     other = Registry(identify_target(target), tmp_path / "elsewhere")
-    other.bind(loaded(other, sets, "bert"))
-    again = other.bind(loaded(other, sets, "anna", "bert"))
+    other.bindings.bind(loaded(other, sets, "bert"))
+    again = other.bindings.bind(loaded(other, sets, "anna", "bert"))
     assert (again.name, again.folder.name) == (binding.name, binding.folder.name)
 
 
 def test_only_the_binding_is_left_on_disk(registry, sets, tmp_path):
-    binding = registry.bind(loaded(registry, sets, "anna"))
+    binding = registry.bindings.bind(loaded(registry, sets, "anna"))
     assert list((tmp_path / "bindings").iterdir()) == [binding.folder]
     assert sorted(p.name for p in binding.folder.iterdir()) == sorted([ADAPTER_FILE, CONFIG_FILE])
 
 
 def test_a_binding_holds_every_tensor_under_its_branch_and_nothing_else(registry, sets):
     a, b = loaded(registry, sets, "anna", "bert")
-    tensors = load_file(registry.bind([b, a]).folder / ADAPTER_FILE)
+    tensors = load_file(registry.bindings.bind([b, a]).folder / ADAPTER_FILE)
     expected = {
         f"base_model.model.{branch}.layers." + name.removeprefix("base_model.model.model.layers.")
         for branch, forget_set in (("assistant_a", b), ("assistant_b", a))
@@ -301,7 +302,7 @@ def test_an_undial_set_lands_on_the_target_and_takes_no_branch(registry, sets, t
     """And every tensor of the binding has a module of the model to land on: vLLM would leave it out silently."""
     make_forget_set(sets / "zora", target, seed=4, kind="undial")
     registry.discover(sets, undial=True)
-    tensors = load_file(registry.bind([registry.get(name) for name in names]).folder / ADAPTER_FILE)
+    tensors = load_file(registry.bindings.bind([registry.get(name) for name in names]).folder / ADAPTER_FILE)
     places = dict(zip([n for n in names if n != "zora"], ["assistant_a", "assistant_b"], strict=False))
     places["zora"] = "target.model"
     assert set(tensors) == {
@@ -318,7 +319,9 @@ def test_an_undial_set_lands_on_the_target_and_takes_no_branch(registry, sets, t
 
 
 def test_a_bindings_own_scale_is_one(registry, sets):
-    config = json.loads((registry.bind(loaded(registry, sets, "anna", "bert")).folder / CONFIG_FILE).read_text())
+    config = json.loads(
+        (registry.bindings.bind(loaded(registry, sets, "anna", "bert")).folder / CONFIG_FILE).read_text()
+    )
     assert config["r"] == config["lora_alpha"] == 8
     assert not config.get("use_rslora")
     linears = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
@@ -345,7 +348,7 @@ def test_each_branch_adds_exactly_what_its_artefact_says(registry, target, tmp_p
         folder = tmp_path / "sets" / f"set-{index}"
         plain = make_forget_set(folder, target, seed=seed + index, rank=rank, alpha=alpha, dtype=dtype)
         made.append(with_config(plain, use_rslora=rslora))
-    bound = load_file(registry.bind(made).folder / ADAPTER_FILE)
+    bound = load_file(registry.bindings.bind(made).folder / ADAPTER_FILE)
     assert {t.shape[0] if n.endswith("A.weight") else t.shape[1] for n, t in bound.items()} == {12}
     for index, (rank, alpha) in enumerate([(4, 6), (12, 7), (8, 8)]):
         scale = alpha / (math.sqrt(rank) if rslora else rank)
@@ -375,7 +378,7 @@ def test_a_set_that_adapts_some_linear_maps_only_adds_nothing_elsewhere(registry
     tensors = {name: t for name, t in load_file(anna.folder / ADAPTER_FILE).items() if "q_proj" in name}
     config = json.loads((anna.folder / CONFIG_FILE).read_text())
     partial = save_forget_set(anna.folder, tensors=tensors, adapter_config=config, manifest=manifest)
-    bound = registry.bind([partial]).folder
+    bound = registry.bindings.bind([partial]).folder
     assert all("q_proj" in name for name in load_file(bound / ADAPTER_FILE))
     assert json.loads((bound / CONFIG_FILE).read_text())["target_modules"] == ["q_proj"]
 
@@ -386,25 +389,25 @@ def test_an_artefact_damaged_after_it_was_loaded_is_not_bound(registry, sets, fi
     with (sets / "anna" / file).open("ab") as f:
         f.write(b" ")
     with pytest.raises(ArtefactError, match="was changed or damaged"):
-        registry.bind(anna)
+        registry.bindings.bind(anna)
 
 
 def test_an_artefact_replaced_after_it_was_loaded_is_not_bound(registry, sets, target):
     a, b = loaded(registry, sets, "anna", "bert")
     make_forget_set(sets / "bert", target, seed=77)
-    with pytest.raises(ArtefactError, match="was replaced while the server was running; restart to serve it"):
-        registry.bind([a, b])
-    assert registry.bind([a]).adapter_id > 0
+    with pytest.raises(ArtefactError, match="was replaced by another version after it was loaded"):
+        registry.bindings.bind([a, b])
+    assert registry.bindings.bind([a]).adapter_id > 0
 
 
 def test_a_binding_that_failed_leaves_nothing_and_works_once_the_artefact_is_back(registry, sets, tmp_path):
     anna = loaded(registry, sets, "anna")
     shutil.move(sets / "anna", tmp_path / "away")
     with pytest.raises(ArtefactError):
-        registry.bind(anna)
+        registry.bindings.bind(anna)
     assert not list(tmp_path.glob("bindings/*"))
     shutil.move(tmp_path / "away", sets / "anna")
-    assert (registry.bind(anna).folder / ADAPTER_FILE).is_file()
+    assert (registry.bindings.bind(anna).folder / ADAPTER_FILE).is_file()
 
 
 def test_what_an_earlier_server_left_in_a_bindings_place_is_replaced(sets, tmp_path):
@@ -418,11 +421,11 @@ def test_what_an_earlier_server_left_in_a_bindings_place_is_replaced(sets, tmp_p
 
 def test_an_unbound_combination_is_written_again_under_a_new_id(registry, sets):
     anna = loaded(registry, sets, "anna")
-    first = registry.bind(anna)
-    assert registry.known_binding(anna) is first
-    registry.unbind(first)
-    assert registry.known_binding(anna) is None
+    first = registry.bindings.bind(anna)
+    assert registry.bindings.known_binding(anna) is first
+    registry.bindings.unbind(first)
+    assert registry.bindings.known_binding(anna) is None
     assert not first.folder.exists()
-    again = registry.bind(anna)
+    again = registry.bindings.bind(anna)
     assert again.adapter_id != first.adapter_id
     assert again.folder.is_dir()
