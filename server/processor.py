@@ -24,6 +24,7 @@ from unlearngate.server.vllm_compat import (
     MoveDirectionality,
     V1LogitsProcessor,
     V2LogitsProcessor,
+    penalise_after_composing,
 )
 
 if TYPE_CHECKING:
@@ -63,6 +64,8 @@ class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         refuse_unsupported(vllm_config)
         # V1 passes (device, is_pin_memory), V2 one object with the request states.
         self._device = torch.device(runner[0] if len(runner) == 2 else runner[0].device)
+        if len(runner) == 1:
+            penalise_after_composing()
         eos = vllm_config.model_config.hf_config.eos_token_id
         self._eos: int = eos[0] if isinstance(eos, list) else eos or 0
         self._plans: dict[int, Plan | None] = {}  # by batch index (V1) or slot (V2); None = refused

@@ -33,6 +33,7 @@ __all__ = [
     "engine_config",
     "init_handlers",
     "parse_engine_arguments",
+    "penalise_after_composing",
     "prometheus_text",
     "skip_plain_rows_in_cpu_lora",
     "unbind_adapter",
@@ -136,6 +137,24 @@ def skip_plain_rows_in_cpu_lora() -> None:
         y.view(-1, y.shape[-1])[self.token_lora_indices < 0] = 0  # and zeros are what the expansion adds
 
     PunicaWrapperCPU._apply_shrink = skipping
+
+
+@cache
+def penalise_after_composing() -> None:
+    """Let the V2 runner's sampler apply penalties after the composition, once for this process, as the V1 runner does.
+
+    Penalties scale logits, so the order shows in the answer; V2 has them before any custom processor.
+    """
+    from vllm.v1.worker.gpu.sample.sampler import Sampler
+
+    init = Sampler.__init__
+
+    def reordered(self: Any, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        self.logits_processors.remove(self.penalties_state)
+        self.logits_processors.append(self.penalties_state)
+
+    Sampler.__init__ = reordered
 
 
 def describe_error(error: Exception) -> tuple[int, str, str | None]:

@@ -1,0 +1,168 @@
+"""The same random requests through the samplers of both of vLLM's model runners; prints the largest difference.
+
+Run as a program, because Triton's interpreter, which stands in for a GPU, has to be chosen before vLLM is imported:
+    python both_runners.py --requests 24 --seed 1 --work DIR
+Both are vLLM's own: V1's InputBatch and Sampler, V2's RequestState and Sampler with its Triton kernels.
+"""
+
+# ruff: noqa: E402
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import weakref
+from pathlib import Path
+from types import SimpleNamespace
+
+os.environ.update(TRITON_INTERPRET="1", VLLM_CPU_KVCACHE_SPACE="1")
+
+import triton.backends
+
+# VLLM uses Triton on a CPU only if a backend of that name is there; interpreted kernels never ask it anything.
+triton.backends.backends["cpu"] = SimpleNamespace(driver=None)
+
+import numpy as np
+import torch
+import vllm.v1.worker.gpu.buffer_utils as gpu_buffers
+from vllm import EngineArgs, SamplingParams
+from vllm.config import set_current_vllm_config
+from vllm.v1.sample.logits_processor import build_logitsprocs
+from vllm.v1.sample.sampler import Sampler as V1Sampler
+from vllm.v1.worker.cpu.buffer_utils import UvaBuffer
+from vllm.v1.worker.gpu.sample.sampler import Sampler as V2Sampler
+from vllm.v1.worker.gpu.states import RequestState
+from vllm.v1.worker.gpu_input_batch import CachedRequestState, InputBatch
+
+from support.tiny import EOS, VOCAB_SIZE, make_target
+from unlearngate.server import model as served
+from unlearngate.server import plugin
+from unlearngate.server.branches import BranchOptions
+from unlearngate.server.engine import engine_options
+from unlearngate.server.plan import TOKEN_FIELD, Plan, Term, sign
+from unlearngate.server.refusals import PROCESSOR
+
+CPU = torch.device("cpu")
+MAX_REQUESTS, MAX_LEN = 8, 64
+gpu_buffers.UvaBuffer = UvaBuffer  # as vLLM does it on a CPU (v1/worker/cpu/shm.py): there is no pinned memory
+
+
+class Assistants:
+    """Stands where the loaded model stands: gives both runners the same assistants' rows."""
+
+    def __init__(self, hidden_RSH: torch.Tensor) -> None:
+        self.hidden_RSH = hidden_RSH
+        self.head = torch.randn(hidden_RSH.shape[-1], VOCAB_SIZE)
+
+    def take_assistant_hidden(self) -> torch.Tensor:
+        return self.hidden_RSH
+
+    def assistant_logits(self, hidden_NH: torch.Tensor) -> torch.Tensor:
+        return hidden_NH @ self.head
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--requests", type=int, required=True)
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    args = parser.parse_args()
+    rng = random.Random(args.seed)
+    torch.manual_seed(args.seed)
+    config = engine_config(args.work)
+    differences, penalised = [], 0
+    for _ in range(args.requests // MAX_REQUESTS):
+        requests = [draw_request(rng) for _ in range(MAX_REQUESTS)]
+        penalised += sum(r["params"].repetition_penalty != 1 for r in requests)
+        stand_in = Assistants(torch.randn(MAX_REQUESTS, 2, 16))
+        served._loaded = weakref.ref(stand_in)
+        logits = torch.randn(MAX_REQUESTS, VOCAB_SIZE) * 3
+        v1, v2 = run_v1(config, requests, logits.clone()), run_v2(config, requests, logits.clone())
+        differences.append((v1.exp() - v2.exp()).abs().max().item())
+        assert torch.equal(torch.isneginf(v1), torch.isneginf(v2)), "the runners keep different tokens"
+        assert (v1.argmax(-1) != logits.argmax(-1)).any(), "nothing was changed at all"
+    print(json.dumps({"requests": args.requests, "penalised": penalised, "difference": max(differences)}))
+
+
+def engine_config(work: Path):
+    target = make_target(work / "target", seed=1)
+    plugin.register()
+    branches = BranchOptions("LlamaForCausalLM", 1, 2, num_branches=2)
+    options = engine_options(branches, max_rank=8, max_loaded=2, max_known=4)
+    return EngineArgs(model=str(target), max_model_len=MAX_LEN, enforce_eager=True, **options).create_engine_config()
+
+
+def draw_request(rng: random.Random) -> dict:
+    """A prompt, what was generated so far, a plan, and everything a client may use to steer."""
+    prompt, output = ([rng.randrange(2, 40) for _ in range(rng.randint(1, 8))] for _ in range(2))
+    terms = tuple(Term(branch, rng.uniform(0.1, 2), rng.choice([0.0, 1.0])) for branch in range(rng.randint(0, 2)))
+    steering = {
+        "logit_bias": {rng.randrange(2, 40): rng.uniform(-20, 20) for _ in range(4)},
+        "allowed_token_ids": rng.sample(range(2, VOCAB_SIZE), 200),
+        "frequency_penalty": rng.uniform(-2, 2),
+        "presence_penalty": rng.uniform(-2, 2),
+        "repetition_penalty": rng.uniform(0.5, 2),
+        "min_tokens": rng.randint(1, 30),
+    }
+    steering = {name: value for name, value in steering.items() if rng.random() < 0.6}
+    token = sign(Plan(1 if terms else 0, rng.choice([0.0, 0.02, 0.3]) if terms else 0.0, terms))
+    params = SamplingParams(temperature=1.0, max_tokens=40, extra_args={TOKEN_FIELD: token}, **steering)
+    params.update_from_generation_config({}, EOS)
+    return {"prompt": prompt, "output": output, "params": params}
+
+
+def run_v1(config, requests: list[dict], logits: torch.Tensor) -> torch.Tensor:
+    """(R, V) log-probabilities that the V1 runner samples from."""
+    with set_current_vllm_config(config):
+        batch = InputBatch(
+            max_num_reqs=MAX_REQUESTS,
+            max_model_len=MAX_LEN,
+            max_num_batched_tokens=MAX_LEN,
+            device=CPU,
+            vocab_size=VOCAB_SIZE,
+            block_sizes=[32],
+            max_num_blocks_per_req=[2],
+            logitsprocs=build_logitsprocs(config, CPU, False, False, [PROCESSOR]),
+        )
+    for index, request in enumerate(requests):
+        state = CachedRequestState(
+            req_id=str(index),
+            prompt_token_ids=request["prompt"],
+            mm_features=[],
+            sampling_params=request["params"],
+            generator=None,
+            block_ids=([0],),
+            num_computed_tokens=0,
+            output_token_ids=request["output"],
+        )
+        batch.add_request(state)
+    batch.refresh_metadata()
+    return V1Sampler().apply_logits_processors(logits, batch.sampling_metadata, False).log_softmax(-1)
+
+
+def run_v2(config, requests: list[dict], logits: torch.Tensor) -> torch.Tensor:
+    """(R, V) log-probabilities that the V2 runner samples from."""
+    from vllm.v1.worker.gpu.sample.logits_processor import build_custom_logits_processors
+
+    states = RequestState(MAX_REQUESTS, MAX_LEN, MAX_LEN, 0, VOCAB_SIZE, CPU)
+    custom = build_custom_logits_processors(config, states, False, [PROCESSOR])
+    sampler = V2Sampler(config, MAX_REQUESTS, VOCAB_SIZE, CPU, states, custom_logits_processors=custom)
+    for index, request in enumerate(requests):
+        tokens = request["prompt"] + request["output"]
+        states.add_request(str(index), len(request["prompt"]), tokens, len(tokens), 40)
+    states.apply_staged_writes()
+    slots = [states.req_id_to_index[str(index)] for index in range(len(requests))]
+    for slot, request in zip(slots, requests, strict=True):
+        sampler.add_request(slot, request["params"])
+    sampler.apply_staged_writes()
+    mapping = torch.tensor(slots)
+    position = torch.tensor([len(r["prompt"]) + len(r["output"]) - 1 for r in requests])
+    zeros = torch.zeros_like(mapping)
+    lengths = position.numpy() + 1
+    composed = sampler.apply_sampling_params(logits, mapping, mapping, np.array(slots), position, zeros, zeros, lengths)
+    return composed.log_softmax(-1)
+
+
+if __name__ == "__main__":
+    main()
