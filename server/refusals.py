@@ -22,6 +22,7 @@ _FORBIDDEN_VARIABLES = {
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "lets a client replace a forget set's adapter",
     "VLLM_SKIP_MODEL_NAME_VALIDATION": "serves the plain target under any model name",
     "VLLM_USE_RUST_FRONTEND": "bypasses the request validation that carries the forget sets",
+    "VLLM_DISABLE_REQUEST_ID_RANDOMIZATION": "lets one client's request take the id of another's",
     "VLLM_API_KEY": "guards vLLM's own HTTP server, not this one (check keys in the gateway)",
 }
 _SERVER = "an option of vLLM's own HTTP server, which is not running here"
@@ -37,6 +38,7 @@ _FORBIDDEN_FLAGS = {
     **dict.fromkeys(("--hf-config-path", "--load-format", "--revision", "--tokenizer"), _OTHER_MODEL),
     "--config": "a file of options would not be checked; name them here",
     "--data-parallel-": "data parallelism was never tried",
+    "--enable-log-": "its lines would show prompts, answers and the signed tokens",
     "--enable-trace-replay": "a replayed trace is text that was not composed",
     "--return-sampling-mask": "it was never tried",
 }
@@ -136,6 +138,12 @@ def _config_reasons(config: Any) -> list[str]:
         (model.runner_type != "generate", f"runner_type is {model.runner_type}: only 'generate' is composed"),
         (config.speculative_config is not None, "speculative decoding drops the logits processor on vLLM's V1 runner"),
         (parallel.pipeline_parallel_size > 1, "pipeline parallelism would split the branches from the target"),
+        (getattr(parallel, "data_parallel_size", 1) > 1, "data parallelism was never tried"),
+        (
+            getattr(parallel, "_api_process_count", 1) > 1,
+            "several API processes would each count the adapters' ids on their own",
+        ),
+        (getattr(parallel, "enable_batch_sharded_sampling", False), "batch-sharded sampling was never tried"),
         (getattr(parallel, "enable_dbo", False), "dual batch overlap does not support LoRA"),
         (config.kv_transfer_config is not None, "KV transfer would bring in another instance's assistant cache"),
         (getattr(config, "ec_transfer_config", None) is not None, "encoder cache transfer is not composed"),
@@ -145,6 +153,8 @@ def _config_reasons(config: Any) -> list[str]:
             getattr(model, "enable_return_routed_experts", False),
             "routed experts are the target's internals",
         ),
+        (getattr(model, "enable_trace_replay", False), "a replayed trace is text that was not composed"),
+        (getattr(model, "return_sampling_mask", False), "returning the sampling mask was never tried"),
         (lora is None, "LoRA is not enabled: forget sets are adapters"),
         (
             lora is not None and sorted(lora.target_modules or []) != sorted(branches.lora_target_modules()),

@@ -18,6 +18,7 @@ FORBIDDEN_VARIABLES = {
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "lets a client replace a forget set's adapter",
     "VLLM_SKIP_MODEL_NAME_VALIDATION": "serves the plain target under any model name",
     "VLLM_USE_RUST_FRONTEND": "bypasses the request validation",
+    "VLLM_DISABLE_REQUEST_ID_RANDOMIZATION": "lets one client's request take the id of another's",
     "VLLM_API_KEY": "guards vLLM's own HTTP server, not this one",
 }
 
@@ -31,9 +32,17 @@ def good_config():
             logprobs_mode="processed_logprobs",
             runner_type="generate",
             enable_return_routed_experts=False,
+            enable_trace_replay=False,
+            return_sampling_mask=False,
             logits_processors=[PROCESSOR],
         ),
-        parallel_config=SimpleNamespace(pipeline_parallel_size=1, enable_dbo=False),
+        parallel_config=SimpleNamespace(
+            pipeline_parallel_size=1,
+            data_parallel_size=1,
+            _api_process_count=1,
+            enable_batch_sharded_sampling=None,
+            enable_dbo=False,
+        ),
         lora_config=SimpleNamespace(target_modules=branches.lora_target_modules()),
         cache_config=SimpleNamespace(kv_sharing_fast_prefill=False),
         speculative_config=None,
@@ -92,6 +101,8 @@ CASES = [
     ("model_config.runner_type", "pooling", "runner_type is pooling: only 'generate' is composed"),
     ("model_config.runner_type", "draft", "runner_type is draft: only 'generate' is composed"),
     ("model_config.enable_return_routed_experts", True, "routed experts are the target's internals"),
+    ("model_config.enable_trace_replay", True, "a replayed trace is text that was not composed"),
+    ("model_config.return_sampling_mask", True, "returning the sampling mask was never tried"),
     ("model_config.logits_processors", None, f"the logits processor {PROCESSOR} is not loaded"),
     ("model_config.logits_processors", [], f"the logits processor {PROCESSOR} is not loaded"),
     ("model_config.logits_processors", ["other:Processor"], f"the logits processor {PROCESSOR} is not loaded"),
@@ -105,6 +116,13 @@ CASES = [
         2,
         "pipeline parallelism would split the branches from the target",
     ),
+    ("parallel_config.data_parallel_size", 2, "data parallelism was never tried"),
+    (
+        "parallel_config._api_process_count",
+        2,
+        "several API processes would each count the adapters' ids on their own",
+    ),
+    ("parallel_config.enable_batch_sharded_sampling", True, "batch-sharded sampling was never tried"),
     ("parallel_config.enable_dbo", True, "dual batch overlap does not support LoRA"),
     ("kv_transfer_config", SimpleNamespace(), "KV transfer would bring in another instance's assistant cache"),
     ("ec_transfer_config", SimpleNamespace(), "encoder cache transfer is not composed"),
@@ -323,7 +341,7 @@ def test_all_reasons_are_listed_together(monkeypatch):
     sentences.add("was never tried")
     message = refusal(config)
     assert [sentence for sentence in sentences if sentence not in message] == []
-    assert len(sentences) == 14 + len(FORBIDDEN_VARIABLES) + 1
+    assert len(sentences) == 19 + len(FORBIDDEN_VARIABLES) + 1
 
 
 def test_no_lora_is_one_reason_not_two():
