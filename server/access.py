@@ -60,10 +60,11 @@ class Access:
         return _caller(key, word.required)
 
     def known_callers(self) -> Iterator[Caller]:
-        """One caller for each key, and without keys the one that everybody is."""
+        """Whoever may ask: without keys anybody; with keys each of them, after nobody with the server's sets alone."""
         if self.keyring is None:
             yield Caller()
         else:
+            yield Caller(default=())
             yield from (_caller(key, ()) for key in self.keyring.keys())
 
     def warning(self) -> str | None:

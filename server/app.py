@@ -23,8 +23,11 @@ from unlearngate.errors import InvalidRequestError, UnlearngateError
 from unlearngate.server import vllm_compat
 from unlearngate.server.access import Access, AccessControl, require_metrics
 from unlearngate.server.adapters import Adapters
+from unlearngate.server.cards import model_card, model_cards, set_cards
+from unlearngate.server.choices import ForgetSetChoice, parse_choices
+from unlearngate.server.decision import Decision
 from unlearngate.server.plan import TOKEN_FIELD, sign
-from unlearngate.server.policy import MODEL_SEPARATOR, Decision, ForgetSetChoice, Policy, parse_choices
+from unlearngate.server.policy import Policy
 
 logger = logging.getLogger(__name__)
 
@@ -36,13 +39,12 @@ _NOT_COMPOSED = {
     "kv_transfer_params": "a transferred cache holds another request's assistant",
     "ec_transfer_params": "a transferred cache holds another request's assistant",
 }
-_SET_FIELDS = {"version", "kind", "tap_layer", "num_layers", "rank", "recommended", "bounds", "metrics", "created_at"}
 _CODES = {404: "not_found", 405: "method_not_allowed", 503: "unavailable"}
 
 ForgetSets = Annotated[
     list[str | ForgetSetChoice] | None,
     BeforeValidator(parse_choices),
-    Field(description="forget sets in force: absent = the deployment's default, [] = none"),
+    Field(description="forget sets in force besides required ones: absent = the default, [] = none"),
 ]
 
 REQUESTS = Counter("unlearngate_requests_total", "Requests by forget set in force ('none' if none was)", ["forget_set"])
@@ -79,7 +81,7 @@ class Gate:
         Raises: UnlearngateError if the request cannot be honoured; what vLLM raises otherwise.
         """
         _refuse_not_composed(request)
-        decision = self.policy.decide(request.model, request.forget_sets)
+        decision = self.policy.decide(request.model, request.forget_sets, raw_request.state.caller)
         binding = await self.adapters.acquire(decision.sets) if decision.sets else None
         release = partial(self.adapters.release, binding) if binding else _nothing
         try:
@@ -140,17 +142,17 @@ def build_app(gate: Gate, access: Access) -> FastAPI:
         return await gate.answer(request, raw_request, gate.state.openai_serving_completion.create_completion)
 
     @app.get("/v1/models")
-    async def models() -> dict[str, Any]:
-        return {"object": "list", "data": _model_cards(gate.policy)}
+    async def models(raw_request: Request) -> dict[str, Any]:
+        return {"object": "list", "data": model_cards(gate.policy, raw_request.state.caller)}
 
     @app.get("/v1/models/{model:path}")
-    async def model(model: str) -> dict[str, Any]:
-        gate.policy.decide(model, None)
-        return _model_card(model)
+    async def model(model: str, raw_request: Request) -> dict[str, Any]:
+        gate.policy.decide(model, None, raw_request.state.caller)
+        return model_card(model)
 
     @app.get("/v1/forget_sets")
-    async def forget_sets() -> dict[str, Any]:
-        return {"object": "list", "data": _set_cards(gate.policy)}
+    async def forget_sets(raw_request: Request) -> dict[str, Any]:
+        return {"object": "list", "data": set_cards(gate.policy, raw_request.state.caller)}
 
     @app.get("/health")
     async def health() -> Response:
@@ -190,32 +192,6 @@ def _count(decision: Decision) -> None:
 
 def _nothing() -> None:
     pass
-
-
-def _model_cards(policy: Policy) -> list[dict[str, Any]]:
-    names = [policy.served_name]
-    names += [f"{policy.served_name}{MODEL_SEPARATOR}{name}" for name in sorted(policy.registry.sets)]
-    return [_model_card(name) for name in names]
-
-
-def _model_card(name: str) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": 0, "owned_by": "unlearngate"}
-
-
-def _set_cards(policy: Policy) -> list[dict[str, Any]]:
-    return [
-        {
-            "id": forget_set.name,
-            "object": "forget_set",
-            "digest": forget_set.digest,
-            "default": forget_set.name in policy.default_sets,
-            **forget_set.manifest.model_dump(
-                mode="json",
-                include=_SET_FIELDS,
-            ),
-        }
-        for forget_set in (policy.registry.sets[name] for name in sorted(policy.registry.sets))
-    ]
 
 
 async def _on_error(_: Request, error: Exception) -> Response:

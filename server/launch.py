@@ -10,15 +10,19 @@ import signal
 import socket
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import uvicorn
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from rich.console import Console
 from rich.table import Table
 
+from unlearngate.server.access import Access
 from unlearngate.server.branches import MAX_BRANCHES
 from unlearngate.server.engine import engine_options
+from unlearngate.server.gateway import Gateway
+from unlearngate.server.keyring import Keyring
+from unlearngate.server.keys import Name
 from unlearngate.server.plugin import OWN_GROUP_VARIABLE
 from unlearngate.server.policy import Policy
 from unlearngate.server.refusals import refuse_arguments, refuse_unsupported
@@ -40,6 +44,12 @@ class ServerConfig(BaseModel):
     served_name: str | None = Field(default=None, pattern=r"^\S+$", description="model name clients use")
     max_sets_per_request: int = Field(default=2, ge=1, le=MAX_BRANCHES)
     default_sets: tuple[str, ...] = ()
+    required_sets: tuple[Name, ...] = Field(default=(), description="in force for everybody, whatever a request says")
+    keys: Path | None = Field(default=None, description="the keys file; with it every request needs an API key")
+    gateway_secret_file: Path | None = Field(
+        default=None, description="proves that a request comes through the gateway"
+    )
+    require_gateway: bool = Field(default=False, description="refuse requests that do not come through the gateway")
     max_loaded: int = Field(default=8, ge=1, description="combinations of sets that one batch may hold")
     max_known: int = Field(default=64, ge=1, description="combinations of sets kept in memory")
     assistant_layers: int | None = Field(default=None, ge=1)
@@ -47,6 +57,12 @@ class ServerConfig(BaseModel):
     enable_undial: bool = Field(default=False, description="let LoRA sit on the target itself, for sets of kind undial")
     drain_timeout_s: int = Field(default=30, ge=0, description="how long running requests may finish after SIGTERM")
     engine_arguments: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _gateway_has_a_secret(self) -> Self:
+        if self.require_gateway and self.gateway_secret_file is None:
+            raise ValueError("--require-gateway needs --gateway-secret-file, or no request could be answered")
+        return self
 
 
 def serve(config: ServerConfig) -> int:
@@ -56,6 +72,7 @@ def serve(config: ServerConfig) -> int:
     """
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ[OWN_GROUP_VARIABLE] = "1"
+    access = _access(config)
     listener = _listen(config.host, config.port)
     try:
         with tempfile.TemporaryDirectory(prefix="unlearngate-") as scratch:
@@ -72,14 +89,23 @@ def serve(config: ServerConfig) -> int:
                 served_name=target.model_id,
                 num_branches=config.max_sets_per_request,
                 default_sets=config.default_sets,
+                required_sets=config.required_sets,
             )
+            policy.refuse_impossible(access.known_callers())
             from unlearngate.server import vllm_compat  # takes seconds: everything above should fail before
 
             arguments = _engine_namespace(config, registry)
             refuse_unsupported(vllm_compat.engine_config(arguments))
-            return asyncio.run(_run(config, policy, arguments, listener))
+            return asyncio.run(_run(config, policy, access, arguments, listener))
     finally:
         listener.close()
+
+
+def _access(config: ServerConfig) -> Access:
+    gateway = None
+    if config.gateway_secret_file:
+        gateway = Gateway.from_file(config.gateway_secret_file, demanded=config.require_gateway)
+    return Access(Keyring(config.keys) if config.keys else None, gateway)
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -125,11 +151,10 @@ def _as_words(flag: str, value: Any) -> list[str]:
     return [flag, *(value if isinstance(value, list) else [str(value)])]
 
 
-async def _run(config: ServerConfig, policy: Policy, arguments: Any, listener: socket.socket) -> int:
+async def _run(config: ServerConfig, policy: Policy, access: Access, arguments: Any, listener: socket.socket) -> int:
     from starlette.datastructures import State
 
     from unlearngate.server import vllm_compat
-    from unlearngate.server.access import Access
     from unlearngate.server.adapters import Adapters
     from unlearngate.server.app import Gate, build_app
 
@@ -139,7 +164,7 @@ async def _run(config: ServerConfig, policy: Policy, arguments: Any, listener: s
         await vllm_compat.init_handlers(engine, state, arguments)
         vllm_compat.check_adapters(engine)
         adapters = Adapters(policy.registry.bindings, engine, state, capacity=config.max_known)
-        app = build_app(Gate(policy, adapters, state), Access())
+        app = build_app(Gate(policy, adapters, state), access)
         server = uvicorn.Server(uvicorn.Config(app, log_level="info", timeout_graceful_shutdown=config.drain_timeout_s))
         watch = asyncio.create_task(_stop_when_dead(engine, server))
         _announce(policy.registry, listener)

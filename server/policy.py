@@ -1,104 +1,118 @@
-"""Which forget sets are in force for a request, and how strongly.
+"""Which forget sets are in force for a request, and how strongly: the table in docs/http.md.
 
-What a request says, in order of precedence:
+Required sets are in force whatever the request says: the server's own, those of the caller's API key, those that the
+gateway adds. Besides them what the request says, in order of precedence:
     field `forget_sets`                 absent or null: the next line; []: none; names or {"name", "weight", ...}: those
     `model` written NAME:forget=A+B     those; NAME:forget= is none
-    neither                             the deployment's default sets
+    neither                             the default sets: the key's, or else the server's
 Saying it in both places is an error: two answers to one question.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from collections.abc import Iterable, Mapping, Sequence
 
 from unlearngate.artefact import ForgetSet
-from unlearngate.errors import InvalidRequestError
-from unlearngate.manifest import Bounds, Strength
-from unlearngate.server.plan import Plan, Term
+from unlearngate.errors import (
+    ForbiddenError,
+    InvalidRequestError,
+    UnavailableSetError,
+    UnknownForgetSetError,
+    UnsupportedDeploymentError,
+)
+from unlearngate.server.access import Caller
+from unlearngate.server.choices import ForgetSetChoice
+from unlearngate.server.decision import By, Decision, InForce
 from unlearngate.server.registry import Registry
+from unlearngate.server.strength import REQUIRED_CODE, refuse_weakening, strength_of
 
 MODEL_SEPARATOR = ":forget="
-_SHAPE = 'forget_sets must be a list of names or of objects {"name", "weight", "keep_ratio", "gate_nats"}'
-
-
-class ForgetSetChoice(BaseModel):
-    """One forget set, as a request names it; what is left out is the set's recommended value."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    name: str
-    weight: float | None = Field(default=None, description="times the assistant's logits are subtracted")
-    keep_ratio: float | None = Field(default=None, description="share of the best probability that a token needs")
-    gate_nats: float | None = Field(default=None, description="evidence from which the set acts; 0 = everywhere")
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """What one request gets: the sets with their strengths; those of kind `uld` are in branch order."""
-
-    in_force: tuple[tuple[ForgetSet, Strength], ...]
-
-    @property
-    def sets(self) -> list[ForgetSet]:
-        """The sets, in the order in which an adapter binds them."""
-        return [forget_set for forget_set, _ in self.in_force]
-
-    def plan(self, adapter_id: int) -> Plan:
-        """What the engine is told, once the sets are bound to branches by this adapter; 0 for none."""
-        composed = [v for forget_set, v in self.in_force if forget_set.manifest.kind == "uld"]
-        terms = tuple(Term(branch, v.weight, v.gate_nats) for branch, v in enumerate(composed))
-        # One row has one keep rule: the strictest that any of its sets asks for.
-        return Plan(adapter_id, max((v.keep_ratio for v in composed), default=0.0), terms)
-
-    def report(self) -> list[dict[str, Any]]:
-        """For the response's body: what was in force."""
-        return [
-            {
-                "name": forget_set.name,
-                "version": forget_set.manifest.version,
-                "digest": forget_set.digest,
-                **strength.model_dump(),
-            }
-            for forget_set, strength in self.in_force
-        ]
-
-    def header(self) -> str:
-        """For the response's `x-forget-sets`: `name@digest;weight=1, ...`, or `none`."""
-        return ", ".join(f"{s.reference};weight={v.weight:g}" for s, v in self.in_force) or "none"
 
 
 class Policy:
-    """Turns what a request says into a Decision, or refuses it with a reason."""
+    """Turns who asks and what a request says into a Decision, or refuses it with a reason."""
 
-    def __init__(self, registry: Registry, *, served_name: str, num_branches: int, default_sets: Sequence[str]) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        *,
+        served_name: str,
+        num_branches: int,
+        default_sets: Sequence[str] = (),
+        required_sets: Sequence[str] = (),
+    ) -> None:
         self.registry = registry
         self.served_name = served_name
         self.default_sets = tuple(default_sets)
+        self.required_sets = tuple(required_sets)
         self._num_branches = num_branches
         if MODEL_SEPARATOR in served_name:
             raise InvalidRequestError(f"a model cannot be called {served_name!r}: {MODEL_SEPARATOR!r} begins its sets")
-        self.decide(None, None)  # a default that cannot be honoured must not wait for its first request
+        _refuse_repeats("--default-set", self.default_sets)
+        _refuse_repeats("--required-set", self.required_sets)
 
-    def decide(self, model: str | None, choices: Sequence[ForgetSetChoice | str] | None) -> Decision:
+    def refuse_impossible(self, callers: Iterable[Caller]) -> None:
+        """What must be in force for these callers and cannot be must not wait for its first request.
+
+        Raises: UnsupportedDeploymentError naming the sets, and the key if it is about one.
+        """
+        for caller in callers:
+            try:
+                self.decide(None, None, caller)
+            except UnavailableSetError as error:
+                whose = "" if caller.key_id is None else f"API key {caller.key_id!r}: "
+                raise UnsupportedDeploymentError(f"refusing to start: {whose}{error.message}") from None
+
+    def decide(self, model: str | None, choices: Sequence[ForgetSetChoice | str] | None, caller: Caller) -> Decision:
         """Decide one request.
 
-        Raises: InvalidRequestError (400) or UnknownForgetSetError (404) with what was expected and got.
+        Raises: InvalidRequestError (400), UnknownForgetSetError (404), ForbiddenError (403) with what was expected and
+            got; UnavailableSetError (503) if a set that the request did not name cannot be put in force.
         """
+        asked = self._asked(model, choices)
+        required = self._required(caller)
+        if asked is None:
+            sets = {**self._held(self._defaults(caller), "default"), **required}
+            self._refuse_unfit(sets, UnavailableSetError)
+        else:
+            sets = {**required, **self._requested(asked, caller, required)}
+            self._refuse_unfit(sets, InvalidRequestError)
+        # Branch order is by name, so that {A, B} and {B, A} share one adapter.
+        return Decision(tuple(sets[name] for name in sorted(sets)))
+
+    def required_for(self, caller: Caller) -> dict[str, By]:
+        """The names that are in force for this caller whatever it asks, and who says so first."""
+        sources: list[tuple[By, tuple[str, ...]]] = [
+            ("gateway", caller.required_by_gateway),
+            ("key", caller.required_by_key),
+            ("server", self.required_sets),
+        ]
+        return {name: by for by, names in sources for name in names}
+
+    def visible(self, caller: Caller) -> list[str]:
+        """This server's sets that the caller may name and be told of: what it is allowed, and what it gets anyway."""
+        known = set(self.registry.sets)
+        if caller.allowed is not None:
+            known &= {*caller.allowed, *self.required_for(caller), *self.default_names(caller)}
+        return sorted(known)
+
+    def default_names(self, caller: Caller) -> list[str]:
+        """The names in force for this caller when its request does not say."""
+        return [_name(reference) for reference in self._defaults(caller)]
+
+    def _defaults(self, caller: Caller) -> tuple[str, ...]:
+        return self.default_sets if caller.default is None else caller.default
+
+    def _asked(
+        self, model: str | None, choices: Sequence[ForgetSetChoice | str] | None
+    ) -> list[ForgetSetChoice] | None:
         named_by_model = self._sets_in_model(model)
         if named_by_model is not None and choices is not None:
             raise InvalidRequestError(
                 f"model {model!r} and forget_sets both name forget sets; name them in one place", param="forget_sets"
             )
-        if choices is None:
-            choices = self.default_sets if named_by_model is None else named_by_model
-        chosen = [ForgetSetChoice(name=c) if isinstance(c, str) else c for c in choices]
-        self._check_count(chosen)
-        # Branch order is by name, so that {A, B} and {B, A} share one adapter.
-        return Decision(tuple(self._with_strength(c) for c in sorted(chosen, key=lambda c: c.name)))
+        asked = named_by_model if choices is None else choices
+        return None if asked is None else [ForgetSetChoice(name=c) if isinstance(c, str) else c for c in asked]
 
     def _sets_in_model(self, model: str | None) -> list[str] | None:
         if model is None or model == self.served_name:
@@ -116,82 +130,100 @@ class Policy:
             return None
         return sets.split("+") if sets else []
 
-    def _check_count(self, chosen: Sequence[ForgetSetChoice]) -> None:
-        names = [c.name for c in chosen]
-        if len(set(names)) != len(names):
-            raise InvalidRequestError(f"forget_sets names a set twice: {', '.join(names)}", param="forget_sets")
-        self._check_kinds([self.registry.get(name) for name in names])
+    def _required(self, caller: Caller) -> dict[str, InForce]:
+        required: dict[str, InForce] = {}
+        for name, by in self.required_for(caller).items():
+            required |= self._held([name], by)
+        self._refuse_unfit(required, UnavailableSetError)
+        return required
 
-    def _check_kinds(self, sets: Sequence[ForgetSet]) -> None:
-        uld = [s.name for s in sets if s.manifest.kind == "uld"]
-        undial = [s.name for s in sets if s.manifest.kind == "undial"]
+    def _held(self, references: Sequence[str], by: By) -> dict[str, InForce]:
+        """Sets that the request did not name, at their recommended strength."""
+        held = {}
+        for reference in references:
+            try:
+                forget_set = self.registry.get(reference)
+            except UnknownForgetSetError:
+                raise UnavailableSetError(
+                    f"forget set {reference!r} must be in force for this request ({by}), but it is not on this server; "
+                    "the request is refused until its operator adds it"
+                ) from None
+            held[forget_set.name] = InForce(forget_set, forget_set.manifest.recommended, by)
+        return held
+
+    def _requested(
+        self, asked: Sequence[ForgetSetChoice], caller: Caller, required: Mapping[str, InForce]
+    ) -> dict[str, InForce]:
+        if required and not asked:
+            raise ForbiddenError(
+                f"the request asks for no forget sets, but these are required for it: {', '.join(sorted(required))}; "
+                "leave forget_sets out, or name sets to add",
+                param="forget_sets",
+                code=REQUIRED_CODE,
+            )
+        _refuse_repeats("forget_sets", [choice.name for choice in asked])
+        requested = {}
+        for choice in asked:
+            forget_set = self._find(choice.name, caller)
+            strength = strength_of(forget_set, choice)
+            if required:
+                refuse_weakening(forget_set, strength, required)
+            held = required.get(forget_set.name)
+            requested[forget_set.name] = InForce(forget_set, strength, held.by if held else "request")
+        return requested
+
+    def _find(self, reference: str, caller: Caller) -> ForgetSet:
+        """The set, if the caller may name it; one that it may not name is answered as one that does not exist."""
+        if caller.allowed is None:
+            return self.registry.get(reference)
+        visible = self.visible(caller)
+        if _name(reference) in visible:
+            return self.registry.get(reference)
+        raise UnknownForgetSetError(
+            f"forget set {reference!r} is not one that this API key may name; it may name: "
+            f"{', '.join(visible) or 'none'}",
+            param="forget_sets",
+        )
+
+    def _refuse_unfit(
+        self, sets: Mapping[str, InForce], error: type[InvalidRequestError] | type[UnavailableSetError]
+    ) -> None:
+        problem = self._misfit([held.forget_set for held in sets.values()])
+        if problem:
+            required = [name for name, held in sets.items() if held.by not in ("request", "default")]
+            note = f"; required for this request: {', '.join(sorted(required))}" if required else ""
+            raise error(problem + note, param="forget_sets")
+
+    def _misfit(self, sets: Sequence[ForgetSet]) -> str | None:
+        """Why these sets cannot be in force together, or None."""
+        uld = sorted(s.name for s in sets if s.manifest.kind == "uld")
+        undial = sorted(s.name for s in sets if s.manifest.kind == "undial")
         if len(uld) > self._num_branches:
-            raise InvalidRequestError(
+            return (
                 f"at most {self._num_branches} forget sets of kind 'uld' can be in force in one request, "
                 f"got {len(uld)}: {', '.join(uld)}; start the server with --max-sets-per-request {len(uld)} to allow "
-                "it",
-                param="forget_sets",
+                "it"
             )
         if len(undial) > 1:
-            raise InvalidRequestError(
+            return (
                 "at most one forget set of kind 'undial' can be in force in one request, because each was trained as "
-                f"the only change to the target; got {len(undial)}: {', '.join(undial)}",
-                param="forget_sets",
+                f"the only change to the target; got {len(undial)}: {', '.join(undial)}"
             )
         if undial and uld and self.registry.tap_layer:
-            raise InvalidRequestError(
+            return (
                 f"forget set {undial[0]!r} of kind 'undial' changes what the assistant of {uld[0]!r} starts from, the "
                 f"target's hidden states before layer {self.registry.tap_layer}; name one of them, or use a server "
-                "whose assistants start at the embeddings",
-                param="forget_sets",
+                "whose assistants start at the embeddings"
             )
-
-    def _with_strength(self, choice: ForgetSetChoice) -> tuple[ForgetSet, Strength]:
-        forget_set = self.registry.get(choice.name)
-        manifest = forget_set.manifest
-        values: dict[str, float] = {}
-        for field in Strength.model_fields:
-            asked: float | None = getattr(choice, field)
-            bounds: Bounds = getattr(manifest.bounds, field)
-            if asked is not None and not bounds.low <= asked <= bounds.high:
-                raise InvalidRequestError(
-                    f"{field} of forget set {choice.name!r} must be between {bounds.low:g} and {bounds.high:g} "
-                    f"(its manifest's bounds), got {asked:g}",
-                    param="forget_sets",
-                )
-            values[field] = getattr(manifest.recommended, field) if asked is None else asked
-        return forget_set, Strength(**values)
-
-
-def parse_choices(value: object) -> list[ForgetSetChoice] | None:
-    """Read the request field `forget_sets`.
-
-    Raises: InvalidRequestError that says what was expected and got.
-    """
-    if value is None:
         return None
-    if not isinstance(value, list):
-        raise InvalidRequestError(f"{_SHAPE}, got {_shown(value)}", param="forget_sets")
-    return [_parse_choice(index, item) for index, item in enumerate(value)]
 
 
-def _parse_choice(index: int, item: object) -> ForgetSetChoice:
-    if isinstance(item, ForgetSetChoice):
-        return item
-    if isinstance(item, str):
-        return ForgetSetChoice(name=item)
-    if not isinstance(item, dict):
-        raise InvalidRequestError(f"{_SHAPE}, got {_shown(item)} at position {index}", param="forget_sets")
-    try:
-        return ForgetSetChoice.model_validate(item)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise InvalidRequestError(
-            f"forget_sets[{index}].{where}: {first['msg']}, got {_shown(first['input'])}", param="forget_sets"
-        ) from None
+def _name(reference: str) -> str:
+    """The name in `name` or `name@digest`."""
+    return reference.partition("@")[0]
 
 
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:80]}..."
+def _refuse_repeats(where: str, references: Sequence[str]) -> None:
+    names = [_name(reference) for reference in references]
+    if len(set(names)) != len(names):
+        raise InvalidRequestError(f"{where} names a set twice: {', '.join(references)}", param="forget_sets")

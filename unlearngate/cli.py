@@ -16,6 +16,7 @@ from unlearngate.command_errors import errors_as_sentences
 from unlearngate.errors import UnlearngateError
 from unlearngate.evaluate_cli import reproduce
 from unlearngate.evaluation_cli import app as evaluate_app
+from unlearngate.keys_cli import app as keys_app
 from unlearngate.train_cli import app as train_app
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ demo_app = typer.Typer(help="The demo: a small target that knows fictional peopl
 sets_app = typer.Typer(help="Look after forget sets on disk.")
 app.add_typer(demo_app, name="demo")
 app.add_typer(sets_app, name="sets")
+app.add_typer(keys_app, name="keys")
 app.add_typer(train_app, name="train")
 app.add_typer(evaluate_app, name="evaluate")
 app.command("calibrate")(calibrate)
@@ -110,6 +112,18 @@ def serve(
     default_set: Annotated[
         list[str] | None, typer.Option(help="in force when a request does not say; repeat for several")
     ] = None,
+    required_set: Annotated[
+        list[str] | None, typer.Option(help="in force for every request, whatever it says; repeat for several")
+    ] = None,
+    keys: Annotated[
+        Path | None, typer.Option(help="file of API keys (unlearngate keys); with it every request needs one")
+    ] = None,
+    gateway_secret_file: Annotated[
+        Path | None, typer.Option(help="secret by which a gateway may require sets and say the tenant")
+    ] = None,
+    require_gateway: Annotated[
+        bool, typer.Option("--require-gateway", help="refuse requests that do not come through the gateway")
+    ] = False,
     max_sets_per_request: Annotated[int, typer.Option(min=1, max=8, help="assistant branches of the model")] = 2,
     max_loaded: Annotated[int, typer.Option(min=1, help="combinations of sets that one batch may hold")] = 8,
     max_known: Annotated[int, typer.Option(min=1, help="combinations of sets kept in memory")] = 64,
@@ -157,6 +171,10 @@ def serve(
                 port=port,
                 served_name=name,
                 default_sets=tuple(default_set or ()),
+                required_sets=tuple(required_set or ()),
+                keys=keys,
+                gateway_secret_file=gateway_secret_file,
+                require_gateway=require_gateway,
                 max_sets_per_request=max_sets_per_request,
                 max_loaded=max_loaded,
                 max_known=max_known,

@@ -84,6 +84,7 @@ def test_a_set_in_force_changes_the_answer_and_is_reported(client, server):
         "weight": 1.5,
         "keep_ratio": 0.2,
         "gate_nats": 0.0,
+        "by": "request",
     }
 
 

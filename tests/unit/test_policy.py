@@ -6,13 +6,17 @@ import math
 import pytest
 
 from support.tiny import make_forget_set, make_target
-from unlearngate.errors import InvalidRequestError, UnknownForgetSetError
+from unlearngate.errors import InvalidRequestError, UnknownForgetSetError, UnsupportedDeploymentError
+from unlearngate.server.access import Caller
+from unlearngate.server.choices import ForgetSetChoice, parse_choices
+from unlearngate.server.decision import Decision
 from unlearngate.server.plan import Plan, Term, sign, verify
-from unlearngate.server.policy import Decision, ForgetSetChoice, Policy, parse_choices
+from unlearngate.server.policy import Policy
 from unlearngate.server.registry import Registry
 from unlearngate.target import identify_target
 
 NAME = "org/model-7b"
+ANYBODY = Caller()
 RECOMMENDED = {
     "anna": {"weight": 1.0, "keep_ratio": 0.01, "gate_nats": 0.0},
     "bert": {"weight": 0.75, "keep_ratio": 0.3, "gate_nats": 1.5},
@@ -45,7 +49,7 @@ def make_policy(registry):
 
 
 def names(decision: Decision) -> list[str]:
-    return [forget_set.name for forget_set, _ in decision.in_force]
+    return [held.forget_set.name for held in decision.in_force]
 
 
 def refusal(call, kind=InvalidRequestError):
@@ -80,7 +84,7 @@ def refusal(call, kind=InvalidRequestError):
 def test_the_request_decides_before_the_model_name_before_the_default(
     make_policy, model, forget_sets, default_sets, in_force
 ):
-    decision = make_policy(default_sets).decide(model, forget_sets)
+    decision = make_policy(default_sets).decide(model, forget_sets, ANYBODY)
     assert names(decision) == in_force
     assert [s.name for s in decision.sets] == in_force
     assert len(decision.plan(1 if in_force else 0).terms) == len(in_force)
@@ -89,13 +93,13 @@ def test_the_request_decides_before_the_model_name_before_the_default(
 @pytest.mark.parametrize("sets", ["", "anna", "anna+bert"])
 @pytest.mark.parametrize("forget_sets", [[], ["anna"], [ForgetSetChoice(name="bert")]])
 def test_naming_sets_in_two_places_is_refused_even_if_they_agree(make_policy, sets, forget_sets):
-    error = refusal(lambda: make_policy().decide(f"{NAME}:forget={sets}", forget_sets))
+    error = refusal(lambda: make_policy().decide(f"{NAME}:forget={sets}", forget_sets, ANYBODY))
     assert (error.http_status, error.param) == (400, "forget_sets")
     assert f"{NAME}:forget={sets}" in error.message and "one place" in error.message
 
 
 def test_no_sets_is_the_plain_target(make_policy):
-    decision = make_policy().decide(NAME, [])
+    decision = make_policy().decide(NAME, [], ANYBODY)
     assert decision == Decision(()) and decision.plan(0) == Plan()
     assert decision.header() == "none" and decision.report() == []
 
@@ -108,7 +112,7 @@ def test_no_sets_is_the_plain_target(make_policy):
     ["other", "", "org", f"{NAME}:forget", f"{NAME}:anna", f"{NAME} ", f"{NAME.upper()}:forget=anna", ":forget=anna"],
 )
 def test_a_model_that_is_not_served_is_refused_with_the_one_that_is(make_policy, model):
-    error = refusal(lambda: make_policy().decide(model, None))
+    error = refusal(lambda: make_policy().decide(model, None, ANYBODY))
     assert (error.http_status, error.code, error.param) == (404, "model_not_found", "model")
     assert repr(model) in error.message and f"{NAME!r}" in error.message and f"{NAME}:forget=A+B" in error.message
 
@@ -129,7 +133,7 @@ def test_a_model_that_is_not_served_is_refused_with_the_one_that_is(make_policy,
     ],
 )
 def test_a_model_name_with_a_set_that_is_not_here_is_refused(make_policy, sets, unknown):
-    error = refusal(lambda: make_policy().decide(f"{NAME}:forget={sets}", None))
+    error = refusal(lambda: make_policy().decide(f"{NAME}:forget={sets}", None, ANYBODY))
     if unknown is None:
         assert error.http_status == 400  # '' and '': named twice
         return
@@ -139,48 +143,53 @@ def test_a_model_name_with_a_set_that_is_not_here_is_refused(make_policy, sets, 
 
 def test_model_names_that_mean_the_same_decide_the_same(make_policy):
     policy = make_policy()
-    assert policy.decide(f"{NAME}:forget=bert+anna", None) == policy.decide(NAME, ["anna", "bert"])
+    assert policy.decide(f"{NAME}:forget=bert+anna", None, ANYBODY) == policy.decide(NAME, ["anna", "bert"], ANYBODY)
 
 
 # Counts and names
 
 
 def test_an_unknown_set_is_not_found_and_the_known_ones_are_named(make_policy):
-    error = refusal(lambda: make_policy().decide(NAME, ["dora"]), UnknownForgetSetError)
+    error = refusal(lambda: make_policy().decide(NAME, ["dora"], ANYBODY), UnknownForgetSetError)
     assert (error.http_status, error.code, error.param) == (404, "forget_set_not_found", "forget_sets")
     assert "'dora'" in error.message and "anna, bert, cleo" in error.message
 
 
 @pytest.mark.parametrize("choices", [["anna", "anna"], ["anna", ForgetSetChoice(name="anna", weight=2.0)]])
 def test_a_set_named_twice_is_refused(make_policy, choices):
-    error = refusal(lambda: make_policy().decide(NAME, choices))
+    error = refusal(lambda: make_policy().decide(NAME, choices, ANYBODY))
     assert error.http_status == 400 and "twice" in error.message and "anna, anna" in error.message
 
 
 def test_more_sets_than_branches_are_refused_with_what_would_allow_them(make_policy):
-    error = refusal(lambda: make_policy().decide(NAME, ["anna", "bert", "cleo"]))
+    error = refusal(lambda: make_policy().decide(NAME, ["anna", "bert", "cleo"], ANYBODY))
     assert (error.http_status, error.param) == (400, "forget_sets")
     assert "at most 2" in error.message and "got 3" in error.message
     assert "--max-sets-per-request 3" in error.message
-    assert names(make_policy(num_branches=3).decide(NAME, ["anna", "bert", "cleo"])) == ["anna", "bert", "cleo"]
+    assert names(make_policy(num_branches=3).decide(NAME, ["anna", "bert", "cleo"], ANYBODY)) == [
+        "anna",
+        "bert",
+        "cleo",
+    ]
 
 
 def test_an_unknown_set_is_reported_before_the_count(make_policy):
-    refusal(lambda: make_policy(num_branches=1).decide(NAME, ["anna", "dora"]), UnknownForgetSetError)
+    refusal(lambda: make_policy(num_branches=1).decide(NAME, ["anna", "dora"], ANYBODY), UnknownForgetSetError)
 
 
-@pytest.mark.parametrize(
-    "default_sets, kind",
-    [
-        (["dora"], UnknownForgetSetError),
-        (["anna", "dora"], UnknownForgetSetError),
-        (["anna", "anna"], InvalidRequestError),
-        (["anna", "bert", "cleo"], InvalidRequestError),
-        ([""], UnknownForgetSetError),
-    ],
-)
-def test_default_sets_that_cannot_be_honoured_fail_at_construction(make_policy, default_sets, kind):
-    refusal(lambda: make_policy(default_sets), kind)
+@pytest.mark.parametrize("option", ["default_sets", "required_sets"])
+@pytest.mark.parametrize("sets", [["dora"], ["anna", "dora"], ["anna", "bert", "cleo"], [""]])
+def test_what_cannot_be_put_in_force_is_refused_at_start_up(registry, option, sets):
+    policy = Policy(registry, served_name=NAME, num_branches=2, **{option: sets})
+    with pytest.raises(UnsupportedDeploymentError, match="refusing to start"):
+        policy.refuse_impossible([ANYBODY])
+
+
+@pytest.mark.parametrize("option", ["default_sets", "required_sets"])
+def test_a_deployments_set_named_twice_is_refused(registry, option):
+    flag = "--" + option.removesuffix("s").replace("_", "-")
+    error = refusal(lambda: Policy(registry, served_name=NAME, num_branches=2, **{option: ["anna", "anna"]}))
+    assert error.message == f"{flag} names a set twice: anna, anna"
 
 
 # Sets of kind undial
@@ -208,42 +217,42 @@ def policy_of(registry, num_branches=2):
 
 def test_an_undial_set_alone_needs_its_adapter_and_composes_nothing(mixed):
     for registry in mixed.values():
-        decision = policy_of(registry).decide(NAME, ["zora"])
+        decision = policy_of(registry).decide(NAME, ["zora"], ANYBODY)
         assert decision.plan(5) == Plan(5, 0.0, ())
-        assert decision.header() == f"{registry.get('zora').reference};weight=1"
+        assert decision.header() == f"{registry.get('zora').reference};weight=1;by=request"
 
 
 @pytest.mark.parametrize("undial", ["abel", "zora"])
 def test_an_undial_set_takes_no_branch_wherever_its_name_sorts(mixed, undial):
     keep = ForgetSetChoice(name="bert", keep_ratio=0.4, weight=0.5)
-    decision = policy_of(mixed[0]).decide(NAME, [undial, keep, "anna"])
+    decision = policy_of(mixed[0]).decide(NAME, [undial, keep, "anna"], ANYBODY)
     assert decision.plan(5) == Plan(5, 0.4, (Term(0, 1.0, 0.0), Term(1, 0.5, 0.0)))
     assert names(decision) == sorted(["anna", "bert", undial])
 
 
 def test_two_undial_sets_in_one_request_are_refused_with_the_reason(mixed):
-    error = refusal(lambda: policy_of(mixed[0]).decide(NAME, ["zora", "abel"]))
+    error = refusal(lambda: policy_of(mixed[0]).decide(NAME, ["zora", "abel"], ANYBODY))
     assert (error.http_status, error.param) == (400, "forget_sets")
-    assert "at most one forget set of kind 'undial'" in error.message and "got 2: zora, abel" in error.message
+    assert "at most one forget set of kind 'undial'" in error.message and "got 2: abel, zora" in error.message
     assert "each was trained as the only change to the target" in error.message
 
 
 def test_the_count_of_branches_is_about_uld_sets_only(mixed):
     policy = policy_of(mixed[0], num_branches=1)
-    assert names(policy.decide(NAME, ["zora", "anna"])) == ["anna", "zora"]
-    error = refusal(lambda: policy.decide(NAME, ["zora", "anna", "bert"]))
+    assert names(policy.decide(NAME, ["zora", "anna"], ANYBODY)) == ["anna", "zora"]
+    error = refusal(lambda: policy.decide(NAME, ["zora", "anna", "bert"], ANYBODY))
     assert "at most 1 forget sets of kind 'uld'" in error.message and "got 2: anna, bert" in error.message
 
 
 def test_an_undial_set_with_an_assistant_that_taps_the_target_is_refused(mixed):
-    error = refusal(lambda: policy_of(mixed[1]).decide(NAME, ["zora", "anna"]))
+    error = refusal(lambda: policy_of(mixed[1]).decide(NAME, ["zora", "anna"], ANYBODY))
     assert error.http_status == 400
     assert "'zora' of kind 'undial' changes what the assistant of 'anna' starts from" in error.message
 
 
 @pytest.mark.parametrize("changes", [{"weight": 0.5}, {"weight": 0.0}, {"keep_ratio": 0.1}, {"gate_nats": 1.0}])
 def test_an_undial_set_has_no_strength_to_override(mixed, changes):
-    error = refusal(lambda: policy_of(mixed[0]).decide(NAME, [ForgetSetChoice(name="zora", **changes)]))
+    error = refusal(lambda: policy_of(mixed[0]).decide(NAME, [ForgetSetChoice(name="zora", **changes)], ANYBODY))
     (field,) = changes
     assert f"{field} of forget set 'zora' must be between" in error.message
 
@@ -252,13 +261,13 @@ def test_an_undial_set_has_no_strength_to_override(mixed, changes):
 
 
 def test_what_is_left_out_is_the_sets_recommendation(make_policy):
-    decision = make_policy().decide(NAME, ["bert", ForgetSetChoice(name="anna", weight=2.0)])
-    strength = {forget_set.name: v.model_dump() for forget_set, v in decision.in_force}
+    decision = make_policy().decide(NAME, ["bert", ForgetSetChoice(name="anna", weight=2.0)], ANYBODY)
+    strength = {held.forget_set.name: held.strength.model_dump() for held in decision.in_force}
     assert strength == {"anna": {**RECOMMENDED["anna"], "weight": 2.0}, "bert": RECOMMENDED["bert"]}
 
 
 def test_the_plan_says_what_is_in_force(make_policy):
-    decision = make_policy().decide(NAME, [ForgetSetChoice(name="bert", gate_nats=2.0), "anna"])
+    decision = make_policy().decide(NAME, [ForgetSetChoice(name="bert", gate_nats=2.0), "anna"], ANYBODY)
     plan = decision.plan(7)
     assert plan.terms == (Term(0, 1.0, 0.0), Term(1, 0.75, 2.0))
     assert plan.keep_ratio == 0.3  # the strictest of 0.01 and 0.3
@@ -269,14 +278,14 @@ def test_the_plan_says_what_is_in_force(make_policy):
 def test_strengths_stay_with_their_set_whatever_the_order(make_policy):
     choices = [ForgetSetChoice(name="cleo", weight=2.25), ForgetSetChoice(name="anna", weight=1.25)]
     policy = make_policy()
-    one, other = policy.decide(NAME, choices), policy.decide(NAME, choices[::-1])
+    one, other = policy.decide(NAME, choices, ANYBODY), policy.decide(NAME, choices[::-1], ANYBODY)
     assert one == other
     assert [term.weight for term in one.plan(1).terms] == [1.25, 2.25]
 
 
 def test_both_orders_of_two_sets_come_in_one_branch_order(make_policy):
     policy = make_policy()
-    one, other = policy.decide(NAME, ["anna", "bert"]), policy.decide(NAME, ["bert", "anna"])
+    one, other = policy.decide(NAME, ["anna", "bert"], ANYBODY), policy.decide(NAME, ["bert", "anna"], ANYBODY)
     assert one.sets == other.sets
 
 
@@ -284,8 +293,8 @@ def test_both_orders_of_two_sets_come_in_one_branch_order(make_policy):
 @pytest.mark.parametrize("edge", ["low", "high"])
 def test_the_bounds_themselves_are_allowed(make_policy, field, edge):
     value = BOUNDS[field][edge]
-    decision = make_policy().decide(NAME, [ForgetSetChoice(name="anna", **{field: value})])
-    assert getattr(decision.in_force[0][1], field) == value
+    decision = make_policy().decide(NAME, [ForgetSetChoice(name="anna", **{field: value})], ANYBODY)
+    assert getattr(decision.in_force[0].strength, field) == value
 
 
 @pytest.mark.parametrize("field", BOUNDS)
@@ -293,7 +302,7 @@ def test_the_bounds_themselves_are_allowed(make_policy, field, edge):
 def test_a_strength_out_of_bounds_is_refused_with_the_bounds(make_policy, field, value):
     low, high = BOUNDS[field]["low"], BOUNDS[field]["high"]
     value = {"below": low - 0.001, "above": high + 0.001}.get(value, value)
-    error = refusal(lambda: make_policy().decide(NAME, [ForgetSetChoice(name="anna", **{field: value})]))
+    error = refusal(lambda: make_policy().decide(NAME, [ForgetSetChoice(name="anna", **{field: value})], ANYBODY))
     assert (error.http_status, error.param) == (400, "forget_sets")
     assert f"{field} of forget set 'anna'" in error.message
     assert f"between {low:g} and {high:g}" in error.message and f"got {value:g}" in error.message
@@ -301,19 +310,19 @@ def test_a_strength_out_of_bounds_is_refused_with_the_bounds(make_policy, field,
 
 def test_nan_from_a_json_body_is_refused(make_policy):
     choices = parse_choices(json.loads('[{"name": "anna", "weight": NaN}]'))
-    assert "got nan" in refusal(lambda: make_policy().decide(NAME, choices)).message
+    assert "got nan" in refusal(lambda: make_policy().decide(NAME, choices, ANYBODY)).message
 
 
 def test_an_integer_too_large_for_a_float_is_refused(make_policy):
     body = json.loads('[{"name": "anna", "weight": 1' + "0" * 400 + "}]")
-    refusal(lambda: make_policy().decide(NAME, parse_choices(body)))
+    refusal(lambda: make_policy().decide(NAME, parse_choices(body), ANYBODY))
 
 
 # What the response says
 
 
 def test_the_report_says_every_set_with_its_digest_and_strength(make_policy, registry):
-    report = make_policy().decide(NAME, ["bert", ForgetSetChoice(name="anna", weight=2.0)]).report()
+    report = make_policy().decide(NAME, ["bert", ForgetSetChoice(name="anna", weight=2.0)], ANYBODY).report()
     assert report == [
         {
             "name": name,
@@ -321,6 +330,7 @@ def test_the_report_says_every_set_with_its_digest_and_strength(make_policy, reg
             "digest": registry.get(name).digest,
             **RECOMMENDED[name],
             **changes,
+            "by": "request",
         }
         for name, changes in [("anna", {"weight": 2.0}), ("bert", {})]
     ]
@@ -328,9 +338,9 @@ def test_the_report_says_every_set_with_its_digest_and_strength(make_policy, reg
 
 
 def test_the_header_names_every_set_its_digest_and_weight(make_policy, registry):
-    header = make_policy().decide(NAME, ["cleo", "bert"]).header()
+    header = make_policy().decide(NAME, ["cleo", "bert"], ANYBODY).header()
     digests = {name: registry.get(name).digest[:12] for name in RECOMMENDED}
-    assert header == f"bert@{digests['bert']};weight=0.75, cleo@{digests['cleo']};weight=2"
+    assert header == f"bert@{digests['bert']};weight=0.75;by=request, cleo@{digests['cleo']};weight=2;by=request"
     assert header.isascii() and "\n" not in header
 
 
