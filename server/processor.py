@@ -55,7 +55,8 @@ class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         Raises: ValueError, which vLLM answers with HTTP 400.
         """
         verify((sampling_params.extra_args or {}).get(TOKEN_FIELD))
-        if sampling_params.prompt_logprobs is not None or getattr(sampling_params, "prompt_logprob_token_ids", None):
+        asked = (sampling_params.prompt_logprobs, getattr(sampling_params, "prompt_logprob_token_ids", None))
+        if any(value is not None for value in asked):
             raise ValueError("prompt_logprobs are the plain target's in every mode of vLLM, so they are not served")
 
     def __init__(self, vllm_config: Any, *runner: Any) -> None:

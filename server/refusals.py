@@ -150,8 +150,8 @@ def _config_reasons(config: Any) -> list[str]:
         (config.cache_config.kv_sharing_fast_prefill, "kv_sharing_fast_prefill skips layers the branches need"),
         (config.quant_config is not None, "quantised targets are not supported yet: serve the unquantised checkpoint"),
         (
-            getattr(model, "enable_return_routed_experts", False),
-            "routed experts are the target's internals",
+            getattr(getattr(config, "aux_output_config", None), "enabled", False),
+            "auxiliary outputs, such as routed experts, are the target's internals",
         ),
         (getattr(model, "enable_trace_replay", False), "a replayed trace is text that was not composed"),
         (getattr(model, "return_sampling_mask", False), "returning the sampling mask was never tried"),

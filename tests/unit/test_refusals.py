@@ -31,7 +31,6 @@ def good_config():
             hf_config=SimpleNamespace(num_hidden_layers=4, **{CONFIG_FIELD: branches.to_config()}),
             logprobs_mode="processed_logprobs",
             runner_type="generate",
-            enable_return_routed_experts=False,
             enable_trace_replay=False,
             return_sampling_mask=False,
             logits_processors=[PROCESSOR],
@@ -45,6 +44,7 @@ def good_config():
         ),
         lora_config=SimpleNamespace(target_modules=branches.lora_target_modules()),
         cache_config=SimpleNamespace(kv_sharing_fast_prefill=False),
+        aux_output_config=SimpleNamespace(enabled=False),
         speculative_config=None,
         kv_transfer_config=None,
         ec_transfer_config=None,
@@ -100,7 +100,11 @@ CASES = [
     ),
     ("model_config.runner_type", "pooling", "runner_type is pooling: only 'generate' is composed"),
     ("model_config.runner_type", "draft", "runner_type is draft: only 'generate' is composed"),
-    ("model_config.enable_return_routed_experts", True, "routed experts are the target's internals"),
+    (
+        "aux_output_config.enabled",
+        True,
+        "auxiliary outputs, such as routed experts, are the target's internals",
+    ),
     ("model_config.enable_trace_replay", True, "a replayed trace is text that was not composed"),
     ("model_config.return_sampling_mask", True, "returning the sampling mask was never tried"),
     ("model_config.logits_processors", None, f"the logits processor {PROCESSOR} is not loaded"),
@@ -263,7 +267,7 @@ def test_other_logits_processors_beside_ours_are_accepted():
 
 @pytest.mark.parametrize(
     "path",
-    ["parallel_config.enable_dbo", "ec_transfer_config", "model_config.enable_return_routed_experts"],
+    ["parallel_config.enable_dbo", "ec_transfer_config", "aux_output_config"],
 )
 def test_a_field_that_some_vllm_versions_lack_is_no_reason(path):
     config = good_config()
