@@ -52,33 +52,34 @@ class Registry:
         Raises: ArtefactError if `folder` does not exist or holds no set that can be served.
         """
         loaded = self.load_below(folder)
-        self.choose_layers(loaded, tap_layer=tap_layer, num_layers=num_layers, undial=undial)
+        self.choose_layers(loaded.values(), tap_layer=tap_layer, num_layers=num_layers, undial=undial)
         current: dict[str, ForgetSet] = {}
-        for forget_set in loaded:
+        for forget_set in loaded.values():
             try:
                 self.check(forget_set)
-                check_name(forget_set, current.get(forget_set.name, forget_set).folder)
+                if forget_set.name in current:
+                    raise same_name(forget_set, current[forget_set.name].folder)
                 current[forget_set.name] = forget_set
             except ArtefactError as error:
                 self.refuse(error)
         self.publish(current, {})
         self.check_not_empty(folder)
 
-    def load_below(self, folder: Path) -> list[ForgetSet]:
-        """Load every set below `folder`, in the order of the sub-folders' names; what cannot be loaded is refused.
+    def load_below(self, folder: Path) -> dict[Path, ForgetSet]:
+        """Load every set below `folder`, by its sub-folder and in their names' order; what cannot be loaded is refused.
 
         Raises: ArtefactError if `folder` does not exist.
         """
-        loaded = []
+        loaded = {}
         for path in set_folders(folder):
             try:
-                loaded.append(load_forget_set(path, self.target))
+                loaded[path] = load_forget_set(path, self.target)
             except ArtefactError as error:
                 self.refuse(error)
         return loaded
 
     def choose_layers(
-        self, sets: Sequence[ForgetSet], *, tap_layer: int | None, num_layers: int | None, undial: bool
+        self, sets: Collection[ForgetSet], *, tap_layer: int | None, num_layers: int | None, undial: bool
     ) -> None:
         """Choose what `check` asks of a set.
 
@@ -203,13 +204,9 @@ def set_folders(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
-def check_name(forget_set: ForgetSet, owner: Path) -> None:
-    """Refuse a set whose name another folder, `owner`, brought.
-
-    Raises: ArtefactError naming both.
-    """
-    if owner != forget_set.folder:
-        raise ArtefactError(forget_set.folder, f"is named {forget_set.name!r}, as {owner} already is")
+def same_name(forget_set: ForgetSet, owner: Path) -> ArtefactError:
+    """Why a set is refused whose name another folder, `owner`, brought before."""
+    return ArtefactError(forget_set.folder, f"is named {forget_set.name!r}, as {owner} already is")
 
 
 def _branch_layers(sets: Collection[ForgetSet], tap_layer: int | None, num_layers: int | None) -> tuple[int, int]:

@@ -5,7 +5,9 @@
         UnknownForgetSetError      404  forget_set_not_found
       AuthenticationError          401  invalid_api_key
       ForbiddenError               403  forbidden, or what exactly is not allowed
+      ConflictError                409  conflict
       BusyError                    503  busy
+      AuditUnavailableError        503  audit_unavailable
       UnavailableSetError          503  forget_set_unavailable
       ArtefactError                 -   a forget set or target folder that must not be served (raised at load)
       DataError, TrainingError, DemoError    -   assistant_training's: bad data, a failed run, a demo that falls short
@@ -72,11 +74,25 @@ class UnavailableSetError(UnlearngateError):
     code = "forget_set_unavailable"
 
 
+class ConflictError(UnlearngateError):
+    """What is asked for contradicts what is in force."""
+
+    http_status = 409
+    code = "conflict"
+
+
 class BusyError(UnlearngateError):
     """The request can be honoured, but not now."""
 
     http_status = 503
     code = "busy"
+
+
+class AuditUnavailableError(UnlearngateError):
+    """What was in force cannot be written down, so the request is not answered."""
+
+    http_status = 503
+    code = "audit_unavailable"
 
 
 class ArtefactError(UnlearngateError):

@@ -17,8 +17,8 @@ FOLDERS = {
     "unlearngate.server": ROOT / "server",
     "unlearngate.assistant_training": ROOT / "assistant_training",
 }
-SHARED = {"unlearngate.artefact", "unlearngate.errors", "unlearngate.manifest", "unlearngate.target"}
-COMMANDS = {"calibrate_cli", "cli", "evaluate_cli", "evaluation_cli", "keys_cli", "train_cli"}
+SHARED = {f"unlearngate.{name}" for name in ("artefact", "errors", "manifest", "placing", "target")}
+COMMANDS = {"audit_cli", "calibrate_cli", "cli", "evaluate_cli", "evaluation_cli", "keys_cli", "train_cli"}
 # Which of our packages each folder may import. The command line alone may import everything.
 MAY_IMPORT = {
     "unlearngate.kernels": {"unlearngate.kernels"},

@@ -1,0 +1,300 @@
+"""How forget sets come, change and go while the server runs.
+
+Two hands change what is in force: the folder of --forget-sets, which is looked at every few seconds, and the admin's
+`POST /v1/forget_sets`. The later change wins. A version is copied into the store before it is in force, so what happens
+to its folder afterwards changes nothing for a request that has it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from pathlib import Path
+
+from unlearngate.artefact import ForgetSet, load_forget_set
+from unlearngate.errors import ArtefactError, ConflictError, UnknownForgetSetError
+from unlearngate.server.registry import Registry, same_name, set_folders
+from unlearngate.server.store import Record, Seen, Store
+
+logger = logging.getLogger(__name__)
+
+Fingerprint = frozenset[tuple[str, int, int, int]]  # of each file: name, size, time of change, inode
+
+
+class Lifecycle:
+    """Every change of one server's sets, one at a time.
+
+    The methods read and write files and may run in a thread. `publish` alone changes what requests see, and belongs
+    where requests are decided: none sees half a change then.
+    """
+
+    def __init__(self, registry: Registry, folder: Path, store: Store) -> None:
+        self.registry = registry
+        self.folder = folder
+        self.store = store
+        self._record = Record()
+        self._versions: dict[str, ForgetSet] = {}  # by digest: those of the record that can be served
+        self._in_force: tuple[dict[str, ForgetSet], dict[str, list[ForgetSet]]] = {}, {}
+        self._lock = threading.Lock()
+        self._looked: dict[str, Fingerprint] = {}
+        self._handled: dict[str, Fingerprint] = {}
+
+    def start(self, *, tap_layer: int | None = None, num_layers: int | None = None, undial: bool = False) -> None:
+        """Bring back what was in force, then act upon what has changed in the folder since.
+
+        Args:
+            tap_layer: as `Registry.choose_layers` takes it.
+            num_layers: the same.
+            undial: the same.
+
+        Raises: ArtefactError if the folder is not there, the state cannot be used, or there is no set to serve.
+        """
+        self._record = self.store.read()
+        self._looked = _fingerprints(self.folder)
+        self._handled = dict(self._looked)
+        found = self.registry.load_below(self.folder)
+        kept = self._load_kept()
+        distinct = {s.digest: s for s in (*kept, *found.values())}
+        self.registry.choose_layers(distinct.values(), tap_layer=tap_layer, num_layers=num_layers, undial=undial)
+        for version in kept:
+            try:
+                self.registry.check(version)
+                self._versions[version.digest] = version
+            except ArtefactError as error:
+                self.registry.refuse(error)
+        for path, forget_set in found.items():
+            try:
+                self._take_if_new(path, forget_set)
+            except ArtefactError as error:
+                self.registry.refuse(error)
+        for gone in self._record.seen.keys() - self._handled.keys():
+            self._commit(self._record.without_seen(gone))
+        self._note_in_force()
+        self.store.sweep(self._record)
+        self.publish()
+        self.registry.check_not_empty(self.folder)
+
+    def publish(self) -> None:
+        """Let requests see what is in force by now."""
+        self.registry.publish(*self._in_force)
+
+    def look(self) -> None:
+        """Act upon what changed in the folder.
+
+        A sub-folder is acted upon once it has stayed as it is for one look, so none is read while it is being copied.
+        One that cannot be served is refused, and what it brought before stays in force. A folder of --forget-sets that
+        is not there is taken for an accident, not for the end of every set.
+        """
+        with self._lock:
+            try:
+                now = _fingerprints(self.folder)
+            except ArtefactError as error:
+                self.registry.refuse(error)
+                return
+            self.registry.refused.pop(str(self.folder), None)
+            before, self._looked = self._looked, now
+            names = sorted(now.keys() | self._handled.keys())
+            changed = [n for n in names if now.get(n) == before.get(n) and now.get(n) != self._handled.get(n)]
+            # What is new comes before what is gone: a folder that was renamed then changes nothing.
+            for name in sorted(changed, key=lambda n: n not in now):
+                self._act(name, now)
+
+    def register(self, name: str, source: Path) -> None:
+        """Take in the first version of a name.
+
+        Raises: ConflictError if another version is in force; ArtefactError if it cannot be served.
+        """
+        with self._lock:
+            forget_set = self._load(name, source)
+            in_force = self._record.current.get(name)
+            if in_force not in (None, forget_set.digest):
+                raise ConflictError(
+                    f"forget set {name!r} is there already, as {name}@{in_force[:12]}; "
+                    "the action 'replace' puts another version in its place",
+                    param="action",
+                )
+            self._take_from(source, forget_set)
+
+    def replace(self, name: str, source: Path) -> None:
+        """Put another version of a name in force; the one before is retired unless it is pinned.
+
+        Raises: UnknownForgetSetError if there is no version yet; ArtefactError if the new one cannot be served.
+        """
+        with self._lock:
+            if not self._record.digests_of(name):
+                raise _unknown(name, "the action 'register' takes in a first version")
+            self._take_from(source, self._load(name, source))
+
+    def replace_with_version(self, name: str, digest: str) -> None:
+        """Put in force a version that is there, pinned; as `replace`.
+
+        Raises: UnknownForgetSetError if it is not there, or cannot be served.
+        """
+        with self._lock:
+            self._commit(self._record.with_current(name, self._find(name, digest)))
+
+    def retire(self, name: str, digest: str | None = None) -> None:
+        """End a version, or with no digest every version of a name. Requests that have it keep it.
+
+        Raises: UnknownForgetSetError if there is none.
+        """
+        with self._lock:
+            digests = {self._find(name, digest)} if digest else self._record.digests_of(name)
+            if not digests:
+                raise _unknown(name, "there is nothing to retire")
+            self._commit(self._record.without(name, digests))
+
+    def pin(self, name: str, digest: str | None = None) -> None:
+        """Keep a version, by default the current one, for requests that name it by its digest.
+
+        Raises: UnknownForgetSetError if it is not there.
+        """
+        with self._lock:
+            pins = self._record.pinned.get(name, frozenset())
+            self._commit(self._record.with_pins(name, pins | {self._find(name, digest)}))
+
+    def unpin(self, name: str, digest: str | None = None) -> None:
+        """The opposite of `pin`: the version is retired unless it is the current one.
+
+        Raises: UnknownForgetSetError if it is not there.
+        """
+        with self._lock:
+            pins = self._record.pinned.get(name, frozenset())
+            self._commit(self._record.with_pins(name, pins - {self._find(name, digest)}))
+
+    def is_pinned(self, version: ForgetSet) -> bool:
+        """Whether the version stays when another takes its place."""
+        return version.digest in self._record.pinned.get(version.name, frozenset())
+
+    def _load_kept(self) -> list[ForgetSet]:
+        kept = []
+        for name, digest in sorted(self._record.versions()):
+            try:
+                kept.append(self.store.load(name, digest, self.registry.target))
+            except ArtefactError as error:
+                self.registry.refuse(error)
+        return kept
+
+    def _load(self, name: str, source: Path) -> ForgetSet:
+        forget_set = load_forget_set(source, self.registry.target)
+        if forget_set.name != name:
+            raise ArtefactError(source, f"holds forget set {forget_set.name!r}, not {name!r}")
+        return forget_set
+
+    def _act(self, name: str, now: dict[str, Fingerprint]) -> None:
+        path = self.folder / name
+        try:
+            if name in now:
+                self._take_if_new(path, load_forget_set(path, self.registry.target))
+                self._handled[name] = now[name]
+            else:
+                if name in self._record.seen:
+                    self._commit(self._record.without_seen(name))
+                del self._handled[name]
+            self.registry.forget_refusals(path)
+        except ArtefactError as error:
+            self._handled[name] = now[name]
+            self.registry.refuse(error)
+        except OSError as error:  # of our own disk: it is tried again at every look
+            self.registry.refuse(ArtefactError(path, f"cannot be taken into {self.store.folder} now: {error}"))
+
+    def _take_from(self, source: Path, forget_set: ForgetSet) -> None:
+        """Take a set that an admin named; below the watched folder it is that sub-folder's."""
+        if source.parent == self.folder.resolve():
+            self._take(self.folder / source.name, forget_set)
+            self._handled.setdefault(source.name, frozenset())  # from now on its end would be noticed
+        else:
+            version = self._adopt(forget_set)
+            self._commit(self._record.with_current(version.name, version.digest), version)
+
+    def _take_if_new(self, path: Path, forget_set: ForgetSet) -> None:
+        """Take what a sub-folder holds, unless it was acted upon before: what an admin did since then stays done."""
+        found = Seen(name=forget_set.name, digest=forget_set.digest)
+        in_force = self._record.current.get(forget_set.name) == forget_set.digest
+        damaged = in_force and forget_set.digest not in self._versions
+        if self._record.seen.get(path.name) != found or damaged:
+            self._take(path, forget_set)
+
+    def _take(self, path: Path, forget_set: ForgetSet) -> None:
+        """Put in force what a sub-folder of the watched folder holds."""
+        record, name = self._record, forget_set.name
+        found = Seen(name=name, digest=forget_set.digest)
+        for other in [f for f, seen in record.seen.items() if f != path.name and seen.name == name]:
+            if (self.folder / other).is_dir():
+                raise same_name(forget_set, (self.folder / other).resolve())
+            record = record.without_seen(other)
+        version = self._adopt(forget_set)
+        if record.seen.get(path.name, found).name != name:
+            record = record.without_seen(path.name)
+        self._commit(record.with_current(name, version.digest).with_seen(path.name, found), version)
+
+    def _adopt(self, forget_set: ForgetSet) -> ForgetSet:
+        self.registry.check(forget_set)
+        return self.store.put(forget_set, self.registry.target)
+
+    def _find(self, name: str, digest: str | None) -> str:
+        """The one version of a name whose digest begins so; the current one for None."""
+        digests = sorted(self._record.digests_of(name))
+        if not digests:
+            raise _unknown(name, "the action 'register' takes in a first version")
+        current = self._record.current.get(name)
+        fitting = [d for d in digests if d.startswith(digest)] if digest else [current] if current else []
+        if len(fitting) != 1:
+            raise UnknownForgetSetError(
+                f"{name}@{digest or '(current)'} is not one version that is there; there are: "
+                + ", ".join(f"{name}@{d[:12]}" for d in digests),
+                param="digest",
+            )
+        return fitting[0]
+
+    def _commit(self, record: Record, version: ForgetSet | None = None) -> None:
+        """The moment of a change: before it nothing has happened, after it everything has."""
+        self.store.write(record)
+        before, self._record = self._record, record
+        known = {**self._versions, version.digest: version} if version else self._versions
+        there = record.versions()
+        self._versions = {d: v for d, v in known.items() if (v.name, d) in there}
+        self._note_in_force()
+        for name, digest in sorted(record.current.items() - before.current.items()):
+            logger.info("forget set %s is %s@%s from now on", name, name, digest[:12])
+        for name, digest in sorted(before.versions() - there):
+            logger.info("forget set %s@%s is retired", name, digest[:12])
+
+    def _note_in_force(self) -> None:
+        versions = self._versions
+        current = {name: versions[digest] for name, digest in self._record.current.items() if digest in versions}
+        pinned = {
+            name: [versions[digest] for digest in sorted(digests) if digest in versions]
+            for name, digests in self._record.pinned.items()
+        }
+        self._in_force = current, pinned
+
+
+def _unknown(name: str, what_to_do: str) -> UnknownForgetSetError:
+    return UnknownForgetSetError(f"forget set {name!r} is not on this server; {what_to_do}", param="name")
+
+
+def _fingerprints(folder: Path) -> dict[str, Fingerprint]:
+    """What changes whenever a sub-folder's files do, by the sub-folder's name.
+
+    Raises: ArtefactError if the folder is not there.
+    """
+    return {path.name: _fingerprint(path) for path in set_folders(folder)}
+
+
+def _fingerprint(folder: Path) -> Fingerprint:
+    files = set()
+    for path in _entries(folder):
+        try:
+            stat = path.stat()
+            files.add((path.name, stat.st_size, stat.st_mtime_ns, stat.st_ino))
+        except OSError:  # gone meanwhile, or a link to nowhere
+            files.add((path.name, 0, 0, 0))
+    return frozenset(files)
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []

@@ -1,0 +1,136 @@
+"""Put copies of artefacts in their places, whole: after a crash or a power cut, what was there before or the new one.
+
+Everything is written beside its place, flushed to the disk, and then renamed, which file systems do at once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from unlearngate.artefact import ADAPTER_FILE, CONFIG_FILE, MANIFEST_FILE, ForgetSet, load_forget_set
+from unlearngate.errors import ArtefactError
+
+SCRATCH_PREFIX = ".unlearngate-"
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2  # linux/fs.h
+
+
+def place(forget_set: ForgetSet, folder: Path, *, replace: bool = False) -> None:
+    """Copy a verified artefact to `folder`.
+
+    Args:
+        forget_set: what to copy.
+        folder: where it goes.
+        replace: take the place of a folder that is there already; it is removed.
+
+    Raises: ArtefactError if the artefact changes meanwhile, or `folder` is there and is not to be replaced.
+    """
+    with copied(forget_set, folder.parent) as copy:
+        if not folder.exists():
+            copy.rename(folder)
+        elif replace:
+            _exchange(copy, folder)  # the old version is now where the copy was, and goes with it
+        else:
+            raise ArtefactError(folder, "is there already; --replace puts the new version in its place")
+        sync_folder(folder.parent)
+
+
+def remove(folder: Path) -> None:
+    """Take a folder away: at once, then its files."""
+    away = _scratch(folder.parent)
+    folder.rename(away)
+    sync_folder(folder.parent)
+    shutil.rmtree(away)
+
+
+@contextmanager
+def copied(forget_set: ForgetSet, parent: Path) -> Iterator[Path]:
+    """A verified copy on disk in a hidden folder of `parent`, to be renamed; what is still there at the end goes away.
+
+    Raises: ArtefactError if the artefact is not what it was when it was loaded.
+    """
+    scratch = _scratch(parent)
+    scratch.mkdir()
+    try:
+        if not _copy_files(forget_set, scratch):
+            raise ArtefactError(forget_set.folder, "was changed while it was copied; try again once it is complete")
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def write_whole(path: Path, content: str) -> None:
+    """Replace a small file at once."""
+    scratch = _scratch(path.parent)
+    try:
+        with scratch.open("x", encoding="utf-8") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush to the disk which names a folder holds."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _scratch(parent: Path) -> Path:
+    return parent / f"{SCRATCH_PREFIX}{secrets.token_hex(8)}"
+
+
+def _copy_files(forget_set: ForgetSet, folder: Path) -> bool:
+    """Copy an artefact's files. Returns: whether the copy is the artefact that was loaded."""
+    try:
+        for name in (MANIFEST_FILE, CONFIG_FILE, ADAPTER_FILE):
+            _copy_file(forget_set.folder / name, folder / name)
+        sync_folder(folder)
+        return load_forget_set(folder).digest == forget_set.digest
+    except ArtefactError:
+        return False
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ELOOP):  # a file is gone, or is a link now
+            return False
+        raise
+
+
+def _copy_file(source: Path, destination: Path) -> None:
+    # Not through a link that took the file's place after it was verified.
+    with open(os.open(source, os.O_RDONLY | os.O_NOFOLLOW), "rb") as read, destination.open("xb") as written:
+        shutil.copyfileobj(read, written, 1 << 20)
+        written.flush()
+        os.fsync(written.fileno())
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Swap two folders' names at once, for which Python has no function."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "renameat2"):
+        raise _cannot_exchange(other, "the C library has no renameat2")
+    if libc.renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) != 0:
+        number = ctypes.get_errno()
+        if number in (errno.EINVAL, errno.ENOSYS, errno.EXDEV):
+            raise _cannot_exchange(other, os.strerror(number))
+        raise OSError(number, os.strerror(number), str(other))
+
+
+def _cannot_exchange(folder: Path, why: str) -> ArtefactError:
+    return ArtefactError(
+        folder,
+        f"cannot be replaced at once on this file system ({why}); remove the old version first, or let a running "
+        "server replace it (POST /v1/forget_sets)",
+    )
