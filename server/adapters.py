@@ -16,6 +16,7 @@ from unlearngate.artefact import ForgetSet
 from unlearngate.errors import BusyError, UnlearngateError
 from unlearngate.server import vllm_compat
 from unlearngate.server.bindings import Binding, Bindings
+from unlearngate.server.metrics import ADAPTER_EVICTIONS, ADAPTER_LOADS
 
 
 class Adapters:
@@ -60,6 +61,7 @@ class Adapters:
         if not loaded:
             self._bindings.unbind(binding)
             raise UnlearngateError(f"the engine could not load the adapter {binding.name}")
+        ADAPTER_LOADS.inc()
         vllm_compat.bind_adapter(self._state, adapter)
 
     async def _make_room(self) -> None:
@@ -74,4 +76,5 @@ class Adapters:
         del self._in_use[oldest]
         vllm_compat.unbind_adapter(self._state, oldest.name)
         await self._engine.remove_lora(oldest.adapter_id)
+        ADAPTER_EVICTIONS.inc()
         await asyncio.to_thread(self._bindings.unbind, oldest)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing, suppress
+from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
-from prometheus_client import CONTENT_TYPE_LATEST, Counter
+from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BeforeValidator, Field
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
@@ -19,13 +21,14 @@ from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.serve.utils.api_utils import validate_json_request, with_cancellation
 from vllm.exceptions import VLLMError
 
-from unlearngate.errors import InvalidRequestError, UnlearngateError
+from unlearngate.errors import AuditUnavailableError, InvalidRequestError, UnlearngateError
 from unlearngate.server import vllm_compat
 from unlearngate.server.access import Access, AccessControl, require_metrics
+from unlearngate.server.accounting import Account, Accounting
 from unlearngate.server.adapters import Adapters
 from unlearngate.server.cards import model_card, model_cards, set_cards
 from unlearngate.server.choices import ForgetSetChoice, parse_choices
-from unlearngate.server.decision import Decision
+from unlearngate.server.metrics import REFUSALS, engine_text
 from unlearngate.server.plan import TOKEN_FIELD, sign
 from unlearngate.server.policy import Policy
 
@@ -47,9 +50,6 @@ ForgetSets = Annotated[
     Field(description="forget sets in force besides required ones: absent = the default, [] = none"),
 ]
 
-REQUESTS = Counter("unlearngate_requests_total", "Requests by forget set in force ('none' if none was)", ["forget_set"])
-REFUSALS = Counter("unlearngate_refusals_total", "Requests answered with an error, by code", ["code"])
-
 
 class ForgettingChatRequest(ChatCompletionRequest):
     """OpenAI's chat request, and `forget_sets`."""
@@ -70,9 +70,10 @@ Handler = Callable[[Any, Request], Awaitable[Any]]
 class Gate:
     """Between the routes and vLLM's handlers: decides, signs, holds the adapter, reports."""
 
-    def __init__(self, policy: Policy, adapters: Adapters, state: Any) -> None:
+    def __init__(self, policy: Policy, adapters: Adapters, accounting: Accounting, state: Any) -> None:
         self.policy = policy
         self.adapters = adapters
+        self.accounting = accounting
         self.state = state
 
     async def answer(self, request: ForgettingRequest, raw_request: Request, handle: Handler) -> Response:
@@ -80,42 +81,70 @@ class Gate:
 
         Raises: UnlearngateError if the request cannot be honoured; what vLLM raises otherwise.
         """
-        _refuse_not_composed(request)
-        decision = self.policy.decide(request.model, request.forget_sets, raw_request.state.caller)
-        binding = await self.adapters.acquire(decision.sets) if decision.sets else None
+        account = self.accounting.open(vllm_compat.response_id(request, raw_request), raw_request)
+        try:
+            _refuse_not_composed(request)
+            decision = self.policy.decide(request.model, request.forget_sets, raw_request.state.caller)
+            binding = await self.adapters.acquire(decision.sets) if decision.sets else None
+        except UnlearngateError as error:
+            account.refuse(error.http_status, error.code)
+            raise
         release = partial(self.adapters.release, binding) if binding else _nothing
         try:
+            ticket = account.admit(decision)
             request.model = binding.name if binding else self.policy.served_name
-            token = sign(decision.plan(binding.adapter_id if binding else 0))
+            token = sign(replace(decision.plan(binding.adapter_id if binding else 0), ticket=ticket))
             request.vllm_xargs = {**(request.vllm_xargs or {}), TOKEN_FIELD: token}
             answer = await handle(request, raw_request)
             headers = {FORGET_SETS_HEADER: decision.header()}
             if isinstance(answer, AsyncGenerator):
-                _count(decision)
-                response, release = _Stream(answer, headers, release), _nothing
+                response, release = _Stream(answer, headers, partial(_end_stream, account, release)), _nothing
                 return response
             body = answer.model_dump()
             if "error" in body:
-                error = body["error"]
-                return _refusal(error["code"], error["message"], error["param"])
-            _count(decision)
+                refused = body["error"]
+                account.end("error", refused["code"])
+                return _refusal(refused["code"], refused["message"], refused["param"])
+            account.end("completed", 200)
             return JSONResponse({**body, "forget_sets": decision.report()}, headers=headers)
+        except BaseException as error:
+            with suppress(AuditUnavailableError):  # it is counted, and nothing was answered
+                if isinstance(error, Exception):
+                    account.end("error", _status(error))
+                else:
+                    account.end("aborted", None)
+            raise
         finally:
             release()
 
 
 class _Stream(StreamingResponse):
-    """Server-sent events; `on_end` is called once, however the stream ends."""
+    """Server-sent events; `on_end` is told once, however the stream ends, whether all of it was sent."""
 
-    def __init__(self, events: AsyncGenerator[str, None], headers: dict[str, str], on_end: Callable[[], None]) -> None:
-        super().__init__(events, media_type="text/event-stream", headers=headers)
+    def __init__(
+        self, events: AsyncGenerator[str, None], headers: dict[str, str], on_end: Callable[[bool], None]
+    ) -> None:
+        super().__init__(self._to_the_end(events), media_type="text/event-stream", headers=headers)
+        self._complete = False
         self._on_end = on_end
+
+    async def _to_the_end(self, events: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
+        async with aclosing(events):
+            async for event in events:
+                yield event
+        self._complete = True
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._on_end()
+            self._on_end(self._complete)
+
+
+def _end_stream(account: Account, release: Callable[[], None], complete: bool) -> None:
+    release()
+    with suppress(AuditUnavailableError):  # it is counted, and the next request is refused
+        account.end("error" if account.failed else "completed" if complete else "aborted", 200)
 
 
 def build_app(gate: Gate, access: Access) -> FastAPI:
@@ -158,6 +187,7 @@ def build_app(gate: Gate, access: Access) -> FastAPI:
     async def health() -> Response:
         try:
             await gate.state.engine_client.check_health()
+            gate.accounting.check()
         except Exception as error:
             return JSONResponse({"status": "unavailable", "reason": str(error)}, status_code=503)
         warning = access.warning()
@@ -165,7 +195,8 @@ def build_app(gate: Gate, access: Access) -> FastAPI:
 
     @app.get("/metrics", dependencies=[Depends(require_metrics)])
     async def metrics() -> Response:
-        return Response(vllm_compat.prometheus_text(), media_type=CONTENT_TYPE_LATEST)
+        text = vllm_compat.prometheus_text() + engine_text(gate.accounting.meter.tally)
+        return Response(text, media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/", include_in_schema=False)
     async def root() -> Response:
@@ -185,11 +216,6 @@ def _refuse_not_composed(request: ForgettingRequest) -> None:
         raise InvalidRequestError("echo asks for logprobs of the prompt here, " + _PROMPT, param="echo")
 
 
-def _count(decision: Decision) -> None:
-    for name in [s.name for s in decision.sets] or ["none"]:
-        REQUESTS.labels(name).inc()
-
-
 def _nothing() -> None:
     pass
 
@@ -207,6 +233,10 @@ async def _on_malformed(_: Request, error: Exception) -> Response:
 async def _on_http_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     return _refusal(error.status_code, str(error.detail), None)
+
+
+def _status(error: Exception) -> int:
+    return error.http_status if isinstance(error, UnlearngateError) else vllm_compat.describe_error(error)[0]
 
 
 async def _on_engine_error(_: Request, error: Exception) -> Response:

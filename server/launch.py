@@ -9,6 +9,9 @@ import os
 import signal
 import socket
 import tempfile
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,6 +21,8 @@ from rich.console import Console
 from rich.table import Table
 
 from unlearngate.server.access import Access
+from unlearngate.server.accounting import Accounting
+from unlearngate.server.audit import Audit
 from unlearngate.server.branches import MAX_BRANCHES
 from unlearngate.server.engine import engine_options
 from unlearngate.server.gateway import Gateway
@@ -27,6 +32,8 @@ from unlearngate.server.plugin import OWN_GROUP_VARIABLE
 from unlearngate.server.policy import Policy
 from unlearngate.server.refusals import refuse_arguments, refuse_unsupported
 from unlearngate.server.registry import Registry
+from unlearngate.server.tally import Tally
+from unlearngate.server.usage import Meter
 from unlearngate.target import identify_target
 
 logger = logging.getLogger(__name__)
@@ -55,6 +62,8 @@ class ServerConfig(BaseModel):
     assistant_layers: int | None = Field(default=None, ge=1)
     assistant_tap: int | None = Field(default=None, ge=0)
     enable_undial: bool = Field(default=False, description="let LoRA sit on the target itself, for sets of kind undial")
+    audit: Path | None = Field(default=None, description="the audit log's file or folder; without it there is none")
+    audit_max_mb: int = Field(default=256, ge=1, description="size from which the audit log goes on in a new file")
     drain_timeout_s: int = Field(default=30, ge=0, description="how long running requests may finish after SIGTERM")
     engine_arguments: tuple[str, ...] = ()
 
@@ -95,8 +104,16 @@ def serve(config: ServerConfig) -> int:
             from unlearngate.server import vllm_compat  # takes seconds: everything above should fail before
 
             arguments = _engine_namespace(config, registry)
-            refuse_unsupported(vllm_compat.engine_config(arguments))
-            return asyncio.run(_run(config, policy, access, arguments, listener))
+            engine_config = vllm_compat.engine_config(arguments)
+            refuse_unsupported(engine_config)
+            tally = Tally.create(
+                Path(scratch),
+                max_num_seqs=engine_config.scheduler_config.max_num_seqs,
+                max_model_len=engine_config.model_config.max_model_len,
+            )
+            with _audit(config, target.model_id) as audit:
+                accounting = Accounting(Meter(tally), audit)
+                return asyncio.run(_run(config, policy, access, accounting, arguments, listener))
     finally:
         listener.close()
 
@@ -106,6 +123,16 @@ def _access(config: ServerConfig) -> Access:
     if config.gateway_secret_file:
         gateway = Gateway.from_file(config.gateway_secret_file, demanded=config.require_gateway)
     return Access(Keyring(config.keys) if config.keys else None, gateway)
+
+
+@contextmanager
+def _audit(config: ServerConfig, model: str) -> Iterator[Audit | None]:
+    if config.audit is None:
+        yield None
+        return
+    audit = Audit(config.audit, max_bytes=config.audit_max_mb * 2**20, model=model, unlearngate=version("unlearngate"))
+    with closing(audit):
+        yield audit
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -151,7 +178,14 @@ def _as_words(flag: str, value: Any) -> list[str]:
     return [flag, *(value if isinstance(value, list) else [str(value)])]
 
 
-async def _run(config: ServerConfig, policy: Policy, access: Access, arguments: Any, listener: socket.socket) -> int:
+async def _run(
+    config: ServerConfig,
+    policy: Policy,
+    access: Access,
+    accounting: Accounting,
+    arguments: Any,
+    listener: socket.socket,
+) -> int:
     from starlette.datastructures import State
 
     from unlearngate.server import vllm_compat
@@ -163,16 +197,19 @@ async def _run(config: ServerConfig, policy: Policy, access: Access, arguments: 
         state = State()
         await vllm_compat.init_handlers(engine, state, arguments)
         vllm_compat.check_adapters(engine)
+        vllm_compat.count_tokens(engine, accounting.meter)
         adapters = Adapters(policy.registry.bindings, engine, state, capacity=config.max_known)
-        app = build_app(Gate(policy, adapters, state), access)
+        app = build_app(Gate(policy, adapters, accounting, state), access)
         server = uvicorn.Server(uvicorn.Config(app, log_level="info", timeout_graceful_shutdown=config.drain_timeout_s))
         watch = asyncio.create_task(_stop_when_dead(engine, server))
+        syncing = asyncio.create_task(accounting.keep_synced())
         _announce(policy.registry, listener)
         # uvicorn raises the signal that stopped it again once it is done: let that pass, the engine still has to stop.
         signal.signal(signal.SIGTERM, lambda *_: None)
         signal.signal(signal.SIGINT, lambda *_: None)
         await server.serve(sockets=[listener])
         watch.cancel()
+        syncing.cancel()
         return 1 if engine.errored else 0
 
 

@@ -36,11 +36,15 @@ class Plan:
 
     adapter_id is the LoRA adapter that binds the sets to the model; 0 is the plain target. An adapter without terms is
     that of a set of kind `undial` alone: the target itself is adapted, and nothing is subtracted from it.
+    ticket is the HTTP request whose tokens are counted (usage.py), lease where the open gates of one of its sequences
+    are noted (tally.py); 0 is none.
     """
 
     adapter_id: int = 0
     keep_ratio: float = 0.0
     terms: tuple[Term, ...] = ()
+    ticket: int = 0
+    lease: int = 0
 
     def __post_init__(self) -> None:
         if self.adapter_id < 0 or (self.terms and self.adapter_id == 0):

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from unlearngate.kernels.compose import compose, runs_triton
 from unlearngate.kernels.pairs import Pairs
 from unlearngate.kernels.scratch import Scratch
 from unlearngate.server.plan import TOKEN_FIELD, Plan, verify
+from unlearngate.server.recorder import Recorder
 from unlearngate.server.vllm_compat import (
     BatchUpdate,
     LogitsContext,
@@ -34,11 +36,12 @@ logger = logging.getLogger(__name__)
 
 
 class _Batch(NamedTuple):
-    """The (row, forget set) pairs of one batch, and the branch that computed each pair's assistant. N pairs."""
+    """The (row, forget set) pairs of one batch, and the branch that computed each pair's assistant. N pairs, R rows."""
 
     slots: tuple[int, ...]
     pairs: Pairs
     branch_N: Tensor
+    leases: np.ndarray  # (R,) int64: where the rows' open gates are noted
 
 
 class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
@@ -70,6 +73,9 @@ class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         eos = vllm_config.model_config.hf_config.eos_token_id
         self._eos: int = eos[0] if isinstance(eos, list) else eos or 0
         self._plans: dict[int, Plan | None] = {}  # by batch index (V1) or slot (V2); None = refused
+        self._outputs: dict[int, list[int]] = {}  # V1's own lists of what was sampled; they grow as it samples
+        self._req_states = runner[0] if len(runner) == 1 else None
+        self._recorder = Recorder.attach(self._device)
         self._cached: _Batch | None = None
         self._scratch: Scratch | None = None
         self.bad_rows = torch.zeros((), dtype=torch.int64, device=self._device)
@@ -87,13 +93,13 @@ class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         self._cached = None
         for index in batch_update.removed:
             self._plans.pop(index, None)
-        for index, params, _, _ in batch_update.added:
-            self._plans[index] = _plan_of(params)
+            self._outputs.pop(index, None)
+        for index, params, _, output in batch_update.added:
+            self._plans[index], self._outputs[index] = _plan_of(params), output
         for source, destination, direction in batch_update.moved:
-            moved = self._plans.pop(source, None)
-            if direction is MoveDirectionality.SWAP:
-                self._plans[source] = self._plans.pop(destination, None)
-            self._plans[destination] = moved
+            swap = direction is MoveDirectionality.SWAP
+            _move(self._plans, source, destination, swap=swap)
+            _move(self._outputs, source, destination, swap=swap)
 
     # vLLM's V2 interface
 
@@ -113,7 +119,12 @@ class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
             raise RuntimeError(f"{logits.shape[0]} logits rows for {len(slots)} requests: speculative decoding is on")
         batch = self._batch(tuple(slots), logits.shape[1])
         if batch.branch_N.numel():
-            self._compose(logits, batch)
+            started = self._recorder.start() if self._recorder else None
+            open_N = self._compose(logits, batch)
+            if self._recorder:
+                open_R = torch.zeros(len(slots), dtype=torch.int64, device=logits.device)
+                open_R.index_add_(0, batch.pairs.row_N, open_N.long() << batch.branch_N)
+                self._recorder.record(started, batch.leases, self._positions(slots, ctx), open_R, self.bad_rows)
         # A row that nobody announced is as untrusted as one with a bad token.
         for row, slot in enumerate(slots):
             if self._plans.get(slot) is None:
@@ -128,7 +139,20 @@ class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
             self._cached = _build_batch(slots, plans, vocab_size, self._device)
         return self._cached
 
-    def _compose(self, logits: Tensor, batch: _Batch) -> None:
+    def _positions(self, slots: Sequence[int], ctx: LogitsContext | None) -> np.ndarray:
+        """(R,) int64: how many tokens each row's sequence has, or below 0 while its prompt is not complete.
+
+        V1 also asks for a token after a part of a prompt, and discards it: the row is then noted again.
+        """
+        if ctx is None:
+            return np.array([len(self._outputs.get(slot) or ()) for slot in slots], dtype=np.int64)
+        assert self._req_states is not None
+        visible, index = ctx.seq_lens_upper_bound_np.astype(np.int64), np.array(slots)
+        complete = visible >= self._req_states.prefill_len.np[index]
+        return np.where(complete, visible - self._req_states.prompt_len.np[index], -1)
+
+    def _compose(self, logits: Tensor, batch: _Batch) -> Tensor:
+        """Compose in place; returns (N,) bool, which pairs were open."""
         from unlearngate.server.model import loaded_model
 
         model = loaded_model()
@@ -139,6 +163,7 @@ class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         assistant_NV = model.assistant_logits(hidden_NH)
         result = compose(logits, assistant_NV, batch.pairs, scratch=self._scratch_for(batch.pairs))
         self._end_bad_rows(logits, batch.pairs.row_N, result.bad_N)
+        return result.open_N
 
     def _scratch_for(self, pairs: Pairs) -> Scratch | None:
         """The kernels' memory, grown when a batch has more pairs than any before."""
@@ -164,6 +189,13 @@ def _plan_of(params: SamplingParams) -> Plan | None:
         return None
 
 
+def _move(of_index: dict[int, Any], source: int, destination: int, *, swap: bool) -> None:
+    moved = of_index.pop(source, None)
+    if swap:
+        of_index[source] = of_index.pop(destination, None)
+    of_index[destination] = moved
+
+
 def _build_batch(slots: tuple[int, ...], plans: list[Plan], vocab_size: int, device: torch.device) -> _Batch:
     terms = [(row, term) for row, plan in enumerate(plans) for term in plan.terms]
     pairs = Pairs.build(
@@ -175,4 +207,4 @@ def _build_batch(slots: tuple[int, ...], plans: list[Plan], vocab_size: int, dev
         device=device,
     )
     branch_N = torch.tensor([term.branch for _, term in terms], dtype=torch.int64, device=device)
-    return _Batch(slots, pairs, branch_N)
+    return _Batch(slots, pairs, branch_N, np.array([plan.lease for plan in plans], dtype=np.int64))

@@ -6,7 +6,8 @@ Tried: 0.32 (CPU build, V1 runner). The V2 interface exists from 0.32 on.
 from __future__ import annotations
 
 from argparse import Namespace
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, aclosing
+from copy import copy
 from functools import cache
 from typing import Any
 
@@ -17,7 +18,8 @@ from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsContext
 from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor as V2LogitsProcessor
 
 from unlearngate.errors import UnsupportedDeploymentError
-from unlearngate.server.plan import TOKEN_FIELD, verify
+from unlearngate.server.plan import TOKEN_FIELD, sign, verify
+from unlearngate.server.usage import Meter
 
 __all__ = [
     "BatchUpdate",
@@ -28,6 +30,7 @@ __all__ = [
     "V2LogitsProcessor",
     "bind_adapter",
     "check_adapters",
+    "count_tokens",
     "describe_error",
     "engine_client",
     "engine_config",
@@ -35,6 +38,7 @@ __all__ = [
     "parse_engine_arguments",
     "penalise_after_composing",
     "prometheus_text",
+    "response_id",
     "skip_plain_rows_in_cpu_lora",
     "unbind_adapter",
 ]
@@ -96,7 +100,7 @@ def bind_adapter(state: Any, adapter: LoRARequest) -> None:
 
 
 def prometheus_text() -> bytes:
-    """This process's metrics, vLLM's and ours, in Prometheus' text format."""
+    """The metrics that this process counts, vLLM's and ours, in Prometheus' text format."""
     from prometheus_client import generate_latest
     from vllm.v1.metrics.prometheus import get_prometheus_registry
 
@@ -118,6 +122,45 @@ def check_adapters(engine: Any) -> None:
         return generate(prompt, sampling_params, *args, lora_request=lora_request, **kwargs)
 
     engine.generate = checked
+
+
+def response_id(request: Any, raw_request: Any) -> str:
+    """The id that vLLM's handlers will give the response: the client's x-request-id if there is one, with a prefix."""
+    prefix = "chatcmpl-" if hasattr(request, "messages") else "cmpl-"
+    return prefix + raw_request.headers.get("x-request-id", request.request_id)
+
+
+def count_tokens(engine: Any, meter: Meter) -> None:
+    """Have the meter told of every sequence that this client of the engine begins, and of the tokens that it gets."""
+    from vllm.sampling_params import RequestOutputKind
+
+    generate, add_request = engine.generate, engine.engine_core.add_request_async
+
+    async def counted(prompt: Any, sampling_params: Any, request_id: str, *args: Any, **kwargs: Any) -> Any:
+        usage = meter.usage(verify((sampling_params.extra_args or {}).get(TOKEN_FIELD)).ticket)
+        cumulative = sampling_params.output_kind is not RequestOutputKind.DELTA
+        try:
+            async with aclosing(generate(prompt, sampling_params, request_id, *args, **kwargs)) as outputs:
+                async for output in outputs:
+                    usage.add_output(request_id, len(output.prompt_token_ids or ()))
+                    for choice in output.outputs:
+                        usage.failed |= choice.finish_reason == "error"
+                        usage.add_tokens(request_id, choice.index, len(choice.token_ids), cumulative=cumulative)
+                    yield output
+        except Exception:
+            usage.failed = True
+            raise
+
+    async def begun(request: Any) -> None:
+        # One call per choice, in the order of their indices; the choices share one object of parameters.
+        params = copy(request.sampling_params)
+        plan = meter.begin_sequence(verify(params.extra_args[TOKEN_FIELD]), request.external_req_id)
+        params.extra_args = {**params.extra_args, TOKEN_FIELD: sign(plan)}
+        request.sampling_params = params
+        await add_request(request)
+
+    engine.generate = counted
+    engine.engine_core.add_request_async = begun
 
 
 @cache

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from unlearngate.audit_cli import app as audit_app
 from unlearngate.calibrate_cli import calibrate
 from unlearngate.command_errors import errors_as_sentences
 from unlearngate.errors import UnlearngateError
@@ -35,6 +36,7 @@ app.add_typer(sets_app, name="sets")
 app.add_typer(keys_app, name="keys")
 app.add_typer(train_app, name="train")
 app.add_typer(evaluate_app, name="evaluate")
+app.add_typer(audit_app, name="audit")
 app.command("calibrate")(calibrate)
 app.command("reproduce")(reproduce)
 
@@ -138,6 +140,8 @@ def serve(
         bool,
         typer.Option("--enable-undial", help="also serve sets of kind undial, which put LoRA on the target itself"),
     ] = False,
+    audit: Annotated[Path | None, typer.Option(help="write an audit log to this file or folder")] = None,
+    audit_max_mb: Annotated[int, typer.Option(min=1, help="size from which the audit log goes on in a new file")] = 256,
     drain_timeout_s: Annotated[int, typer.Option(min=0, help="how long running requests may finish on SIGTERM")] = 30,
     engine_args: Annotated[
         str, typer.Option(help='vLLM options in one string, e.g. "--max-model-len 4096 --tensor-parallel-size 2"')
@@ -181,6 +185,8 @@ def serve(
                 assistant_layers=assistant_layers,
                 assistant_tap=assistant_tap,
                 enable_undial=enable_undial,
+                audit=audit,
+                audit_max_mb=audit_max_mb,
                 drain_timeout_s=drain_timeout_s,
                 engine_arguments=tuple(shlex.split(engine_args)),
             )

@@ -1,0 +1,67 @@
+"""Prometheus metrics of our own; vLLM's stand beside them in GET /metrics.
+
+Labels are bounded: sets are those of the registry, codes and endings those of docs/http.md. What the engine's process
+counts comes through the tally's shared memory, so it is collected in the HTTP process alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Counter, generate_latest
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
+
+if TYPE_CHECKING:
+    from unlearngate.artefact import ForgetSet
+    from unlearngate.server.tally import Tally
+
+REQUESTS = Counter("unlearngate_requests_total", "Requests by forget set in force ('none' if none was)", ["forget_set"])
+ENDINGS = Counter("unlearngate_endings_total", "How admitted requests ended", ["finish"])
+TOKENS = Counter("unlearngate_tokens_total", "Completion tokens by forget set in force", ["forget_set"])
+GATE_TOKENS = Counter(
+    "unlearngate_gate_tokens_total",
+    "Completion tokens by forget set and its gate: open, closed or unknown (not counted in time)",
+    ["forget_set", "gate"],
+)
+REFUSALS = Counter("unlearngate_refusals_total", "Requests answered with an error, by code", ["code"])
+ADAPTER_LOADS = Counter("unlearngate_adapter_loads_total", "Combinations of forget sets loaded into the engine")
+ADAPTER_EVICTIONS = Counter("unlearngate_adapter_evictions_total", "Combinations removed to make room for others")
+AUDIT_LINES = Counter("unlearngate_audit_lines_total", "Lines written to the audit log")
+AUDIT_FAILURES = Counter("unlearngate_audit_failures_total", "Lines that could not be written to the audit log")
+
+
+def count_request(sets: Sequence[ForgetSet], finish: str, num_tokens: int, open_tokens: dict[str, int | None]) -> None:
+    """An admitted request has ended; `open_tokens` has the sets with a gate, None where it is not known."""
+    ENDINGS.labels(finish).inc()
+    for name in [s.name for s in sets] or ["none"]:
+        REQUESTS.labels(name).inc()
+        TOKENS.labels(name).inc(num_tokens)
+    for name, num_open in open_tokens.items():
+        if num_open is None:
+            GATE_TOKENS.labels(name, "unknown").inc(num_tokens)
+        else:
+            GATE_TOKENS.labels(name, "open").inc(num_open)
+            GATE_TOKENS.labels(name, "closed").inc(num_tokens - num_open)
+
+
+class _EngineCollector(Collector):
+    def __init__(self, tally: Tally) -> None:
+        self._tally = tally
+
+    def collect(self) -> Iterable[CounterMetricFamily]:
+        totals = self._tally.totals()
+        for name, what, value in (
+            ("unlearngate_compose_steps", "Engine steps that composed at least one row", totals.steps),
+            ("unlearngate_compose_seconds", "Time that composing took in these steps", totals.compose_ns / 1e9),
+            ("unlearngate_bad_rows", "Rows that held NaN or infinity: their requests were ended", totals.bad_rows),
+        ):
+            yield CounterMetricFamily(name, what, value=value)
+
+
+def engine_text(tally: Tally) -> bytes:
+    """What the engine's process counted, in Prometheus' text format."""
+    registry = CollectorRegistry()
+    registry.register(_EngineCollector(tally))
+    return generate_latest(registry)

@@ -1,0 +1,86 @@
+"""What an engine process tells the server about each composed step: open gates, time, rows that were not finite.
+
+On a CPU it is written at once. On a GPU nothing waits for the device: a few bytes are copied to the host behind the
+step's kernels, and a thread writes them down once they have arrived. They arrive before the step's sampled tokens,
+whose copy is behind theirs, but may be written down after another process has those: see docs/audit.md.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unlearngate.server.tally import Tally
+
+
+class _Step(NamedTuple):
+    leases: np.ndarray
+    positions: np.ndarray
+    numbers: Tensor  # (R + 1,) int64 on the host: the rows' open branches, then all bad rows so far
+    started: Any
+    ended: Any
+
+
+class Recorder:
+    """Writes the tally."""
+
+    def __init__(self, tally: Tally, device: torch.device) -> None:
+        self._tally = tally
+        self._steps: queue.SimpleQueue[_Step] | None = None
+        if device.type == "cuda":
+            self._steps = queue.SimpleQueue()
+            threading.Thread(target=self._write_steps, args=(self._steps,), name="tally", daemon=True).start()
+
+    @classmethod
+    def attach(cls, device: torch.device) -> Recorder | None:
+        """None where no server reads it, and in all ranks but the first: they compose the same rows."""
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        if distributed and torch.distributed.get_rank() != 0:
+            return None
+        tally = Tally.attach()
+        return cls(tally, device) if tally else None
+
+    def start(self) -> Any:
+        """A mark in time, on the device's clock."""
+        return time.perf_counter_ns() if self._steps is None else _recorded_event()
+
+    def record(self, started: Any, leases: np.ndarray, positions: np.ndarray, open_R: Tensor, bad_rows: Tensor) -> None:
+        """A step has been composed since `started`.
+
+        Args:
+            started: from `start`.
+            leases: (R,) int64, the rows' leases; 0 for none.
+            positions: (R,) int64, the output position that each row samples; below 0 if vLLM discards the row.
+            open_R: (R,) int64, the rows' open branches, one bit each.
+            bad_rows: () int64, rows so far that were not finite.
+        """
+        numbers = torch.cat([open_R, bad_rows.view(1)])
+        if self._steps is None:
+            self._write(leases, positions, numbers.numpy(), time.perf_counter_ns() - started)
+            return
+        on_host = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
+        on_host.copy_(numbers, non_blocking=True)
+        self._steps.put(_Step(leases, positions, on_host, started, _recorded_event()))
+
+    def _write(self, leases: np.ndarray, positions: np.ndarray, numbers: np.ndarray, compose_ns: int) -> None:
+        self._tally.write(leases, positions, numbers[:-1])
+        self._tally.add_step(compose_ns, int(numbers[-1]))
+
+    def _write_steps(self, steps: queue.SimpleQueue[_Step]) -> None:
+        while True:
+            step = steps.get()
+            step.ended.synchronize()
+            compose_ns = int(step.started.elapsed_time(step.ended) * 1e6)
+            self._write(step.leases, step.positions, step.numbers.numpy(), compose_ns)
+
+
+def _recorded_event() -> Any:
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event

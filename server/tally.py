@@ -1,0 +1,127 @@
+"""Which gates were open at which token: memory that the engine writes and the HTTP process reads.
+
+    header   int64   what `Totals` says
+    cells    uint16  (slots, width): at a slot and an output position, the lease's tag << 8 | one bit per open branch
+
+A sequence that the engine runs leases a slot; its signed plan carries the lease. A cell is written before its token is
+sampled, and written again if the row is computed again, so rows that vLLM discards never count: the reader takes the
+positions of the tokens that it received. A cell with another tag than the lease's was not written for this sequence.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from unlearngate.errors import UnlearngateError
+from unlearngate.server.branches import MAX_BRANCHES
+
+TALLY_VARIABLE = "UNLEARNGATE_TALLY"
+_HEADER_BYTES = 64
+_BUDGET_BYTES = 64 * 2**20
+_MOST_SLOTS = 4096
+_TAGS = 255  # 1 to 255: 0 is a cell that was never written
+
+
+class Totals(NamedTuple):
+    """Since the start: rows that were not finite, steps that composed, and the nanoseconds that composing took."""
+
+    bad_rows: int
+    steps: int
+    compose_ns: int
+
+
+class Tally:
+    """A file that both processes map. Only the creator leases, only one engine process writes."""
+
+    def __init__(self, path: Path, num_slots: int, width: int) -> None:
+        self.path, self.num_slots, self.width = path, num_slots, width
+        self._header = np.memmap(path, np.int64, "r+", 0, (_HEADER_BYTES // 8,))
+        self._cells = np.memmap(path, np.uint16, "r+", _HEADER_BYTES, (num_slots, width))
+        self._free: deque[int] = deque(range(num_slots))  # first in, first out: a slot rests as long as possible
+        self._tags = [0] * num_slots
+
+    @classmethod
+    def create(cls, folder: Path, *, max_num_seqs: int, max_model_len: int) -> Tally:
+        """Make the file, and name it in the environment for the engine's processes to inherit.
+
+        Args:
+            folder: where the file goes.
+            max_num_seqs: sequences that run at once; those that wait lease slots too, as far as 64 MiB go.
+            max_model_len: tokens that a sequence may have.
+
+        Raises: UnlearngateError if the space cannot be had: writing to a hole of a full disk would end the engine.
+        """
+        fitting = _BUDGET_BYTES // (2 * max_model_len)
+        num_slots = max(max_num_seqs, min(fitting, _MOST_SLOTS))
+        path, size_bytes = folder / "tally", _HEADER_BYTES + 2 * num_slots * max_model_len
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with path.open("wb") as file:
+                os.posix_fallocate(file.fileno(), 0, size_bytes)
+        except OSError as error:
+            raise UnlearngateError(
+                f"{path}: cannot get the {size_bytes} bytes that count open gates ({error.strerror}); "
+                "make room there, or set TMPDIR to a folder with room"
+            ) from error
+        os.environ[TALLY_VARIABLE] = f"{num_slots}:{max_model_len}:{path}"
+        return cls(path, num_slots, max_model_len)
+
+    @classmethod
+    def attach(cls) -> Tally | None:
+        """The tally of the server that started this process; None in an engine that no server started."""
+        named = os.environ.get(TALLY_VARIABLE)
+        if not named:
+            return None
+        num_slots, width, path = named.split(":", 2)
+        return cls(Path(path), int(num_slots), int(width))
+
+    def lease(self) -> int:
+        """A slot and its next tag as one number above 0, or 0 if all slots are taken."""
+        if not self._free:
+            return 0
+        slot = self._free.popleft()
+        if self._tags[slot] == _TAGS:
+            self._cells[slot] = 0
+            self._tags[slot] = 0
+        self._tags[slot] += 1
+        return slot << 8 | self._tags[slot]
+
+    def release(self, lease: int) -> None:
+        """The sequence has ended; what it still writes has a tag that is no longer read."""
+        if lease:
+            self._free.append(lease >> 8)
+
+    def write(self, leases: np.ndarray, positions: np.ndarray, open_branches: np.ndarray) -> None:
+        """Say which branches' gates are open at these output positions; without a lease or a position a row is skipped.
+
+        Args:
+            leases: (R,) int64, 0 for a sequence without one.
+            positions: (R,) int64, below 0 for a row whose token vLLM discards.
+            open_branches: (R,) one bit per branch.
+        """
+        slots = leases >> 8
+        known = (leases > 0) & (slots < self.num_slots) & (positions >= 0) & (positions < self.width)
+        cells = (leases & 255) << 8 | open_branches
+        self._cells[slots[known], positions[known]] = cells[known].astype(np.uint16)
+
+    def open_tokens(self, lease: int, num_tokens: int) -> list[int] | None:
+        """By branch, at how many of a sequence's first tokens its gate was open; None if one of them is not known."""
+        if not lease or num_tokens > self.width:
+            return None
+        cells = self._cells[lease >> 8, :num_tokens]
+        if not np.all(cells >> 8 == lease & 255):
+            return None
+        return [int(np.count_nonzero(cells & (1 << branch))) for branch in range(MAX_BRANCHES)]
+
+    def add_step(self, compose_ns: int, bad_rows: int) -> None:
+        """Count a step that composed: its time, and all rows that were not finite so far."""
+        self._header[:] = [bad_rows, self._header[1] + 1, self._header[2] + compose_ns, *[0] * (len(self._header) - 3)]
+
+    def totals(self) -> Totals:
+        """What the engine did so far."""
+        return Totals(*map(int, self._header[:3]))
