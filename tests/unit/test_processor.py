@@ -2,6 +2,7 @@
 
 import random
 import weakref
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +12,7 @@ from vllm import EngineArgs, SamplingParams
 from vllm.config import set_current_vllm_config
 from vllm.v1.sample.logits_processor import LogitsProcessors
 from vllm.v1.sample.logits_processor.interface import LogitsProcessor as V1LogitsProcessor
+from vllm.v1.sample.logits_processor.interface import MoveDirectionality
 from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsContext
 from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor as V2LogitsProcessor
 from vllm.v1.worker.gpu.sample.logits_processor.loader import _load_v2_logitsprocs_by_fqcns
@@ -26,6 +28,7 @@ from unlearngate.server.engine import engine_options
 from unlearngate.server.plan import TOKEN_FIELD, Plan, Term, sign
 from unlearngate.server.processor import ComposeLogitsProcessor
 from unlearngate.server.refusals import PROCESSOR
+from unlearngate.server.tally import TALLY_VARIABLE, Tally
 from unlearngate.target import identify_target
 
 MAX_REQUESTS = 8
@@ -252,3 +255,86 @@ def test_admission_refuses_what_would_show_the_plain_target(vllm_config, changes
     fields = {"extra_args": {TOKEN_FIELD: sign(Plan())}, **changes}
     with pytest.raises(ValueError, match=sentence):
         ComposeLogitsProcessor.validate_params(SamplingParams(**fields))
+
+
+@pytest.fixture
+def tally(tmp_path, monkeypatch):
+    monkeypatch.setenv(TALLY_VARIABLE, "")  # put back what create() sets
+    return Tally.create(tmp_path, max_num_seqs=MAX_REQUESTS, max_model_len=64)
+
+
+def open_branches(plan: Plan, assistants: Assistants, row: int) -> list[bool]:
+    """By branch, through the reference."""
+    is_open = [False] * 8
+    if plan.terms:
+        pairs = Pairs.build(
+            [0] * len(plan.terms),
+            [t.weight for t in plan.terms],
+            [t.gate_nats for t in plan.terms],
+            [plan.keep_ratio],
+            vocab_size=VOCAB_SIZE,
+        )
+        hidden_NH = assistants.hidden_RSH[row, [t.branch for t in plan.terms]]
+        result = compose_reference(torch.zeros(1, VOCAB_SIZE), assistants.assistant_logits(hidden_NH), pairs)
+        for term, opened in zip(plan.terms, result.open_N.tolist(), strict=True):
+            is_open[term.branch] = opened
+    return is_open
+
+
+def leased(plan: Plan, tally: Tally) -> Plan:
+    return replace(plan, lease=tally.lease() if plan.terms else 0)
+
+
+def test_v1_notes_open_gates_by_output_position_through_moves_and_rows_that_vllm_discards(
+    vllm_config, assistants, tally, seed
+):
+    rng = random.Random(seed)
+    processor = ComposeLogitsProcessor(vllm_config, CPU, False)
+    plans = [leased(random_plan(rng), tally) for _ in range(MAX_REQUESTS)]
+    outputs: list[list[int]] = [[] for _ in plans]
+    order = list(range(MAX_REQUESTS))  # batch index -> request
+    added = [(i, params(plan), [2], outputs[i]) for i, plan in enumerate(plans)]
+    processor.update_state(SimpleNamespace(removed=[], added=added, moved=[]))
+    expected_open = [[0] * 8 for _ in plans]
+    for _ in range(12):
+        a, b = rng.sample(range(MAX_REQUESTS), 2)
+        order[a], order[b] = order[b], order[a]
+        processor.update_state(SimpleNamespace(removed=[], added=[], moved=[(a, b, MoveDirectionality.SWAP)]))
+        assistants.hidden_RSH = torch.randn(MAX_REQUESTS, 2, 16) * rng.choice([0.1, 1.0])
+        processor.apply(torch.randn(MAX_REQUESTS, VOCAB_SIZE))
+        for row, request in enumerate(order):
+            if rng.random() < 0.8:  # else its prompt is not complete, or it was preempted
+                outputs[request].append(-1)
+                opened = open_branches(plans[request], assistants, row)
+                expected_open[request] = [n + o for n, o in zip(expected_open[request], opened, strict=True)]
+    for plan, output, counts in zip(plans, outputs, expected_open, strict=True):
+        if plan.terms:
+            assert tally.open_tokens(plan.lease, len(output)) == counts, f"seed {seed}"
+    assert tally.totals().steps == 12
+    assert tally.totals().compose_ns > 0
+
+
+def test_v2_notes_open_gates_by_output_position(vllm_config, assistants, tally, seed):
+    rng = random.Random(seed)
+    lengths = SimpleNamespace(np=np.full(MAX_REQUESTS, 5))
+    states = SimpleNamespace(device=CPU, prompt_len=lengths, prefill_len=SimpleNamespace(np=np.full(MAX_REQUESTS, 7)))
+    processor = ComposeLogitsProcessor(vllm_config, states)  # resumed: two tokens were there before
+    plan = leased(Plan(1, 0.0, (Term(0, 1.0, 0.0), Term(1, 1.0, 1e9))), tally)
+    slot = rng.randrange(MAX_REQUESTS)
+    processor.add_request(slot, params(plan))
+    assistants.num_rows = 1
+    for visible in (4, 6, 7, 8, 9):  # two parts of the prompt, then three tokens
+        context = replace(_context([slot]), seq_lens_upper_bound_np=np.array([visible]))
+        processor.apply(torch.randn(1, VOCAB_SIZE), context)
+    cells = np.array(tally._cells[plan.lease >> 8, :6])
+    assert cells.tolist() == [0, 0, *[(plan.lease & 255) << 8 | 1] * 3, 0]
+
+
+def test_bad_rows_are_told(vllm_config, assistants, tally):
+    processor = ComposeLogitsProcessor(vllm_config, CPU, False)
+    plan = leased(Plan(1, 0.0, (Term(0, 1.0, 0.0),)), tally)
+    processor.update_state(SimpleNamespace(removed=[], added=[(0, params(plan), [2], [])], moved=[]))
+    assistants.num_rows = 1
+    processor.apply(torch.full((1, VOCAB_SIZE), torch.nan))
+    assert tally.totals().bad_rows == 1
+    assert tally.open_tokens(plan.lease, 1) == [0] * 8

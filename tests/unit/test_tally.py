@@ -1,0 +1,79 @@
+"""Open gates through shared memory: leases, tags, and counts against a dictionary that remembers everything."""
+
+import random
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from unlearngate.errors import UnlearngateError
+from unlearngate.server.tally import TALLY_VARIABLE, Tally, Totals
+
+
+@pytest.fixture
+def tally(tmp_path, monkeypatch):
+    monkeypatch.setenv(TALLY_VARIABLE, "")  # put back what create() sets
+    return Tally.create(tmp_path, max_num_seqs=4, max_model_len=50)
+
+
+def write(tally, *cells):
+    leases, positions, bits = (np.array(column, dtype=np.int64) for column in zip(*cells, strict=True))
+    tally.write(leases, positions, bits)
+
+
+def test_counts_are_those_of_the_tokens_that_were_received(tally, seed):
+    rng = random.Random(seed)
+    truth: dict[int, dict[int, int]] = {}
+    for _ in range(200):
+        if rng.random() < 0.2 and (lease := tally.lease()):
+            truth[lease] = {}
+        for lease, cells in truth.items():
+            again = rng.random() < 0.2 and cells  # a preempted or chunked row is computed twice
+            position = len(cells) - 1 if again else len(cells)
+            if position < tally.width:
+                cells[position] = rng.randrange(256)
+                write(tally, (lease, position, cells[position]), (0, 3, 255), (lease, -1, 255))
+    assert len(truth) > 3
+    for lease, cells in truth.items():
+        num_tokens = rng.randint(0, len(cells))  # what was computed beyond the tokens received does not count
+        expected = [sum(cells[p] >> branch & 1 for p in range(num_tokens)) for branch in range(8)]
+        assert tally.open_tokens(lease, num_tokens) == expected, f"seed {seed}"
+        assert tally.open_tokens(lease, len(cells) + 1) is None
+
+
+def test_a_slots_former_sequence_neither_counts_nor_passes_for_the_new_one(tmp_path, monkeypatch):
+    monkeypatch.setenv(TALLY_VARIABLE, "")
+    monkeypatch.setattr("unlearngate.server.tally._BUDGET_BYTES", 0)
+    tally = Tally.create(tmp_path, max_num_seqs=1, max_model_len=4)
+    for _ in range(600):  # tags come round more than twice
+        lease = tally.lease()
+        assert tally.lease() == 0  # all are taken
+        assert tally.open_tokens(lease, 1) is None
+        write(tally, (lease, 0, 1), (lease, 1, 3))
+        assert tally.open_tokens(lease, 2)[:3] == [2, 1, 0]
+        tally.release(lease)
+    assert tally.open_tokens(0, 0) is None
+
+
+def test_what_another_process_writes_is_read_here(tally):
+    lease = tally.lease()
+    code = (
+        "import numpy as np; from unlearngate.server.tally import Tally; t = Tally.attach(); "
+        f"t.write(np.array([{lease}]), np.array([0]), np.array([2])); t.add_step(700, 5); t.add_step(300, 6)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=100)
+    assert tally.open_tokens(lease, 1) == [0, 1, 0, 0, 0, 0, 0, 0]
+    assert tally.totals() == Totals(bad_rows=6, steps=2, compose_ns=1000)
+
+
+def test_an_engine_without_a_server_has_no_tally(monkeypatch):
+    monkeypatch.delenv(TALLY_VARIABLE, raising=False)
+    assert Tally.attach() is None
+
+
+def test_a_disk_without_room_is_told_at_the_start(tmp_path, monkeypatch):
+    monkeypatch.setenv(TALLY_VARIABLE, "")
+    (tmp_path / "file").touch()
+    with pytest.raises(UnlearngateError, match="TMPDIR"):
+        Tally.create(tmp_path / "file", max_num_seqs=4, max_model_len=50)

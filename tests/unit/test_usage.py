@@ -1,0 +1,63 @@
+"""Tokens per HTTP request: prompts, choices, streams, and gates that are not known."""
+
+import numpy as np
+import pytest
+
+from unlearngate.server.plan import Plan, Term
+from unlearngate.server.tally import TALLY_VARIABLE, Tally
+from unlearngate.server.usage import Meter, Tokens
+
+GATED = (Term(0, 1.0, 0.5), Term(1, 1.0, 0.5))
+
+
+@pytest.fixture
+def meter(tmp_path, monkeypatch):
+    monkeypatch.setenv(TALLY_VARIABLE, "")
+    monkeypatch.setattr("unlearngate.server.tally._BUDGET_BYTES", 0)
+    return Meter(Tally.create(tmp_path, max_num_seqs=3, max_model_len=20))
+
+
+def note(meter, plan, bits):
+    positions = np.arange(len(bits))
+    meter.tally.write(np.full(len(bits), plan.lease), positions, np.array(bits))
+
+
+def test_all_prompts_and_choices_of_a_request_add_up(meter):
+    usage = meter.open()
+    plan = Plan(1, 0.0, GATED, ticket=usage.ticket)
+    first, second, other = (meter.begin_sequence(plan, prompt) for prompt in ("p-0", "p-0", "p-1"))
+    assert len({first.lease, second.lease, other.lease}) == 3
+    for leased, bits in [(first, [1, 1, 3]), (second, [0, 2]), (other, [3])]:
+        note(meter, leased, bits)
+    usage.add_output("p-0", 7)
+    usage.add_tokens("p-0", 0, 1, cumulative=False)  # a stream
+    usage.add_tokens("p-0", 0, 2, cumulative=False)
+    usage.add_tokens("p-0", 1, 2, cumulative=True)  # what there is by now, the last of it counts
+    usage.add_output("p-1", 5)
+    usage.add_tokens("p-1", 0, 1, cumulative=True)
+    assert meter.close(usage) == Tokens(prompt=12, completion=6, open_by_branch=[4, 3, 0, 0, 0, 0, 0, 0])
+
+
+def test_what_is_not_known_is_not_made_up(meter):
+    requests = [meter.open() for _ in range(4)]  # one more than there are slots
+    for usage in requests:
+        leased = meter.begin_sequence(Plan(1, 0.0, GATED, ticket=usage.ticket), "p")
+        note(meter, leased, [1, 1])
+        usage.add_tokens("p", 0, 2, cumulative=True)
+    known = [meter.close(usage).open_by_branch for usage in requests]
+    assert [count and count[0] for count in known] == [2, 2, 2, None]
+
+
+def test_a_request_without_gates_leases_nothing(meter):
+    for _ in range(5):
+        usage = meter.open()
+        assert meter.begin_sequence(Plan(ticket=usage.ticket), "p").lease == 0
+
+
+def test_a_request_that_the_engine_never_took_has_no_tokens(meter):
+    assert meter.close(meter.open()) == Tokens(prompt=None, completion=0, open_by_branch=[])
+
+
+def test_an_unknown_ticket_is_not_served(meter):
+    with pytest.raises(KeyError):
+        meter.begin_sequence(Plan(), "p")
