@@ -6,6 +6,7 @@ from typing import Any
 
 from unlearngate.server.access import Caller
 from unlearngate.server.policy import MODEL_SEPARATOR, Policy
+from unlearngate.server.registry import Registry
 
 _SET_FIELDS = {"version", "kind", "tap_layer", "num_layers", "rank", "recommended", "bounds", "metrics", "created_at"}
 
@@ -23,16 +24,34 @@ def model_card(name: str) -> dict[str, Any]:
 
 
 def set_cards(policy: Policy, caller: Caller) -> list[dict[str, Any]]:
-    """Each set with its current version, and whether it is in force for this caller by default or whatever it asks."""
+    """Each set with its current version, and whether it is in force for this caller by default or whatever it asks.
+
+    An admin is told every version.
+    """
+    registry = policy.registry
     required, default = policy.required_for(caller), policy.default_names(caller)
     return [
         {
             "id": name,
             "object": "forget_set",
-            "digest": policy.registry.sets[name].digest,
+            "digest": registry.sets[name].digest,
             "default": name in default,
             "required": name in required,
-            **policy.registry.sets[name].manifest.model_dump(mode="json", include=_SET_FIELDS),
+            **registry.sets[name].manifest.model_dump(mode="json", include=_SET_FIELDS),
+            **({"versions": version_cards(registry, name)} if caller.admin else {}),
         }
         for name in policy.visible(caller)
+    ]
+
+
+def version_cards(registry: Registry, name: str) -> list[dict[str, Any]]:
+    """Every version of a set that a request may have, the current one first."""
+    return [
+        {
+            "digest": version.digest,
+            "version": version.manifest.version,
+            "current": version == registry.sets.get(name),
+            "pinned": version in registry.pinned.get(name, ()),
+        }
+        for version in registry.versions(name)
     ]

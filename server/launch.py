@@ -28,10 +28,12 @@ from unlearngate.server.engine import engine_options
 from unlearngate.server.gateway import Gateway
 from unlearngate.server.keyring import Keyring
 from unlearngate.server.keys import Name
+from unlearngate.server.lifecycle import Lifecycle, keep_looking
 from unlearngate.server.plugin import OWN_GROUP_VARIABLE
 from unlearngate.server.policy import Policy
 from unlearngate.server.refusals import refuse_arguments, refuse_unsupported
 from unlearngate.server.registry import Registry
+from unlearngate.server.store import Store
 from unlearngate.server.tally import Tally
 from unlearngate.server.usage import Meter
 from unlearngate.target import identify_target
@@ -46,6 +48,10 @@ class ServerConfig(BaseModel):
 
     target: Path = Field(description="Hugging Face checkpoint folder of the target")
     forget_sets: Path = Field(description="folder with one sub-folder per forget set")
+    state: Path | None = Field(
+        default=None, description="folder that keeps what is in force across restarts; without it --forget-sets says it"
+    )
+    watch_interval_s: float = Field(default=2.0, ge=0, description="how often forget_sets is looked at; 0: never")
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     served_name: str | None = Field(default=None, pattern=r"^\S+$", description="model name clients use")
@@ -59,6 +65,7 @@ class ServerConfig(BaseModel):
     require_gateway: bool = Field(default=False, description="refuse requests that do not come through the gateway")
     max_loaded: int = Field(default=8, ge=1, description="combinations of sets that one batch may hold")
     max_known: int = Field(default=64, ge=1, description="combinations of sets kept in memory")
+    max_rank: int = Field(default=1, ge=1, le=512, description="room for sets of this LoRA rank that come later")
     assistant_layers: int | None = Field(default=None, ge=1)
     assistant_tap: int | None = Field(default=None, ge=0)
     enable_undial: bool = Field(default=False, description="let LoRA sit on the target itself, for sets of kind undial")
@@ -87,8 +94,8 @@ def serve(config: ServerConfig) -> int:
         with tempfile.TemporaryDirectory(prefix="unlearngate-") as scratch:
             target = identify_target(config.target, config.served_name)
             registry = Registry(target, Path(scratch) / "bindings")
-            registry.discover(
-                config.forget_sets,
+            lifecycle = Lifecycle(registry, config.forget_sets, Store(config.state or Path(scratch) / "state"))
+            lifecycle.start(
                 tap_layer=config.assistant_tap,
                 num_layers=config.assistant_layers,
                 undial=config.enable_undial,
@@ -113,7 +120,7 @@ def serve(config: ServerConfig) -> int:
             )
             with _audit(config, target.model_id) as audit:
                 accounting = Accounting(Meter(tally), audit)
-                return asyncio.run(_run(config, policy, access, accounting, arguments, listener))
+                return asyncio.run(_run(config, lifecycle, policy, access, accounting, arguments, listener))
     finally:
         listener.close()
 
@@ -150,9 +157,11 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _engine_namespace(config: ServerConfig, registry: Registry) -> Any:
+    branches, max_rank = registry.branches(config.max_sets_per_request), registry.max_rank(config.max_rank)
+    registry.limit(branches, max_rank)
     options = engine_options(
-        registry.branches(config.max_sets_per_request),
-        max_rank=registry.max_rank(),
+        branches,
+        max_rank=max_rank,
         max_loaded=config.max_loaded,
         max_known=config.max_known,
     )
@@ -180,6 +189,7 @@ def _as_words(flag: str, value: Any) -> list[str]:
 
 async def _run(
     config: ServerConfig,
+    lifecycle: Lifecycle,
     policy: Policy,
     access: Access,
     accounting: Accounting,
@@ -190,6 +200,7 @@ async def _run(
 
     from unlearngate.server import vllm_compat
     from unlearngate.server.adapters import Adapters
+    from unlearngate.server.admin import admin_routes
     from unlearngate.server.app import Gate, build_app
 
     signal.signal(signal.SIGTERM, _interrupt)
@@ -200,16 +211,18 @@ async def _run(
         vllm_compat.count_tokens(engine, accounting.meter)
         adapters = Adapters(policy.registry.bindings, engine, state, capacity=config.max_known)
         app = build_app(Gate(policy, adapters, accounting, state), access)
+        app.include_router(admin_routes(lifecycle))
         server = uvicorn.Server(uvicorn.Config(app, log_level="info", timeout_graceful_shutdown=config.drain_timeout_s))
-        watch = asyncio.create_task(_stop_when_dead(engine, server))
-        syncing = asyncio.create_task(accounting.keep_synced())
+        beside = [asyncio.create_task(_stop_when_dead(engine, server)), asyncio.create_task(accounting.keep_synced())]
+        if config.watch_interval_s:
+            beside.append(asyncio.create_task(keep_looking(lifecycle, config.watch_interval_s)))
         _announce(policy.registry, listener)
         # uvicorn raises the signal that stopped it again once it is done: let that pass, the engine still has to stop.
         signal.signal(signal.SIGTERM, lambda *_: None)
         signal.signal(signal.SIGINT, lambda *_: None)
         await server.serve(sockets=[listener])
-        watch.cancel()
-        syncing.cancel()
+        for task in beside:
+            task.cancel()
         return 1 if engine.errored else 0
 
 

@@ -7,6 +7,7 @@ to its folder afterwards changes nothing for a request that has it.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 from pathlib import Path
@@ -162,10 +163,6 @@ class Lifecycle:
             pins = self._record.pinned.get(name, frozenset())
             self._commit(self._record.with_pins(name, pins - {self._find(name, digest)}))
 
-    def is_pinned(self, version: ForgetSet) -> bool:
-        """Whether the version stays when another takes its place."""
-        return version.digest in self._record.pinned.get(version.name, frozenset())
-
     def _load_kept(self) -> list[ForgetSet]:
         kept = []
         for name, digest in sorted(self._record.versions()):
@@ -268,6 +265,17 @@ class Lifecycle:
             for name, digests in self._record.pinned.items()
         }
         self._in_force = current, pinned
+
+
+async def keep_looking(lifecycle: Lifecycle, interval_s: float) -> None:
+    """Look at the folder every so often, for as long as the server runs."""
+    while True:
+        await asyncio.sleep(interval_s)
+        try:
+            await asyncio.to_thread(lifecycle.look)
+            lifecycle.publish()
+        except Exception:  # whatever it is, the next look may work, and without it nothing would be noticed any more
+            logger.exception("could not look at %s; trying again", lifecycle.folder)
 
 
 def _unknown(name: str, what_to_do: str) -> UnknownForgetSetError:

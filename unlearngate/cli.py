@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -18,10 +18,8 @@ from unlearngate.errors import UnlearngateError
 from unlearngate.evaluate_cli import reproduce
 from unlearngate.evaluation_cli import app as evaluate_app
 from unlearngate.keys_cli import app as keys_app
+from unlearngate.sets_cli import app as sets_app
 from unlearngate.train_cli import app as train_app
-
-if TYPE_CHECKING:
-    from unlearngate.artefact import ForgetSet
 
 app = typer.Typer(
     help="Serve an LLM and take chosen knowledge away from it per request, with its weights untouched.",
@@ -30,7 +28,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 demo_app = typer.Typer(help="The demo: a small target that knows fictional people by heart, and sets that forget some.")
-sets_app = typer.Typer(help="Look after forget sets on disk.")
 app.add_typer(demo_app, name="demo")
 app.add_typer(sets_app, name="sets")
 app.add_typer(keys_app, name="keys")
@@ -107,7 +104,15 @@ def serve(
     model: Annotated[
         Path | None, typer.Argument(help="the target's Hugging Face checkpoint folder; left out: the demo")
     ] = None,
-    forget_sets: Annotated[Path | None, typer.Option(help="folder with one sub-folder per forget set")] = None,
+    forget_sets: Annotated[
+        Path | None, typer.Option(help="folder with one sub-folder per forget set; changes are noticed")
+    ] = None,
+    state: Annotated[
+        Path | None, typer.Option(help="keep what is in force in this folder, across restarts; for this server alone")
+    ] = None,
+    watch_interval_s: Annotated[
+        float, typer.Option(min=0, help="how often --forget-sets is looked at for changes; 0: never")
+    ] = 2.0,
     host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
     name: Annotated[str | None, typer.Option(help="model name that clients use; default: the folder's")] = None,
@@ -129,6 +134,9 @@ def serve(
     max_sets_per_request: Annotated[int, typer.Option(min=1, max=8, help="assistant branches of the model")] = 2,
     max_loaded: Annotated[int, typer.Option(min=1, help="combinations of sets that one batch may hold")] = 8,
     max_known: Annotated[int, typer.Option(min=1, help="combinations of sets kept in memory")] = 64,
+    max_rank: Annotated[
+        int, typer.Option(min=1, max=512, help="room for sets of this LoRA rank that come while the server runs")
+    ] = 1,
     assistant_layers: Annotated[
         int | None, typer.Option(min=1, help="layers of every assistant; default: as in most of the sets")
     ] = None,
@@ -171,6 +179,8 @@ def serve(
             ServerConfig(
                 target=model,
                 forget_sets=forget_sets,
+                state=state,
+                watch_interval_s=watch_interval_s,
                 host=host,
                 port=port,
                 served_name=name,
@@ -182,6 +192,7 @@ def serve(
                 max_sets_per_request=max_sets_per_request,
                 max_loaded=max_loaded,
                 max_known=max_known,
+                max_rank=max_rank,
                 assistant_layers=assistant_layers,
                 assistant_tap=assistant_tap,
                 enable_undial=enable_undial,
@@ -192,48 +203,6 @@ def serve(
             )
         )
     raise typer.Exit(code)
-
-
-@sets_app.command("verify")
-def sets_verify(
-    folder: Annotated[Path, typer.Argument(help="folder with one sub-folder per forget set")],
-    target: Annotated[Path | None, typer.Option(help="also check that they were made for this target")] = None,
-    enable_undial: Annotated[
-        bool, typer.Option("--enable-undial", help="with --target: as a server started with this option would")
-    ] = False,
-) -> None:
-    """Check every forget set below FOLDER as the server would; exit 1 if one would be refused.
-
-    Without --target only the files themselves are checked, not whether they fit together on one server.
-    """
-    from unlearngate.artefact import load_forget_set
-    from unlearngate.errors import ArtefactError
-    from unlearngate.server.registry import Registry
-    from unlearngate.target import identify_target
-
-    loaded: list[ForgetSet] = []
-    refused: list[str] = []
-    with errors_as_sentences():
-        if target:
-            registry = Registry(identify_target(target), folder)
-            try:
-                registry.discover(folder, undial=enable_undial)
-            except ArtefactError as error:
-                registry.refused.setdefault(str(error.path), error.message)
-            loaded, refused = list(registry.sets.values()), list(registry.refused.values())
-        else:
-            for path in sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")):
-                try:
-                    loaded.append(load_forget_set(path))
-                except ArtefactError as error:
-                    refused.append(error.message)
-    rows = [
-        [s.reference, m.kind, str(m.tap_layer), str(m.num_layers), str(m.rank)] for s in loaded for m in [s.manifest]
-    ]
-    _print_table(str(folder), ["forget set", "kind", "tap", "layers", "rank"], rows)
-    for reason in refused:
-        typer.secho(f"refused: {reason}", fg="red", err=True)
-    raise typer.Exit(1 if refused else 0)
 
 
 def demo_folder(tofu: Path | None) -> Path:

@@ -18,7 +18,7 @@ FOLDERS = {
     "unlearngate.assistant_training": ROOT / "assistant_training",
 }
 SHARED = {f"unlearngate.{name}" for name in ("artefact", "errors", "manifest", "placing", "target")}
-COMMANDS = {"audit_cli", "calibrate_cli", "cli", "evaluate_cli", "evaluation_cli", "keys_cli", "train_cli"}
+COMMANDS = {"audit_cli", "calibrate_cli", "cli", "evaluate_cli", "evaluation_cli", "keys_cli", "sets_cli", "train_cli"}
 # Which of our packages each folder may import. The command line alone may import everything.
 MAY_IMPORT = {
     "unlearngate.kernels": {"unlearngate.kernels"},

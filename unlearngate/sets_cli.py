@@ -1,0 +1,205 @@
+"""`unlearngate sets`: look after forget sets, on disk and on a running server."""
+
+from __future__ import annotations
+
+import json
+import os
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from unlearngate.command_errors import errors_as_sentences
+from unlearngate.errors import ArtefactError, UnlearngateError
+
+if TYPE_CHECKING:
+    from unlearngate.artefact import ForgetSet
+
+app = typer.Typer(
+    help="Look after forget sets. A running server notices what changes in its --forget-sets folder within seconds; "
+    "running requests keep the version that they started with.",
+    no_args_is_help=True,
+)
+
+KEY_VARIABLE = "UNLEARNGATE_API_KEY"
+Folder = Annotated[Path, typer.Argument(help="folder with one sub-folder per forget set")]
+
+
+@app.command("list")
+def sets_list(
+    folder: Annotated[Path | None, typer.Argument(help="folder with one sub-folder per forget set")] = None,
+    url: Annotated[str | None, typer.Option(help="ask this server instead, e.g. http://127.0.0.1:8000")] = None,
+) -> None:
+    """Print the forget sets below FOLDER, or those that a server has in force.
+
+    With --url the API key is read from the environment variable UNLEARNGATE_API_KEY, if the server needs one; an
+    admin's is told every version. Example:  unlearngate sets list --url http://127.0.0.1:8000
+    """
+    with errors_as_sentences():
+        if (folder is None) == (url is None):
+            raise typer.BadParameter("name a FOLDER or --url URL, one of them", param_hint="FOLDER")
+        if url is not None:
+            header, rows = ["forget set", "kind", "version", "current", "pinned"], _served_rows(_fetch(url))
+            _print_table(url, header, rows)
+            return
+        assert folder is not None
+        loaded, refused = _load_below(folder)
+    _print_sets(folder, loaded, refused)
+
+
+@app.command("add")
+def sets_add(
+    source: Annotated[Path, typer.Argument(help="the forget set's folder, as training wrote it")],
+    folder: Folder,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="take the place of a version that is there already")
+    ] = False,
+) -> None:
+    """Verify a forget set and copy it to FOLDER/NAME, whole: whoever reads FOLDER sees all of it or nothing.
+
+    With --replace the old version's place is taken at once; a server goes on with either, never with none.
+    Example:  unlearngate sets add runs/acme-takedown sets --replace
+    """
+    from unlearngate.artefact import load_forget_set
+    from unlearngate.placing import place
+
+    with errors_as_sentences():
+        forget_set = load_forget_set(source)
+        folder.mkdir(parents=True, exist_ok=True)
+        found = _folders_of(forget_set.name, folder)
+        if len(found) > 1:
+            names = ", ".join(str(path) for path in found)
+            raise ArtefactError(
+                folder, f"has several folders of forget set {forget_set.name!r}: {names}; remove all but one"
+            )
+        place(forget_set, found[0] if found else folder / forget_set.name, replace=replace)
+    typer.echo(f"{forget_set.reference} is in {folder}")
+
+
+@app.command("remove")
+def sets_remove(
+    name: Annotated[str, typer.Argument(help="the forget set's name")],
+    folder: Folder,
+) -> None:
+    """Remove a forget set from FOLDER. A server retires it: new requests for it fail, running ones finish.
+
+    Example:  unlearngate sets remove acme-takedown sets
+    """
+    from unlearngate.placing import remove
+
+    with errors_as_sentences():
+        found = _folders_of(name, folder)
+        if not found:
+            raise ArtefactError(
+                folder, f"holds no forget set {name!r}; `unlearngate sets list {folder}` prints what it holds"
+            )
+        for path in found:
+            remove(path)
+            typer.echo(f"removed {path}")
+
+
+@app.command("verify")
+def sets_verify(
+    folder: Folder,
+    target: Annotated[Path | None, typer.Option(help="also check that they were made for this target")] = None,
+    enable_undial: Annotated[
+        bool, typer.Option("--enable-undial", help="with --target: as a server started with this option would")
+    ] = False,
+) -> None:
+    """Check every forget set below FOLDER as the server would; exit 1 if one would be refused.
+
+    Without --target only the files themselves are checked, not whether they fit together on one server.
+    """
+    from unlearngate.server.registry import Registry
+    from unlearngate.target import identify_target
+
+    with errors_as_sentences():
+        if target:
+            registry = Registry(identify_target(target), folder)
+            try:
+                registry.discover(folder, undial=enable_undial)
+            except ArtefactError as error:
+                registry.refused.setdefault(str(error.path), error.message)
+            loaded, refused = list(registry.sets.values()), list(registry.refused.values())
+        else:
+            loaded, refused = _load_below(folder)
+    _print_sets(folder, loaded, refused)
+
+
+def _load_below(folder: Path) -> tuple[list[ForgetSet], list[str]]:
+    """The sets below a folder, and why others are none."""
+    from unlearngate.artefact import load_forget_set
+    from unlearngate.server.registry import set_folders
+
+    loaded, refused = [], []
+    for path in set_folders(folder):
+        try:
+            loaded.append(load_forget_set(path))
+        except ArtefactError as error:
+            refused.append(error.message)
+    return loaded, refused
+
+
+def _folders_of(name: str, folder: Path) -> list[Path]:
+    """The sub-folders whose manifest says this name; of one that cannot be read, the folder's own name counts."""
+    from unlearngate.artefact import MANIFEST_FILE
+    from unlearngate.server.registry import set_folders
+
+    found = []
+    for path in set_folders(folder):
+        try:
+            said = json.loads((path / MANIFEST_FILE).read_bytes())["name"]
+        except (OSError, ValueError, KeyError, TypeError):
+            said = path.name
+        if said == name:
+            found.append(path)
+    return found
+
+
+def _fetch(url: str) -> list[dict[str, Any]]:
+    key = os.environ.get(KEY_VARIABLE)
+    request = urllib.request.Request(
+        f"{url.rstrip('/')}/v1/forget_sets", headers={"Authorization": f"Bearer {key}"} if key else {}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=30) as response:
+            return json.load(response)["data"]
+    except urllib.error.HTTPError as error:
+        hint = f"; set {KEY_VARIABLE} to an API key of that server" if error.code in (401, 403) else ""
+        raise UnlearngateError(f"{url} answers {error.code} {error.reason}{hint}") from error
+    except (OSError, ValueError, KeyError) as error:
+        raise UnlearngateError(f"{url} does not answer as an unlearngate server would: {error}") from error
+
+
+def _served_rows(cards: list[dict[str, Any]]) -> list[list[str]]:
+    rows = []
+    for card in cards:
+        only_current = [{"digest": card["digest"], "version": card["version"], "current": True, "pinned": None}]
+        for version in card.get("versions", only_current):
+            marks = [{True: "yes", False: "no", None: "?"}[version[field]] for field in ("current", "pinned")]
+            rows.append([f"{card['id']}@{version['digest'][:12]}", card["kind"], version["version"], *marks])
+    return rows
+
+
+def _print_sets(folder: Path, loaded: list[ForgetSet], refused: list[str]) -> None:
+    """The table of the sets, and what is refused; exit 1 if anything is."""
+    header = ["forget set", "kind", "version", "tap", "layers", "rank"]
+    rows = []
+    for forget_set in loaded:
+        m = forget_set.manifest
+        rows.append([forget_set.reference, m.kind, m.version, str(m.tap_layer), str(m.num_layers), str(m.rank)])
+    _print_table(str(folder), header, rows)
+    for reason in refused:
+        typer.secho(f"refused: {reason}", fg="red", err=True)
+    raise typer.Exit(1 if refused else 0)
+
+
+def _print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
+    table = Table(*header, title=title, title_justify="left")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
