@@ -23,7 +23,7 @@ _FORBIDDEN_VARIABLES = {
     "VLLM_SKIP_MODEL_NAME_VALIDATION": "serves the plain target under any model name",
     "VLLM_USE_RUST_FRONTEND": "bypasses the request validation that carries the forget sets",
     "VLLM_DISABLE_REQUEST_ID_RANDOMIZATION": "lets one client's request take the id of another's",
-    "VLLM_API_KEY": "guards vLLM's own HTTP server, not this one (check keys in the gateway)",
+    "VLLM_API_KEY": "guards vLLM's own HTTP server, not this one (which has --keys)",
 }
 _SERVER = "an option of vLLM's own HTTP server, which is not running here"
 _OURS = "unlearngate sets this itself; leave it out"
