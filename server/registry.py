@@ -200,7 +200,7 @@ def set_folders(folder: Path) -> list[Path]:
     Raises: ArtefactError if `folder` does not exist.
     """
     if not folder.is_dir():
-        raise ArtefactError(folder, "is not a folder; --forget-sets wants one with a sub-folder per forget set")
+        raise ArtefactError(folder, "is not a folder; forget sets are read from a folder with one sub-folder for each")
     return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 

@@ -201,7 +201,7 @@ def test_files_and_hidden_folders_beside_the_sets_are_not_sets(registry, sets):
 
 
 def test_a_missing_folder_of_sets_is_refused(registry, tmp_path):
-    with pytest.raises(ArtefactError, match="is not a folder; --forget-sets wants one"):
+    with pytest.raises(ArtefactError, match="is not a folder; forget sets are read from"):
         registry.discover(tmp_path / "nowhere")
 
 

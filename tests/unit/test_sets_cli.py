@@ -1,0 +1,80 @@
+"""`unlearngate sets`: list, add, remove, verify."""
+
+import shutil
+
+import pytest
+from typer.testing import CliRunner
+
+from support.tiny import make_forget_set, make_target
+from unlearngate.artefact import ADAPTER_FILE, load_forget_set
+from unlearngate.sets_cli import app
+
+
+@pytest.fixture(scope="module")
+def versions(tmp_path_factory):
+    """Two versions of anna."""
+    root = tmp_path_factory.mktemp("made")
+    target = make_target(root / "target", seed=1)
+    return [make_forget_set(root / f"v{i}", target, seed=i, rank=1, name="anna", version=str(i)) for i in (1, 2)]
+
+
+@pytest.fixture
+def sets(tmp_path):
+    return tmp_path / "sets"
+
+
+def run(*arguments):
+    done = CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": "200"})
+    return done.exit_code, " ".join(done.output.split())
+
+
+def test_a_set_is_added_listed_replaced_and_removed(versions, sets):
+    assert run("add", versions[0].folder, sets) == (0, f"{versions[0].reference} is in {sets}")
+    code, output = run("list", sets)
+    assert code == 0 and versions[0].reference in output
+    code, output = run("add", versions[1].folder, sets)
+    assert code == 2 and "is there already; --replace" in output
+    assert run("add", versions[1].folder, sets, "--replace")[0] == 0
+    assert load_forget_set(sets / "anna").digest == versions[1].digest
+    assert run("remove", "anna", sets) == (0, f"removed {sets / 'anna'}")
+    assert list(sets.iterdir()) == []
+
+
+def test_a_set_is_replaced_in_the_folder_that_holds_it_whatever_that_is_called(versions, sets):
+    shutil.copytree(versions[0].folder, sets / "another-name")
+    assert run("add", versions[1].folder, sets, "--replace")[0] == 0
+    assert load_forget_set(sets / "another-name").digest == versions[1].digest
+    assert run("remove", "another-name", sets)[0] == 2
+    assert run("remove", "anna", sets)[0] == 0
+    assert list(sets.iterdir()) == []
+
+
+def test_a_broken_set_is_not_added_but_can_be_listed_and_removed(versions, sets, tmp_path):
+    shutil.copytree(versions[0].folder, tmp_path / "broken")
+    (tmp_path / "broken" / ADAPTER_FILE).write_bytes(b"x")
+    code, output = run("add", tmp_path / "broken", sets)
+    assert code == 2 and "was changed or damaged" in output and not sets.exists()
+    shutil.copytree(tmp_path / "broken", sets / "anna")
+    code, output = run("list", sets)
+    assert code == 1 and "was changed or damaged" in output
+    assert run("verify", sets)[0] == 1
+    assert run("remove", "anna", sets)[0] == 0
+
+
+def test_adding_beside_two_folders_of_the_name_asks_to_remove_one(versions, sets):
+    for name in ("anna", "copy"):
+        shutil.copytree(versions[0].folder, sets / name)
+    code, output = run("add", versions[1].folder, sets, "--replace")
+    assert code == 2 and "has several folders of forget set 'anna'" in output
+
+
+def test_what_is_not_there_is_named(sets, tmp_path):
+    sets.mkdir()
+    code, output = run("remove", "anna", sets)
+    assert code == 2 and "holds no forget set 'anna'" in output
+    for command in (["list", tmp_path / "gone"], ["remove", "anna", tmp_path / "gone"], ["verify", tmp_path / "gone"]):
+        code, output = run(*command)
+        assert code == 2 and "is not a folder" in output
+    assert run("list")[0] == run("list", sets, "--url", "http://127.0.0.1:1")[0] == 2
+    code, output = run("list", "--url", "http://127.0.0.1:1")
+    assert code == 2 and "does not answer as an unlearngate server would" in output
