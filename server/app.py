@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
@@ -103,7 +104,10 @@ class Gate:
             body = answer.model_dump()
             if "error" in body:
                 refused = body["error"]
-                account.end("error", refused["code"])
+                if _cancelled():  # which vLLM's handler answers, to nobody
+                    account.end("aborted", None)
+                else:
+                    account.end("error", refused["code"])
                 return _refusal(refused["code"], refused["message"], refused["param"])
             account.end("completed", 200)
             return JSONResponse({**body, "forget_sets": decision.report()}, headers=headers)
@@ -214,6 +218,11 @@ def _refuse_not_composed(request: ForgettingRequest) -> None:
     # In chat, vLLM takes echo itself for a wish for logprobs of the prompt.
     if request.echo and (isinstance(request, ChatCompletionRequest) or request.logprobs is not None):
         raise InvalidRequestError("echo asks for logprobs of the prompt here, " + _PROMPT, param="echo")
+
+
+def _cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _nothing() -> None:

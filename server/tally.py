@@ -111,6 +111,8 @@ class Tally:
 
     def open_tokens(self, lease: int, num_tokens: int) -> list[int] | None:
         """By branch, at how many of a sequence's first tokens its gate was open; None if one of them is not known."""
+        if num_tokens == 0:
+            return [0] * MAX_BRANCHES
         if not lease or num_tokens > self.width:
             return None
         cells = self._cells[lease >> 8, :num_tokens]

@@ -10,6 +10,7 @@ import itertools
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+from unlearngate.server.branches import MAX_BRANCHES
 from unlearngate.server.plan import Plan
 from unlearngate.server.tally import Tally
 
@@ -80,12 +81,12 @@ class Meter:
         """The request has ended: its tokens. Its slots are free again."""
         del self._running[usage.ticket]
         sequences = usage.sequences.values()
-        counts = [self.tally.open_tokens(s.lease, s.num_tokens) for s in sequences]
+        counts = [[0] * MAX_BRANCHES, *(self.tally.open_tokens(s.lease, s.num_tokens) for s in sequences)]
         for sequence in sequences:
             self.tally.release(sequence.lease)
         known = [count for count in counts if count is not None]
         return Tokens(
             prompt=sum(usage.prompts.values()) if usage.prompts else None,
             completion=sum(s.num_tokens for s in sequences),
-            open_by_branch=[sum(column) for column in zip(*known, strict=True)] if len(known) == len(counts) else None,
+            open_by_branch=[sum(of_branch) for of_branch in zip(*known, strict=True)] if None not in counts else None,
         )

@@ -53,7 +53,7 @@ def test_a_slots_former_sequence_neither_counts_nor_passes_for_the_new_one(tmp_p
         write(tally, (lease, 0, 1), (lease, 1, 3))
         assert tally.open_tokens(lease, 2)[:3] == [2, 1, 0]
         tally.release(lease)
-    assert tally.open_tokens(0, 0) is None
+    assert tally.open_tokens(0, 1) is None
 
 
 def test_what_another_process_writes_is_read_here(tally):

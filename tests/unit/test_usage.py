@@ -55,7 +55,7 @@ def test_a_request_without_gates_leases_nothing(meter):
 
 
 def test_a_request_that_the_engine_never_took_has_no_tokens(meter):
-    assert meter.close(meter.open()) == Tokens(prompt=None, completion=0, open_by_branch=[])
+    assert meter.close(meter.open()) == Tokens(prompt=None, completion=0, open_by_branch=[0] * 8)
 
 
 def test_an_unknown_ticket_is_not_served(meter):
