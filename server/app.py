@@ -213,7 +213,7 @@ def _refuse_not_composed(request: ForgettingRequest) -> None:
     """Refuse what vLLM would answer from the plain target, whatever the forget sets."""
     for field, why in _NOT_COMPOSED.items():
         value = getattr(request, field, None)
-        if value is not None and value is not False:
+        if (value is not None and value is not False) or field in (request.vllm_xargs or {}):
             raise InvalidRequestError(f"{field} is not served here: {why}", param=field)
     # In chat, vLLM takes echo itself for a wish for logprobs of the prompt.
     if request.echo and (isinstance(request, ChatCompletionRequest) or request.logprobs is not None):
