@@ -34,7 +34,7 @@ def server(tmp_path_factory):
     make_forget_set(base / "sets" / "zora", target, seed=9, scale=0.05, kind="undial")
     (base / "audit").mkdir()
     engine = "--dtype float32 --max-model-len 256 --max-num-seqs 6 --enforce-eager --max-num-batched-tokens 32"
-    engine += " --num-gpu-blocks-override 12"
+    engine += " --block-size 32 --num-gpu-blocks-override 11"
     options = ["--audit", base / "audit", "--max-known", "3", "--enable-undial", "--engine-args", engine]
     with Server([target, "--forget-sets", base / "sets", *options], base / "log") as running:
         running.folders = {"target": target, "sets": base / "sets", "audit": base / "audit"}
@@ -92,7 +92,7 @@ def test_open_gates_are_those_of_the_reference(server, seed, print_figures):
                 "forget_sets": sets, "return_token_ids": True}  # fmt: skip
         return post(server, request_id, body).json()
 
-    drawn = [draw(number) for number in range(24)]
+    drawn = [draw(number) for number in range(16)]
     before = figures(server)
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(ask, drawn))
