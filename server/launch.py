@@ -88,6 +88,7 @@ def serve(config: ServerConfig) -> int:
     """
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ[OWN_GROUP_VARIABLE] = "1"
+    _log_what_we_do()
     access = _access(config)
     listener = _listen(config.host, config.port)
     try:
@@ -123,6 +124,15 @@ def serve(config: ServerConfig) -> int:
                 return asyncio.run(_run(config, lifecycle, policy, access, accounting, arguments, listener))
     finally:
         listener.close()
+
+
+def _log_what_we_do() -> None:
+    """Nobody else configures our own loggers, and every change of what is in force should leave a line."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(levelname)s %(asctime)s %(name)s: %(message)s"))
+    ours = logging.getLogger("unlearngate")
+    ours.setLevel(logging.INFO)
+    ours.addHandler(handler)
 
 
 def _access(config: ServerConfig) -> Access:

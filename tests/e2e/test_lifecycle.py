@@ -9,6 +9,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle
+from pathlib import Path
 
 import httpx
 import pytest
@@ -286,6 +287,11 @@ def test_a_kill_9_amid_changes_loses_none_that_was_answered(server, made, refere
     with ThreadPoolExecutor(1) as pool:
         lost = pool.submit(keep_changing)
         time.sleep(rng.uniform(0.5, 2))
+        engine = (
+            Path("/proc")
+            / subprocess.check_output(["pgrep", "-f", "-P", str(server.process.pid), "EngineCore"], text=True).strip()
+        )
+        assert engine.exists()
         server.process.kill()
         server.process.wait()
         unanswered = lost.result()
@@ -293,6 +299,7 @@ def test_a_kill_9_amid_changes_loses_none_that_was_answered(server, made, refere
         again.wait_until_healthy()
         (found,) = versions_of(again, "anna")
         assert found in (answered[-1], unanswered)
+        assert not engine.exists()  # nor does it hold memory
         assert change(again, "pin", "bert") == [("1", True, True)]
         tokens, sets = ask(again, prompt, ["anna", "bert"])
         assert sets == [versions["anna", found].reference, versions["bert", "1"].reference]

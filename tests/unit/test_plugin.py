@@ -1,0 +1,53 @@
+"""The processes of a server's engine: they outlive a Ctrl-C, but not the server."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+SERVER = """
+import multiprocessing, os, time
+from unlearngate.server.plugin import leave_group_and_end_with_parent
+
+def engine(depth):
+    leave_group_and_end_with_parent()
+    worker = multiprocessing.get_context("METHOD").Process(target=engine, args=(depth - 1,)) if depth else None
+    if worker:
+        worker.start()
+    print(os.getpid(), os.getpgid(0), flush=True)
+    time.sleep(300)
+
+if __name__ == "__main__":
+    leave_group_and_end_with_parent()
+    multiprocessing.get_context("METHOD").Process(target=engine, args=(1,)).start()
+    time.sleep(300)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no signal for a parent's end")
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_an_engine_and_its_workers_leave_the_group_of_their_server_and_end_when_it_is_killed(tmp_path, method):
+    (tmp_path / "server.py").write_text(SERVER.replace("METHOD", method))
+    server = subprocess.Popen(
+        [sys.executable, tmp_path / "server.py"], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    with server:
+        started = [tuple(map(int, server.stdout.readline().split())) for _ in range(2)]
+        assert os.getpgid(server.pid) == server.pid
+        assert all(group == pid for pid, group in started)
+        server.send_signal(signal.SIGKILL)
+    deadline = time.monotonic() + 30
+    while any(_runs(pid) for pid, _ in started):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
