@@ -1,4 +1,4 @@
-"""How strongly a set acts that a request names: inside its bounds, and never less than required."""
+"""How strongly a set acts that a request names: inside its bounds, and what is required stays as it is."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def refuse_weakening(forget_set: ForgetSet, strength: Strength, required: Mappin
     """Refuse what could take from a required set: less of itself, another version, or another keep rule for the row.
 
     A larger keep_ratio leaves fewer tokens by its ratio and more by its rank (composition.md), so neither direction is
-    the safe one.
+    the safe one. From the logprobs z1 and z2 at weights 1 and 2 anybody computes the target's: 2 z1 - z2.
 
-    Raises: ForbiddenError saying what the least is.
+    Raises: ForbiddenError saying what is allowed.
     """
     recommended = forget_set.manifest.recommended
     held = required.get(forget_set.name)
@@ -52,10 +52,10 @@ def refuse_weakening(forget_set: ForgetSet, strength: Strength, required: Mappin
         )
     elif held and held.forget_set.digest != forget_set.digest:
         problem = f"{held.forget_set.reference} is required, not another version of it, got {forget_set.reference}"
-    elif held and strength.weight < recommended.weight:
+    elif held and strength.weight != recommended.weight:
         problem = (
-            f"weight of forget set {forget_set.name!r}, which is required, must be at least "
-            f"{recommended.weight:g}, got {strength.weight:g}"
+            f"weight of forget set {forget_set.name!r}, which is required, must stay {recommended.weight:g}, got "
+            f"{strength.weight:g}: answers at two weights give away the target's own logprobs"
         )
     elif held and strength.gate_nats > recommended.gate_nats:
         problem = (

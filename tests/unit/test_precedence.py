@@ -178,7 +178,7 @@ def test_required_sets_are_in_force_at_full_strength_or_the_request_is_refused(v
         assert len(branches) <= num_branches and len(plan.terms) == len(branches)
         for name in everyone:
             recommended, strength = held[name].forget_set.manifest.recommended, held[name].strength
-            assert strength.weight >= recommended.weight and strength.gate_nats <= recommended.gate_nats
+            assert strength.weight == recommended.weight and strength.gate_nats <= recommended.gate_nats
             assert held[name].by in ("server", "key", "gateway")
         if everyone:
             ratios = [held[name].forget_set.manifest.recommended.keep_ratio for name in branches]
