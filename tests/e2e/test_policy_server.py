@@ -104,7 +104,7 @@ def test_a_stream_and_a_text_completion_obey_and_tell_too(server):
     [
         ([], "tiny", openai.PermissionDeniedError, "required for it: anna, bert"),
         (None, "tiny:forget=", openai.PermissionDeniedError, "required for it: anna, bert"),
-        ([{"name": "bert", "weight": 0.5}], "tiny", openai.PermissionDeniedError, "must be at least 1, got 0.5"),
+        ([{"name": "bert", "weight": 0.5}], "tiny", openai.PermissionDeniedError, "must stay 1, got 0.5"),
         ([{"name": "anna", "gate_nats": 1}], "tiny", openai.PermissionDeniedError, "must be at most 0, got 1"),
         ([{"name": "dora", "keep_ratio": 0.9}], "tiny", openai.PermissionDeniedError, "must stay 0.2, got 0.9"),
         (["cleo"], "tiny", openai.NotFoundError, "it may name: anna, bert, dora"),
