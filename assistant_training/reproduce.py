@@ -168,7 +168,9 @@ class Table:
     def row(self, name: str, model: Model, cost: dict[str, float], figures: Figures | None = None) -> Row:
         """A line of the table."""
         found = figures or self.figures(model)
-        return {"model": name, **summary(found, self._retain_figures), **self._more(model, found), **cost}
+        row = {"model": name, **summary(found, self._retain_figures), **self._more(model, found), **cost}
+        # Where nothing is in force there is no gate to speak of.
+        return row if model.in_force else {key: value for key, value in row.items() if "positions" not in key}
 
     def method_row(self, name: str, tuned: UnlearnSettings) -> Row:
         """Of a copy of the target, tuned to forget."""
