@@ -94,8 +94,9 @@ def serve(config: ServerConfig) -> int:
     try:
         with tempfile.TemporaryDirectory(prefix="unlearngate-") as scratch:
             target = identify_target(config.target, config.served_name)
-            registry = Registry(target, Path(scratch) / "bindings")
-            lifecycle = Lifecycle(registry, config.forget_sets, Store(config.state or Path(scratch) / "state"))
+            store = Store(config.state or Path(scratch) / "state")
+            registry = Registry(target, store.bindings)
+            lifecycle = Lifecycle(registry, config.forget_sets, store)
             lifecycle.start(
                 tap_layer=config.assistant_tap,
                 num_layers=config.assistant_layers,

@@ -2,6 +2,7 @@
 
     STATE/registry.json      Record; replaced as a whole
     STATE/sets/DIGEST/       an artefact, by its digest; one that the record does not name is removed at the next start
+    STATE/bindings/          adapters made of them for the engine that runs; emptied at every start
     STATE/incoming/          where an operator may put artefacts for POST /v1/forget_sets
     STATE/lock               held by the one server that uses the folder
 
@@ -97,6 +98,7 @@ class Store:
         """
         self.folder = folder
         self.incoming = folder / "incoming"
+        self.bindings = folder / "bindings"
         self._sets = folder / "sets"
         for path in (self._sets, self.incoming):
             path.mkdir(parents=True, exist_ok=True)
@@ -107,6 +109,7 @@ class Store:
         except OSError:
             self._lock.close()
             raise ArtefactError(folder, "is in use by another server; give each server a --state of its own") from None
+        shutil.rmtree(self.bindings, ignore_errors=True)
 
     def close(self) -> None:
         """Let another server have the folder."""

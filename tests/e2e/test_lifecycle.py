@@ -59,7 +59,8 @@ def made(tmp_path_factory):
 @pytest.fixture(scope="module")
 def server(made):
     base, _, arguments = made
-    with Server(arguments, base / "log") as running:
+    (base / "tmp").mkdir()
+    with Server(arguments, base / "log", {"TMPDIR": str(base / "tmp")}) as running:  # a killed server leaves it
         yield running.wait_until_healthy()
 
 

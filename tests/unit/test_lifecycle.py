@@ -60,7 +60,7 @@ def open_lifecycle(identity, sets, tmp_path):
         for store in stores:
             store.close()
         stores.append(Store(tmp_path / state))
-        lifecycle = Lifecycle(Registry(identity, tmp_path / "bindings"), sets, stores[-1])
+        lifecycle = Lifecycle(Registry(identity, stores[-1].bindings), sets, stores[-1])
         lifecycle.start(**options)
         return lifecycle
 
@@ -390,6 +390,14 @@ def test_a_retired_versions_files_go_at_the_next_start(open_lifecycle, made, tmp
     assert {p.name for p in kept.iterdir()} == {made[v].digest for v in (("anna", 1), ("anna", 2), ("bert", 1))}
     open_lifecycle()
     assert {p.name for p in kept.iterdir()} == {made[v].digest for v in (("anna", 2), ("bert", 1))}
+
+
+def test_a_killed_servers_adapters_go_at_the_next_start(open_lifecycle, tmp_path):
+    registry = open_lifecycle().registry
+    folder = registry.bindings.bind([registry.get("anna")]).folder
+    assert tmp_path / "state" in folder.parents and folder.is_dir()
+    open_lifecycle()
+    assert not folder.exists()
 
 
 def test_a_version_that_was_damaged_in_the_store_is_refused_and_the_others_serve(open_lifecycle, made, sets, tmp_path):
