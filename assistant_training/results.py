@@ -101,7 +101,8 @@ def markdown(rows: Sequence[dict[str, Any]], costs: Sequence[dict[str, Any]] = (
     if costs:
         lines += _table("What it costs on a larger target, untrained", TABLES["What it costs"], cost_summary)
     seeds = sorted({row["seed"] for row in rows})
-    lines.append(f"Medians over {len(seeds)} seeds ({', '.join(map(str, seeds))}), lowest and highest in brackets.\n")
+    count = f"{len(seeds)} seed{'s' * (len(seeds) != 1)}"
+    lines.append(f"Medians over {count} ({', '.join(map(str, seeds))}), lowest and highest in brackets.\n")
     lines += ["| goal, on medians | measured | |", "|---|---|---|"]
     for goal in goals(summary, cost_summary):
         lines.append(f"| {goal.text} | {goal.measured:.3g} | {'met' if goal.met else 'missed'} |")
@@ -164,10 +165,12 @@ def _cell(figure: dict[str, float] | None, form: str) -> str:
 
 
 def _plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 6), layout="constrained")
     axes = figure.add_subplot()
+    axes.set_prop_cycle(color=[colormaps["tab20"](index) for index in range(20)])
     floor = 1e-12  # a p-value of 0 has no place on a logarithmic axis
     for model, figures in summarize(rows).items():
         x, y = figures["utility"], figures["forget_quality"]
