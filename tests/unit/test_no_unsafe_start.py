@@ -34,25 +34,29 @@ def test_the_servers_own_arguments_start(arguments):
 
 
 def row(name, *values):
-    return pytest.param(*values, id=f"SU-{name}")
+    return pytest.param(*values, id=name)
 
 
 @pytest.mark.parametrize(
     "changes, sentence",
     [
-        row("raw-logprobs", {"logprobs_mode": "raw_logprobs"}, "raw logprobs are the plain target's"),
-        row("raw-logits", {"logprobs_mode": "raw_logits"}, "raw logprobs are the plain target's"),
-        row("pooling", {"runner": "pooling"}, "only 'generate' is composed"),
-        row("speculation", {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}}, "speculative"),
-        row("pipeline", {"pipeline_parallel_size": 2}, "Pipeline parallelism is not supported for this model"),
-        row("data-parallel", {"data_parallel_size": 2}, "data parallelism was never tried"),
-        row("kv-transfer", {"kv_transfer_config": {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}}, "KV tr"),
-        row("kv-sharing", {"kv_sharing_fast_prefill": True}, "kv_sharing_fast_prefill"),
-        row("quantised", {"quantization": "fp8"}, "quantised targets are not supported"),
-        row("no-lora", {"enable_lora": False}, "LoRA is not enabled"),
-        row("lora-elsewhere", {"lora_target_modules": ["qkv_proj"]}, "not exactly the linear maps"),
-        row("no-processor", {"logits_processors": None}, "is not loaded"),
-        row("class-alone", {"hf_overrides": {"architectures": [ARCHITECTURE]}}, "not started through unlearngate"),
+        row("SU-raw-logprobs", {"logprobs_mode": "raw_logprobs"}, "raw logprobs are the plain target's"),
+        row("SU-raw-logits", {"logprobs_mode": "raw_logits"}, "raw logprobs are the plain target's"),
+        row("SU-pooling", {"runner": "pooling"}, "only 'generate' is composed"),
+        row("SU-speculation", {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}}, "speculative"),
+        row("SU-pipeline", {"pipeline_parallel_size": 2}, "Pipeline parallelism is not supported for this model"),
+        row("SU-data-parallel", {"data_parallel_size": 2}, "data parallelism was never tried"),
+        row(
+            "SU-kv-transfer",
+            {"kv_transfer_config": {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}},
+            "KV tr",
+        ),
+        row("SU-kv-sharing", {"kv_sharing_fast_prefill": True}, "kv_sharing_fast_prefill"),
+        row("SU-quantised", {"quantization": "fp8"}, "quantised targets are not supported"),
+        row("SU-no-lora", {"enable_lora": False}, "LoRA is not enabled"),
+        row("SU-lora-elsewhere", {"lora_target_modules": ["qkv_proj"]}, "not exactly the linear maps"),
+        row("SU-no-processor", {"logits_processors": None}, "is not loaded"),
+        row("SU-class-alone", {"hf_overrides": {"architectures": [ARCHITECTURE]}}, "not started through unlearngate"),
     ],
 )
 def test_an_engine_that_could_leak_does_not_start(arguments, changes, sentence):
@@ -63,13 +67,13 @@ def test_an_engine_that_could_leak_does_not_start(arguments, changes, sentence):
 @pytest.mark.parametrize(
     "path, value, sentence",
     [
-        row("dual-batch", "parallel_config.enable_dbo", True, "dual batch overlap"),
-        row("batch-sharded", "parallel_config.enable_batch_sharded_sampling", True, "batch-sharded sampling"),
-        row("api-processes", "parallel_config._api_process_count", 2, "several API processes"),
-        row("ec-transfer", "ec_transfer_config", object(), "encoder cache transfer"),
-        row("trace-replay", "model_config.enable_trace_replay", True, "replayed trace"),
-        row("sampling-mask", "model_config.return_sampling_mask", True, "sampling mask"),
-        row("routed-experts", "aux_output_config.enable_return_routed_experts", True, "routed experts"),
+        row("SU-dual-batch", "parallel_config.enable_dbo", True, "dual batch overlap"),
+        row("SU-batch-sharded", "parallel_config.enable_batch_sharded_sampling", True, "batch-sharded sampling"),
+        row("SU-api-processes", "parallel_config._api_process_count", 2, "several API processes"),
+        row("SU-ec-transfer", "ec_transfer_config", object(), "encoder cache transfer"),
+        row("SU-trace-replay", "model_config.enable_trace_replay", True, "replayed trace"),
+        row("SU-sampling-mask", "model_config.return_sampling_mask", True, "sampling mask"),
+        row("SU-routed-experts", "aux_output_config.enable_return_routed_experts", True, "routed experts"),
     ],
 )
 def test_a_field_that_a_gpu_could_set_is_refused(arguments, path, value, sentence):
@@ -86,12 +90,12 @@ def test_a_field_that_a_gpu_could_set_is_refused(arguments, path, value, sentenc
 @pytest.mark.parametrize(
     "variable",
     [
-        row("dev-mode", "VLLM_SERVER_DEV_MODE"),
-        row("runtime-lora", "VLLM_ALLOW_RUNTIME_LORA_UPDATING"),
-        row("any-model-name", "VLLM_SKIP_MODEL_NAME_VALIDATION"),
-        row("rust-frontend", "VLLM_USE_RUST_FRONTEND"),
-        row("request-ids", "VLLM_DISABLE_REQUEST_ID_RANDOMIZATION"),
-        row("vllm-api-key", "VLLM_API_KEY"),
+        row("SU-dev-mode", "VLLM_SERVER_DEV_MODE"),
+        row("SU-runtime-lora", "VLLM_ALLOW_RUNTIME_LORA_UPDATING"),
+        row("SU-any-model-name", "VLLM_SKIP_MODEL_NAME_VALIDATION"),
+        row("SU-rust-frontend", "VLLM_USE_RUST_FRONTEND"),
+        row("SU-request-ids", "VLLM_DISABLE_REQUEST_ID_RANDOMIZATION"),
+        row("SU-vllm-api-key", "VLLM_API_KEY"),
     ],
 )
 def test_an_environment_that_could_leak_is_refused(arguments, monkeypatch, variable):
@@ -104,18 +108,18 @@ def test_an_environment_that_could_leak_is_refused(arguments, monkeypatch, varia
 @pytest.mark.parametrize(
     "words",
     [
-        row("api-server-count", ["--api-server-count", "2"]),
-        row("data-parallel-option", ["--data-parallel-size=2"]),
-        row("lora-modules", ["--lora-modules", "anna=/tmp/anna"]),
-        row("middleware", ["--middleware", "some.module"]),
-        row("option-file", ["--config", "vllm.yaml"]),
-        row("request-logs", ["--enable-log-requests"]),
-        row("grpc", ["--grpc"]),
-        row("scale-out", ["--tokens-only"]),
-        row("trace-replay-option", ["--enable-trace-replay"]),
-        row("sampling-mask-option", ["--return-sampling-mask"]),
-        row("other-overrides", ["--hf-overrides.unlearngate.num_branches=0"]),
-        row("other-model", ["--revision", "main"]),
+        row("SU-api-server-count", ["--api-server-count", "2"]),
+        row("SU-data-parallel-option", ["--data-parallel-size=2"]),
+        row("SU-lora-modules", ["--lora-modules", "anna=/tmp/anna"]),
+        row("SU-middleware", ["--middleware", "some.module"]),
+        row("SU-option-file", ["--config", "vllm.yaml"]),
+        row("SU-request-logs", ["--enable-log-requests"]),
+        row("SU-grpc", ["--grpc"]),
+        row("SU-scale-out", ["--tokens-only"]),
+        row("SU-trace-replay-option", ["--enable-trace-replay"]),
+        row("SU-sampling-mask-option", ["--return-sampling-mask"]),
+        row("SU-other-overrides", ["--hf-overrides.unlearngate.num_branches=0"]),
+        row("SU-other-model", ["--revision", "main"]),
     ],
 )
 def test_an_option_that_could_leak_is_refused(arguments, words):

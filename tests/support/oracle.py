@@ -1,0 +1,139 @@
+"""Finds the plain target in what a server said: from Hugging Face it knows the target's own words and logprobs."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+
+import torch
+
+from support.reference import Reference, Term, compose_row
+from support.tiny import make_tokenizer
+
+CLOSE = 2e-4  # between one logprob and another; two models' differ by far more
+ANSWER = 12  # tokens of an answer that are looked for
+SHORTEST = 4  # characters: half of a random target's tokens are no text
+
+
+class Oracle:
+    """For answers to one prompt, asked for with `return_token_ids` and `return_tokens_as_token_ids`."""
+
+    def __init__(self, reference: Reference, prompt: list[int]) -> None:
+        self.reference = reference
+        self.prompt = prompt
+        self.tokenizer = make_tokenizer()
+        ids = list(prompt)
+        for _ in range(ANSWER):
+            ids.append(int(self._plain_rows(ids)[-1].argmax()))
+        self.answer = ids[len(prompt) :]
+        # Half a character at the end decodes to something else once the other half is there.
+        self.text = self.tokenizer.decode(self.answer).rstrip("\ufffd")
+        self.is_readable = len(self.text) >= SHORTEST
+        # One row after every token but the last: those of the prompt, then those of the answer.
+        self.rows = self._plain_rows(ids)[:-1].log_softmax(-1).tolist()
+
+    @torch.no_grad()
+    def _plain_rows(self, ids: list[int]) -> torch.Tensor:
+        return self.reference.target(torch.tensor([ids])).logits[0].double()
+
+    def leaks(self, said: str) -> list[str]:
+        """Whatever of the plain target is in a response's body: its words, its tokens, its logprobs."""
+        events = list(_events(said))
+        found = []
+        spoken = "".join(_texts(events))
+        if self.is_readable and (self.text in spoken or self.text in said):
+            found.append(f"the plain target's words {self.text!r}")
+        tokens = [token for ids in _token_ids(events) for token in ids]
+        if _contains(tokens, self.answer[: ANSWER // 2]):
+            found.append(f"the plain target's tokens {self.answer[: ANSWER // 2]}")
+        for pairs in _distributions(events):
+            telling = [(token, logprob) for token, logprob in pairs if -9000 < logprob < -1e-3]
+            for position, row in enumerate(self.rows):
+                same = sum(abs(row[token] - logprob) < CLOSE for token, logprob in telling)
+                # One number alone may be the same by chance, unless it is looked for in one row only.
+                if same and 2 * same >= len(telling) and (len(telling) > 1 or position == len(self.prompt) - 1):
+                    found.append(f"{same} of {len(telling)} logprobs are the plain target's at position {position}")
+        return found
+
+    @torch.no_grad()
+    def composed(self, terms: list[Term], keep_ratio: float, bias: dict[int, float], repetition: float) -> list[float]:
+        """The served logprobs of the first token: bias, then the composition, then the repetition penalty."""
+        output = self.reference.target(torch.tensor([self.prompt]), output_hidden_states=True)
+        target = output.logits[0, -1].double().numpy().copy()
+        for token, value in bias.items():
+            target[token] += value
+        assist = self.reference._assist
+        assistants = [assist(t.name, output.hidden_states)[0, -1].double().numpy() for t in terms]
+        row, _ = compose_row(target, assistants, terms, keep_ratio)
+        logits = torch.tensor(row)
+        seen = torch.tensor(sorted(set(self.prompt)))
+        logits[seen] = torch.where(logits[seen] > 0, logits[seen] / repetition, logits[seen] * repetition)
+        return logits.log_softmax(-1).tolist()
+
+
+def _events(said: str) -> Iterator[object]:
+    """A body's JSON values: one, or one per server-sent event; text that is no JSON is a string."""
+    for line in said.splitlines() if said.startswith("data: ") else [said]:
+        if line.startswith("data: "):
+            line = line.removeprefix("data: ")
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            yield line
+
+
+def _walk(value: object) -> Iterator[object]:
+    yield value
+    for child in value.values() if isinstance(value, dict) else value if isinstance(value, list) else []:
+        yield from _walk(child)
+
+
+def _texts(events: list[object]) -> Iterator[str]:
+    for value in _walk(events):
+        if isinstance(value, dict):
+            yield from (v for k, v in value.items() if k in ("content", "text", "reasoning") and isinstance(v, str))
+
+
+def _token_ids(events: list[object]) -> Iterator[list[int]]:
+    for value in _walk(events):
+        if isinstance(value, dict) and isinstance(value.get("token_ids"), list):
+            yield value["token_ids"]
+
+
+def _distributions(events: list[object]) -> Iterator[list[tuple[int, float]]]:
+    """(token, logprob) pairs that stand together, in any of the forms that vLLM's routes write."""
+    for value in _walk(events):
+        if isinstance(value, list) and value and all(isinstance(v, dict) and "logprob" in v for v in value):
+            for one in value:
+                yield [(_token(one["token"]), one["logprob"])]
+            yield [(_token(one["token"]), one["logprob"]) for one in value]
+        elif isinstance(value, dict) and "token_logprobs" in value:
+            pairs = zip(value["tokens"], value["token_logprobs"], strict=True)
+            yield from ([(_token(token), logprob)] for token, logprob in pairs if logprob is not None)
+        elif isinstance(value, dict) and value and all(_is_logprob(v) for v in value.values()):
+            yield [(_token(k), v["logprob"] if isinstance(v, dict) else v) for k, v in value.items() if _is_token(k)]
+
+
+def _is_logprob(value: object) -> bool:
+    return isinstance(value, float) or (isinstance(value, dict) and "logprob" in value)
+
+
+def _is_token(name: str) -> bool:
+    return name.removeprefix("token_id:").isdigit()
+
+
+def _token(name: str) -> int:
+    return int(name.removeprefix("token_id:"))
+
+
+def _contains(haystack: list[int], needle: list[int]) -> bool:
+    return any(haystack[i : i + len(needle)] == needle for i in range(len(haystack) - len(needle) + 1))
+
+
+def logprob_error(expected: list[float], served: dict[int, float]) -> float:
+    """The largest difference; what is served as impossible must be so."""
+    return max(
+        0.0 if logprob < -9000 and expected[token] == -math.inf else abs(expected[token] - logprob)
+        for token, logprob in served.items()
+    )
