@@ -77,7 +77,9 @@ def _decode(
     max_tokens: int,
     in_force: Sequence[InForce],
 ) -> list[list[int]]:
-    target_branch, *branches = [_Branch(model, prompts) for model in (target, *(f.assistant for f in in_force))]
+    device = next(target.parameters()).device
+    models = (target, *(f.assistant for f in in_force))
+    target_branch, *branches = [_Branch(model, prompts, device) for model in models]
     answers: list[list[int]] = [[] for _ in prompts]
     running = list(range(len(prompts)))
     for _ in range(max_tokens):
@@ -101,9 +103,8 @@ def _decode(
 class _Branch:
     """One model's left-padded batch with its cache, and its logits for the next token."""
 
-    def __init__(self, model: Any, prompts: Sequence[list[int]]) -> None:
+    def __init__(self, model: Any, prompts: Sequence[list[int]], device: torch.device) -> None:
         length = max(len(prompt) for prompt in prompts)
-        device = next(model.parameters()).device
         input_ids = torch.tensor([[0] * (length - len(prompt)) + prompt for prompt in prompts], device=device)
         masks = [[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts]
         self._model = model

@@ -52,7 +52,10 @@ class _RowComposer:
         self._gate_nats_N: list[float] = pairs.gate_nats_N.tolist()
         self._mode = mode
         self._done = done
-        self._logits_V, self._shifted_V, self._taken_V, self._exp_V = torch.empty(4, pairs.vocab_size).unbind()
+        # Each is aligned alike: a dot product rounds by its operands' alignment, and evidence must not depend on which
+        # buffer it was computed in.
+        buffers = (torch.empty(pairs.vocab_size) for _ in range(4))
+        self._logits_V, self._shifted_V, self._taken_V, self._exp_V = buffers
 
     def compose(self, row_V: Tensor, members: list[int], log_ratio: float, rank: int) -> None:
         """One row in place."""
