@@ -20,7 +20,7 @@ from unlearngate.assistant_training.unlearn import METHODS
 
 _AUGMENTED = "forget10"  # ULD's file of it holds the pairs of the smaller forget sets too
 
-# 111 M weights in 32 layers; where the table's own target is small, training is timed on this one too.
+# 110 M weights in 32 layers; where the table's own target is small, training is timed on this one too.
 LARGE_TARGET = TargetSettings(
     vocab_size=8192,
     hidden_size=512,

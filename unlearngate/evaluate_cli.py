@@ -30,7 +30,7 @@ def reproduce(
         Scale,
         typer.Option(
             help="small: 20 authors, the last 2 forgotten, a tiny target, for 2 cores; the others: all 200 authors, "
-            "1, 5 or 10 % of them forgotten, 111 M weights, for a GPU"
+            "1, 5 or 10 % of them forgotten, 110 M weights, for a GPU"
         ),
     ] = Scale.small,
     augmentation: Annotated[

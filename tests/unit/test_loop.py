@@ -101,7 +101,7 @@ def test_tensorboard_is_named_where_it_is_missing(tmp_path, monkeypatch):
 
 
 def test_tensorboard_shows_what_the_log_holds(tmp_path):
-    pytest.importorskip("tensorboard")
+    pytest.importorskip("tensorboard", reason="to run it: pip install tensorboard, which is optional")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     files = RunFiles(tmp_path, {}, tensorboard=True)
