@@ -25,13 +25,19 @@ def with_sets(
         sets: verified artefacts, of kind `uld` (composed) or at most one of kind `undial` (put on the target itself).
         strengths: of each set; None takes what its manifest recommends.
 
-    Raises: TrainingError if two sets are of kind `undial`: one LoRA on the target is what one of them was trained as.
+    Raises: TrainingError for what a server refuses: two sets of kind `undial`, or one beside an assistant with a tap.
     """
     chosen = strengths or [None] * len(sets)
     undial = [forget_set for forget_set in sets if forget_set.manifest.kind == "undial"]
     if len(undial) > 1:
         names = ", ".join(forget_set.name for forget_set in undial)
         raise TrainingError(f"at most one set of kind 'undial' can be in force at a time, got {names}")
+    tapped = [forget_set.name for forget_set in sets if forget_set.manifest.tap_layer]
+    if undial and tapped:
+        raise TrainingError(
+            f"{undial[0].name} of kind 'undial' changes the hidden states that {tapped[0]} starts from; "
+            "take one of them: a server refuses both in one request"
+        )
     in_force = [
         InForce(assistant_of(target, forget_set), strength or forget_set.manifest.recommended)
         for forget_set, strength in zip(sets, chosen, strict=True)
