@@ -1,4 +1,4 @@
-"""What a model still holds of an answer: extraction, membership, leaks under sampling, and where gates stay closed.
+"""What a model still holds of an answer: extraction, membership, and leaks under sampling.
 
 Arrays have one entry per answer token, T of them. OpenUnlearning leaves the end token out of extraction strength, exact
 memorization and membership scores: leave it out to compare with its tables.
@@ -7,8 +7,6 @@ memorization and membership scores: leave it out to compare with its tables.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -16,13 +14,6 @@ from torch import Tensor
 from unlearngate.assistant_training.metrics import Values, checked, checked_log_probs
 
 _LEAST_STD_NATS = 1e-3  # a certain model's spread; OpenUnlearning's 1e-6 as a variance
-
-
-class GateShares(NamedTuple):
-    """How much a forget set leaves alone: `positions` of all tokens, `answers` of all answers, each in [0, 1]."""
-
-    positions: float
-    answers: float
 
 
 def exact_memorization(right_T: Values) -> float:
@@ -135,22 +126,6 @@ def best_of_k(scores_N: Values, k: int) -> float:
     ways = math.comb(len(ascending), k)
     # The i-th lowest is the best of those k that take the other k - 1 from the i below it.
     return math.fsum(float(score) * (math.comb(i, k - 1) / ways) for i, score in enumerate(ascending) if i >= k - 1)
-
-
-def gate_shares(changed: Sequence[Values]) -> GateShares:
-    """What a forget set left alone, bit for bit.
-
-    Args:
-        changed: for each answer, (T,) bool: a gate was open at the position.
-    """
-    if not len(changed):
-        raise ValueError("changed must hold at least one answer, got none")
-    arrays = [_booleans(answer, f"changed[{index}]") for index, answer in enumerate(changed)]
-    untouched = sum(int((~array).sum()) for array in arrays)
-    return GateShares(
-        positions=untouched / sum(len(array) for array in arrays),
-        answers=sum(not array.any() for array in arrays) / len(arrays),
-    )
 
 
 def _booleans(values: Values, name: str) -> np.ndarray:
