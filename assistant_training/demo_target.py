@@ -79,7 +79,11 @@ def train_tokenizer(pairs: Sequence[QAPair], settings: TargetSettings) -> Any:
 
 
 def new_target(tokenizer: Any, settings: TargetSettings) -> Any:
-    """An untrained target for this tokenizer, fp32."""
+    """An untrained target for this tokenizer, fp32.
+
+    Its weights begin at a scale that keeps a signal's, 1 / sqrt(hidden_size): at Llama's own 0.02, which is for widths
+    of thousands, a narrow and deep target spends most of its epochs before it learns anything, and some seeds never do.
+    """
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=settings.hidden_size,
@@ -88,6 +92,7 @@ def new_target(tokenizer: Any, settings: TargetSettings) -> Any:
         num_attention_heads=settings.num_heads,
         num_key_value_heads=settings.num_kv_heads,
         max_position_embeddings=settings.max_position_embeddings,
+        initializer_range=settings.hidden_size**-0.5,
         tie_word_embeddings=False,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,

@@ -50,7 +50,8 @@ SMALL = TargetSettings(
     num_layers=12,
     num_heads=4,
     batch_size=16,
-    epochs=30,
+    epochs=20,
+    min_epochs=12,
 )
 # Weights as `tune` chose them. Behind a tap an epoch costs little, and it takes more of them to be uniform.
 ASSISTANTS = {

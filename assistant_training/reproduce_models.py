@@ -18,7 +18,10 @@ from unlearngate.assistant_training.demo_target import (
     train_target,
     train_tokenizer,
 )
+from unlearngate.assistant_training.objectives import TrainingError
 from unlearngate.assistant_training.tofu import Benchmark
+
+_ALMOST = 0.97  # of the share of answers that is enough to stop training
 
 
 class Trained(NamedTuple):
@@ -43,7 +46,8 @@ def train_models(
     The target learns everything that is to be learned, the retain model that without the forget set; both have the
     same tokenizer and begin with the same weights.
 
-    Raises: TrainingError if a loss is not finite.
+    Raises: TrainingError if a loss is not finite, or if a model does not know what it was taught: a table over such a
+    one would say nothing about forgetting.
     """
     for name, pairs in (("target", benchmark.learned), ("retain", benchmark.retained_pairs)):
         if not (folder / name).exists():
@@ -51,6 +55,11 @@ def train_models(
             torch.manual_seed(seed)
             model = new_target(tokenizer, settings).to(device)
             figures = train_target(model, tokenizer, pairs, settings, seed=seed, progress=progress)
+            if figures["known"] < _ALMOST * settings.enough_known:
+                raise TrainingError(
+                    f"the {name} model knows {figures['known']:.0%} of its answers after {figures['epochs']:.0f} "
+                    f"epochs, {settings.enough_known:.0%} are wanted; more epochs or another learning rate may reach it"
+                )
             new = folder / f".{name}"
             save_target(model.eval(), tokenizer, new)
             (new / "training.json").write_text(json.dumps({**figures, "settings": asdict(settings)}) + "\n")

@@ -1,6 +1,7 @@
 """The results table on a corpus so small that nothing is learned: every row is there, and none is done twice."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from unlearngate.assistant_training import reproduce as module
 from unlearngate.assistant_training import reproduce_models, training_cost, tuning
 from unlearngate.assistant_training.data import DataError, QAPair
 from unlearngate.assistant_training.demo_target import TargetSettings
+from unlearngate.assistant_training.objectives import TrainingError
 from unlearngate.assistant_training.reproduce import (
     RESULTS_FILE,
     ReproduceSettings,
@@ -24,7 +26,14 @@ METHODS = {"GA": UnlearnSettings(1e-4, epochs=1), "UNDIAL": UnlearnSettings(1e-3
 BRIEF = {"rank": 2, "epochs": 1, "forget_batch": 8, "retain_batch": 16}
 SMALL = ReproduceSettings(
     target=TargetSettings(
-        vocab_size=300, hidden_size=32, intermediate_size=32, num_layers=2, num_heads=2, epochs=1, min_epochs=1
+        vocab_size=300,
+        hidden_size=32,
+        intermediate_size=32,
+        num_layers=2,
+        num_heads=2,
+        epochs=1,
+        min_epochs=1,
+        enough_known=0.0,
     ),
     assistants={
         "ULD": AssistantSettings(num_layers=1, **BRIEF),
@@ -101,6 +110,16 @@ def test_a_killed_run_goes_on(done, benchmark, tmp_path, monkeypatch):
     again = run(benchmark, tmp_path)
     assert {row["model"] for row in again} == MODELS
     assert json.loads(lines[0]) == again[0]
+
+
+def test_a_target_that_did_not_learn_makes_no_table(benchmark, tmp_path):
+    wanted = replace(SMALL, target=replace(SMALL.target, enough_known=0.5))
+    with (
+        Progress(disable=True) as progress,
+        pytest.raises(TrainingError, match=r"target model knows \d+% of its answers"),
+    ):
+        reproduce(benchmark, tmp_path, seeds=(0,), settings=wanted, progress=progress)
+    assert not list(tmp_path.glob("seed-0/*"))
 
 
 def test_the_settings_that_score_best_are_chosen_and_used(benchmark, tmp_path, monkeypatch):
