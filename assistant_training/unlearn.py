@@ -100,13 +100,13 @@ def undial(step: Step, _: float) -> Tensor:
 
 # Learning rates as `tune` chose them for the small scale of the results table.
 METHODS: dict[str, tuple[Method, UnlearnSettings]] = {
-    "GA": (gradient_ascent, UnlearnSettings(learning_rate=1e-4)),
-    "GradDiff": (grad_diff, UnlearnSettings(learning_rate=3e-4)),
-    "NPO": (npo, UnlearnSettings(learning_rate=9e-4)),
+    "GA": (gradient_ascent, UnlearnSettings(learning_rate=3e-4)),
+    "GradDiff": (grad_diff, UnlearnSettings(learning_rate=9e-4)),
+    "NPO": (npo, UnlearnSettings(learning_rate=2.7e-3)),
     # The authors weigh the forget loss 0.1375 and the retain loss 1.
-    "SimNPO": (simnpo, UnlearnSettings(learning_rate=9e-4, retain_weight=7.3)),
+    "SimNPO": (simnpo, UnlearnSettings(learning_rate=2.7e-3, retain_weight=7.3)),
     "IdkDPO": (idk_dpo, UnlearnSettings(learning_rate=9e-4)),
-    "Offset-NPO": (npo, UnlearnSettings(learning_rate=3e-3, lora_rank=16, offset_layers=4)),
+    "Offset-NPO": (npo, UnlearnSettings(learning_rate=9e-3, lora_rank=16, offset_layers=4)),
     "UNDIAL": (undial, UnlearnSettings(learning_rate=3e-3, lora_rank=8)),
 }
 

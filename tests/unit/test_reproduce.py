@@ -131,7 +131,11 @@ def test_the_settings_that_score_best_are_chosen_and_used(benchmark, tmp_path, m
         assert tuning.tune(benchmark, tmp_path, settings=SMALL, progress=progress)[0] == rows
     tuned = tuning.with_tuned(SMALL, path)
     for name in ("ULD", "GA"):
-        scores = {json.dumps(r["tried"]): (1 - r["forget_rouge"]) * r["utility"] for r in rows if r["model"] == name}
+        scores = {
+            json.dumps(r["tried"]): (1 - r["forget_rouge"]) * (1 - r["forget_distance"]) * r["utility"]
+            for r in rows
+            if r["model"] == name
+        }
         best = next(t for t, score in scores.items() if score == max(scores.values()))
         own = tuned.assistants[name] if name in tuned.assistants else tuned.methods[name]
         assert {key: getattr(own, key) for key in json.loads(best)} == json.loads(best)
