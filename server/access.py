@@ -17,7 +17,7 @@ from unlearngate.server.gateway import Gateway, GatewayWord
 from unlearngate.server.keyring import Keyring
 from unlearngate.server.keys import ANY_SET, ApiKey
 
-OPEN_PATHS = {"/", "/health", "/docs", "/redoc", "/openapi.json"}
+OPEN_PATHS = {"/", "/health", "/ready", "/docs", "/redoc", "/openapi.json"}
 
 
 @dataclass(frozen=True, slots=True)

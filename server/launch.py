@@ -31,6 +31,7 @@ from unlearngate.server.keys import Name
 from unlearngate.server.lifecycle import Lifecycle, keep_looking
 from unlearngate.server.plugin import OWN_GROUP_VARIABLE
 from unlearngate.server.policy import Policy
+from unlearngate.server.readiness import Readiness, readiness_routes
 from unlearngate.server.refusals import refuse_arguments, refuse_unsupported
 from unlearngate.server.registry import Registry
 from unlearngate.server.store import Store
@@ -223,6 +224,12 @@ async def _run(
         adapters = Adapters(policy.registry.bindings, engine, state, capacity=config.max_known)
         app = build_app(Gate(policy, adapters, accounting, state), access)
         app.include_router(admin_routes(lifecycle))
+
+        async def check_engine() -> None:
+            await engine.check_health()
+            accounting.check()
+
+        app.include_router(readiness_routes(Readiness(policy, access, check_engine)))
         server = uvicorn.Server(uvicorn.Config(app, log_level="info", timeout_graceful_shutdown=config.drain_timeout_s))
         beside = [asyncio.create_task(_stop_when_dead(engine, server)), asyncio.create_task(accounting.keep_synced())]
         if config.watch_interval_s:

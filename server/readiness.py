@@ -1,0 +1,85 @@
+"""Whether requests may be sent here: the engine answers, and every set that somebody must have can be put in force.
+
+`/health` is for whoever starts a process again, which would not bring a missing set; `/ready` for whoever spreads
+requests over several servers. A new process is not there at all until it is ready: it listens only then, and does not
+start without its required sets. What changes later, the folder of sets or the keys file, changes `/ready`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+
+from fastapi import APIRouter, Response
+from fastapi.responses import JSONResponse
+from prometheus_client import Gauge
+
+from unlearngate.errors import UnavailableSetError
+from unlearngate.server.access import Access, Caller
+from unlearngate.server.policy import Policy
+
+logger = logging.getLogger(__name__)
+
+READY = Gauge("unlearngate_ready", "1 while every forget set that somebody must have can be put in force")
+
+
+class Readiness:
+    """Looks at what must be in force for whom, each time anew."""
+
+    def __init__(self, policy: Policy, access: Access, check_engine: Callable[[], Awaitable[None]]) -> None:
+        """Nothing is looked at yet.
+
+        Args:
+            policy: decides what must be in force.
+            access: knows everybody who may ask.
+            check_engine: raises if the engine cannot answer.
+        """
+        self._policy = policy
+        self._access = access
+        self._check_engine = check_engine
+        self._said: list[str] = []
+        READY.set_function(lambda: not self.missing())
+
+    def missing(self) -> list[str]:
+        """What must be in force and cannot be, a sentence each; said in the log whenever it changes."""
+        missing = unmet(self._policy, self._access.known_callers())
+        if missing != self._said:
+            self._said = missing
+            if missing:
+                logger.error("not ready: %s", "; ".join(missing))
+            else:
+                logger.info("ready: every required forget set is there")
+        return missing
+
+    async def reason(self) -> str | None:
+        """Why no requests should be sent here, or None. It names no set: everybody may ask."""
+        try:
+            await self._check_engine()
+        except Exception as error:
+            return str(error)
+        return "a forget set that must be in force is not here (see the log)" if self.missing() else None
+
+
+def unmet(policy: Policy, callers: Iterable[Caller]) -> list[str]:
+    """Each requirement or default of these callers that would be answered 503, once."""
+    sentences: dict[str, None] = {}
+    for caller in callers:
+        try:
+            policy.decide(None, None, caller)
+        except UnavailableSetError as error:
+            sentences[error.message] = None
+    return list(sentences)
+
+
+def readiness_routes(readiness: Readiness) -> APIRouter:
+    """The route `/ready`."""
+    router = APIRouter()
+
+    @router.get("/ready", responses={503: {"description": "Requests should go to another server for now."}})
+    async def ready() -> Response:
+        reason = await readiness.reason()
+        if reason is None:
+            return JSONResponse({"status": "ok"})
+        return JSONResponse({"status": "unavailable", "reason": reason}, status_code=503)
+
+    return router
