@@ -1,6 +1,6 @@
 """The served model: the untouched target and S assistant branches, run over the same scheduled tokens.
 
-    forward         -> [target | assistant_a | assistant_b] hidden, (T, (1 + S) * H)
+    forward         -> [target | assistant_a | assistant_b] hidden, (T, (1 + S) * H); (T, H) if no row has a forget set
     compute_logits  -> the target's logits, (R, V); the assistants' hidden rows are kept for the logits processor
     assistant_logits-> the target's head over chosen assistant rows, (N, V)
 
@@ -8,6 +8,10 @@ An assistant is m of the target's layers, its embeddings, final norm and head, a
 branch only: a forget set is an adapter. The layers are the target's first, as in ULD (arXiv:2406.08607, section 3), or
 those from a tap layer j on: such a branch goes on from the target's hidden states, so the first j layers run once.
 Its modules are its own: LoRA of a set of kind `undial`, on the target's modules, leaves every assistant as it is.
+
+A batch without any adapter does not run the branches. Their KV then holds nothing for its tokens; no request with a
+forget set can come to read it, because vLLM's prefix cache is keyed by the adapter. vLLM records CUDA graphs with and
+without LoRA apart, and the choice with them.
 """
 
 from __future__ import annotations
@@ -26,7 +30,7 @@ from vllm.model_executor.models.utils import init_vllm_registered_model
 
 from unlearngate.server.branches import CONFIG_FIELD, BranchOptions
 from unlearngate.server.refusals import refuse_unsupported
-from unlearngate.server.vllm_compat import skip_plain_rows_in_cpu_lora
+from unlearngate.server.vllm_compat import adapts_a_row, skip_plain_rows_in_cpu_lora
 
 _loaded: weakref.ref[UnlearningForCausalLM] | None = None
 
@@ -65,6 +69,7 @@ class UnlearningForCausalLM(nn.Module, SupportsLoRA):
         for name in self.options.branch_names():
             self.add_module(name, self._build_branch(vllm_config, name))
         self._assistant_hidden: Tensor | None = None
+        self._ran_branches = False
 
         global _loaded
         _loaded = weakref.ref(self)
@@ -80,19 +85,27 @@ class UnlearningForCausalLM(nn.Module, SupportsLoRA):
         intermediate_tensors: Any = None,
         inputs_embeds: Tensor | None = None,
     ) -> Tensor:
-        """(T,) scheduled tokens -> (T, (1 + S) * H) final hidden states, the target's first."""
+        """(T,) scheduled tokens -> (T, (1 + S) * H) final hidden states, the target's first; (T, H) if none forgets."""
         target = self.target(input_ids, positions, intermediate_tensors, inputs_embeds)
         if self.options.tap_layer:
             # The residual stream before the tap layer, to which the branch's first layer is what it is in the target.
             target, (inputs_embeds,) = target
             input_ids = None
+        if not self._a_row_forgets():
+            return cast("Tensor", target)
         hidden = [target]
         for name in self.options.branch_names():
             hidden.append(self.get_submodule(name)(input_ids, positions, None, inputs_embeds))
         return torch.cat(hidden, dim=-1)
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
-        """(R, (1 + S) * H) -> (R, V), the target's logits; keeps the assistants' rows for `take_assistant_hidden`."""
+        """(R, (1 + S) * H) -> (R, V), the target's logits; keeps the assistants' rows for `take_assistant_hidden`.
+
+        (R, H), of a batch that ran without the branches, keeps none.
+        """
+        if hidden_states.shape[-1] == self.hidden_size:
+            self._assistant_hidden = None
+            return self.target.compute_logits(hidden_states)
         target, assistants = hidden_states.split(
             [self.hidden_size, self.options.num_branches * self.hidden_size], dim=-1
         )
@@ -113,6 +126,15 @@ class UnlearningForCausalLM(nn.Module, SupportsLoRA):
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """Load the target's checkpoint; the branches hold the same parameters and have none of their own."""
         return {f"target.{name}" for name in self.target.load_weights(weights)}
+
+    def _a_row_forgets(self) -> bool:
+        """Whether the batch has an adapter. The first batch counts as one that has: vLLM measures its memory by it."""
+        if not self._ran_branches:
+            self._ran_branches = True
+            return True
+        # One of a branch's linear maps; all LoRA in an engine has the same view of the batch.
+        branch = self.get_submodule(self.options.branch_names()[0])
+        return adapts_a_row(branch.get_submodule("layers.0.mlp.down_proj"))
 
     def _build_branch(self, vllm_config: VllmConfig, name: str) -> nn.Module:
         config = copy.deepcopy(self.config)

@@ -28,6 +28,7 @@ __all__ = [
     "MoveDirectionality",
     "V1LogitsProcessor",
     "V2LogitsProcessor",
+    "adapts_a_row",
     "bind_adapter",
     "check_adapters",
     "count_tokens",
@@ -161,6 +162,19 @@ def count_tokens(engine: Any, meter: Meter) -> None:
 
     engine.generate = counted
     engine.engine_core.add_request_async = begun
+
+
+def adapts_a_row(linear: Any) -> bool:
+    """Whether a linear map's LoRA does anything in the batch that is about to run; no device is waited for.
+
+    True also where nobody has said yet what is in the batch.
+    """
+    punica = getattr(linear, "punica_wrapper", None)
+    if punica is None or punica.indices_len[0] is None:
+        return True
+    if (kernels := getattr(punica, "token_mapping_meta", None)) is not None:  # not on a CPU
+        return not bool(kernels.no_lora_flag_cpu)
+    return bool((punica.token_lora_indices >= 0).any())
 
 
 @cache

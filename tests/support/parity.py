@@ -84,6 +84,8 @@ def run(args: argparse.Namespace) -> dict:
     started = time.monotonic()
     drive(engine, requests, rng)
     seconds = time.monotonic() - started
+    if args.tensor_parallel == 1:
+        requests += drive_plain(engine, [draw_request(rng, registry, draw_prefixes(rng)) for _ in range(4)], rng)
     counters = engine_counters(engine)
     if args.tensor_parallel == 1:  # else the workers are other processes
         counters["adapter_loads"] = len(adapter_loads)
@@ -205,6 +207,24 @@ def drive(engine, requests: list[dict], rng: random.Random) -> None:
                 engine.abort_request([output.request_id])
                 request["aborted"] = True
                 running.pop(output.request_id, None)
+
+
+def drive_plain(engine, requests: list[dict], rng: random.Random) -> list[dict]:
+    """The same without any set in force: no branch may run."""
+    from unlearngate.server.model import loaded_model
+
+    model, ran = loaded_model(), []
+    nothing = {"names": (), "student": None, "binding": None, "weights": [], "gates": [], "keep_ratio": 0.0}
+    plain = [{**request, **nothing} for request in requests]
+    hooks = [
+        model.get_submodule(name).register_forward_hook(lambda *_: ran.append(1))
+        for name in model.options.branch_names()
+    ]
+    drive(engine, plain, rng)
+    for hook in hooks:
+        hook.remove()
+    assert not ran, f"branches ran {len(ran)} times for batches without a set"
+    return plain
 
 
 def watch_adapter_loads() -> list[int]:
