@@ -39,16 +39,18 @@ class Accounting:
             request_id: the id of the response to come.
             raw_request: `state.caller`, where there is one, says whose it is.
 
-        Raises: InvalidRequestError if the client's x-request-id is too long to be written down.
+        Raises: InvalidRequestError if the client's x-request-id, or its field `request_id`, is too long to be written
+            down.
         """
         client_id = raw_request.headers.get("x-request-id")
-        if client_id is not None and len(client_id) > _LONGEST_ID:
-            raise InvalidRequestError(f"x-request-id may have at most {_LONGEST_ID} characters, got {len(client_id)}")
+        for what, given in (("x-request-id", client_id), ("request_id", request_id.partition("-")[2])):
+            if given is not None and len(given) > _LONGEST_ID:
+                raise InvalidRequestError(f"{what} may have at most {_LONGEST_ID} characters, got {len(given)}")
         caller = getattr(raw_request.state, "caller", None)
         who = {
             "request": request_id,
             "client_request": client_id,
-            "route": raw_request.url.path,
+            "route": raw_request.scope["path"],  # that of `url` depends on what the client says its host is
             "key": caller and caller.key_id,
             "tenant": caller and caller.tenant,
         }

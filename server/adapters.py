@@ -36,6 +36,22 @@ class Adapters:
         Raises: BusyError (503) if all adapters are in use; ArtefactError if a set was changed on disk;
             UnlearngateError if the engine could not load it. The adapter is not held then.
         """
+        binding = self._bindings.known_binding(sets)
+        if binding is not None and binding in self._in_use:
+            return self._hold(binding)
+        # A client that hangs up now must not leave the engine and this record apart: what was begun is ended.
+        loading = asyncio.create_task(self._acquire_new(sets))
+        try:
+            return await asyncio.shield(loading)
+        except asyncio.CancelledError:
+            loading.add_done_callback(self._release_unwanted)
+            raise
+
+    def release(self, binding: Binding) -> None:
+        """A request that acquired the adapter has ended."""
+        self._in_use[binding] -= 1
+
+    async def _acquire_new(self, sets: Sequence[ForgetSet]) -> Binding:
         async with self._changing:
             binding = self._bindings.known_binding(sets)
             if binding is None or binding not in self._in_use:
@@ -43,13 +59,16 @@ class Adapters:
                 binding = await asyncio.to_thread(self._bindings.bind, sets)
                 await self._load(binding)
                 self._in_use[binding] = 0
-            self._in_use[binding] += 1
-            self._in_use.move_to_end(binding)
-            return binding
+            return self._hold(binding)
 
-    def release(self, binding: Binding) -> None:
-        """A request that acquired the adapter has ended."""
-        self._in_use[binding] -= 1
+    def _hold(self, binding: Binding) -> Binding:
+        self._in_use[binding] += 1
+        self._in_use.move_to_end(binding)
+        return binding
+
+    def _release_unwanted(self, loading: asyncio.Task[Binding]) -> None:
+        if not loading.cancelled() and loading.exception() is None:
+            self.release(loading.result())
 
     async def _load(self, binding: Binding) -> None:
         adapter = vllm_compat.LoRARequest(binding.name, binding.adapter_id, str(binding.folder))

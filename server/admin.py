@@ -14,7 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from unlearngate.errors import ArtefactError, ForbiddenError, InvalidRequestError, UnlearngateError
 from unlearngate.manifest import NAME_PATTERN
 from unlearngate.server.access import Caller, require_admin
+from unlearngate.server.bodies import StrictRoute
 from unlearngate.server.cards import version_cards
+from unlearngate.server.description import errors
 from unlearngate.server.lifecycle import Lifecycle
 
 logger = logging.getLogger(__name__)
@@ -48,9 +50,9 @@ class SetChange(BaseModel):
 
 def admin_routes(lifecycle: Lifecycle) -> APIRouter:
     """The routes that need an admin's API key."""
-    router = APIRouter()
+    router = APIRouter(route_class=StrictRoute)
 
-    @router.post("/v1/forget_sets")
+    @router.post("/v1/forget_sets", responses=errors(400, 401, 403, 404, 408, 409, 413, 422, 500))
     async def change_set(change: SetChange, caller: Annotated[Caller, Depends(require_admin)]) -> dict[str, Any]:
         logger.info("key %s: %s", caller.key_id, change.model_dump_json(exclude_none=True))
         try:

@@ -4,32 +4,37 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BeforeValidator, Field
-from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.serve.utils.api_utils import validate_json_request, with_cancellation
-from vllm.exceptions import VLLMError
 
 from unlearngate.errors import AuditUnavailableError, InvalidRequestError, UnlearngateError
 from unlearngate.server import vllm_compat
 from unlearngate.server.access import Access, AccessControl, require_metrics
 from unlearngate.server.accounting import Account, Accounting
 from unlearngate.server.adapters import Adapters
+from unlearngate.server.bodies import StrictRoute, stop_at_first_problem
 from unlearngate.server.cards import model_card, model_cards, set_cards
 from unlearngate.server.choices import ForgetSetChoice, parse_choices
-from unlearngate.server.metrics import REFUSALS, engine_text
+from unlearngate.server.description import (
+    ForgettingChatResponse,
+    ForgettingCompletionResponse,
+    answers,
+    errors,
+)
+from unlearngate.server.failures import answer_failures, on_our_error, refusal, status_of
+from unlearngate.server.metrics import engine_text
 from unlearngate.server.plan import TOKEN_FIELD, sign
 from unlearngate.server.policy import Policy
 
@@ -43,8 +48,6 @@ _NOT_COMPOSED = {
     "kv_transfer_params": "a transferred cache holds another request's assistant",
     "ec_transfer_params": "a transferred cache holds another request's assistant",
 }
-_CODES = {404: "not_found", 405: "method_not_allowed", 503: "unavailable"}
-
 ForgetSets = Annotated[
     list[str | ForgetSetChoice] | None,
     BeforeValidator(parse_choices),
@@ -108,13 +111,13 @@ class Gate:
                     account.end("aborted", None)
                 else:
                     account.end("error", refused["code"])
-                return _refusal(refused["code"], refused["message"], refused["param"])
+                return refusal(refused["code"], refused["message"], refused["param"])
             account.end("completed", 200)
             return JSONResponse({**body, "forget_sets": decision.report()}, headers=headers)
         except BaseException as error:
             with suppress(AuditUnavailableError):  # it is counted, and nothing was answered
                 if isinstance(error, Exception):
-                    account.end("error", _status(error))
+                    account.end("error", status_of(error))
                 else:
                     account.end("aborted", None)
             raise
@@ -153,41 +156,40 @@ def _end_stream(account: Account, release: Callable[[], None], complete: bool) -
 
 def build_app(gate: Gate, access: Access) -> FastAPI:
     """The application; `gate.state` carries vLLM's handlers, and `access` knows who asks."""
-    app = FastAPI(title="unlearngate", description="OpenAI-compatible serving with forget sets per request.")
+    what = "OpenAI-compatible serving with forget sets per request."
+    app = FastAPI(title="unlearngate", description=what, redirect_slashes=False)  # to where a client says its host is
     app.state = gate.state
-    app.add_middleware(AccessControl, access=access, refuse=_on_error)
-    app.add_exception_handler(UnlearngateError, _on_error)
-    app.add_exception_handler(RequestValidationError, _on_malformed)
-    app.add_exception_handler(HTTPException, _on_http_error)
-    # vLLM's own errors, and the plain Python ones that its handlers still raise.
-    for kind in (VLLMError, ValueError, TypeError, OverflowError, NotImplementedError, Exception):
-        app.add_exception_handler(kind, _on_engine_error)
+    app.router.route_class = StrictRoute
+    app.add_middleware(AccessControl, access=access, refuse=on_our_error)
+    answer_failures(app)
     json_only = [Depends(validate_json_request)]
+    for request_type in (ForgettingChatRequest, ForgettingCompletionRequest):
+        stop_at_first_problem(request_type)
 
-    @app.post("/v1/chat/completions", dependencies=json_only)
+    @app.post("/v1/chat/completions", dependencies=json_only, responses=answers(ForgettingChatResponse))
     @with_cancellation
     async def chat_completions(request: ForgettingChatRequest, raw_request: Request) -> Response:
         return await gate.answer(request, raw_request, gate.state.openai_serving_chat.create_chat_completion)
 
-    @app.post("/v1/completions", dependencies=json_only)
+    @app.post("/v1/completions", dependencies=json_only, responses=answers(ForgettingCompletionResponse))
     @with_cancellation
     async def completions(request: ForgettingCompletionRequest, raw_request: Request) -> Response:
         return await gate.answer(request, raw_request, gate.state.openai_serving_completion.create_completion)
 
-    @app.get("/v1/models")
+    @app.get("/v1/models", responses=errors(400, 401, 403))
     async def models(raw_request: Request) -> dict[str, Any]:
         return {"object": "list", "data": model_cards(gate.policy, raw_request.state.caller)}
 
-    @app.get("/v1/models/{model:path}")
+    @app.get("/v1/models/{model:path}", responses=errors(400, 401, 403, 404, 422, 503))
     async def model(model: str, raw_request: Request) -> dict[str, Any]:
         gate.policy.decide(model, None, raw_request.state.caller)
         return model_card(model)
 
-    @app.get("/v1/forget_sets")
+    @app.get("/v1/forget_sets", responses=errors(400, 401, 403))
     async def forget_sets(raw_request: Request) -> dict[str, Any]:
         return {"object": "list", "data": set_cards(gate.policy, raw_request.state.caller)}
 
-    @app.get("/health")
+    @app.get("/health", responses={503: {"description": "The engine cannot answer, or not be accounted for."}})
     async def health() -> Response:
         try:
             await gate.state.engine_client.check_health()
@@ -197,10 +199,15 @@ def build_app(gate: Gate, access: Access) -> FastAPI:
         warning = access.warning()
         return JSONResponse({"status": "ok", **({"warning": warning} if warning else {})})
 
-    @app.get("/metrics", dependencies=[Depends(require_metrics)])
+    @app.get(
+        "/metrics",
+        dependencies=[Depends(require_metrics)],
+        response_class=PlainTextResponse,
+        responses=errors(400, 401, 403),
+    )
     async def metrics() -> Response:
-        text = vllm_compat.prometheus_text() + engine_text(gate.accounting.meter.tally)
-        return Response(text, media_type=CONTENT_TYPE_LATEST)
+        exposition = vllm_compat.prometheus_text() + engine_text(gate.accounting.meter.tally)
+        return Response(exposition, media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/", include_in_schema=False)
     async def root() -> Response:
@@ -227,49 +234,3 @@ def _cancelled() -> bool:
 
 def _nothing() -> None:
     pass
-
-
-async def _on_error(_: Request, error: Exception) -> Response:
-    assert isinstance(error, UnlearngateError)
-    return _refusal(error.http_status, error.message, error.param, error.code)
-
-
-async def _on_malformed(_: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
-    return _refusal(400, *_first_problem(error.errors()))
-
-
-async def _on_http_error(_: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    return _refusal(error.status_code, str(error.detail), None)
-
-
-def _status(error: Exception) -> int:
-    return error.http_status if isinstance(error, UnlearngateError) else vllm_compat.describe_error(error)[0]
-
-
-async def _on_engine_error(_: Request, error: Exception) -> Response:
-    status, message, param = vllm_compat.describe_error(error)
-    if status >= 500:
-        logger.error("a request failed", exc_info=error)
-    return _refusal(status, message, param)
-
-
-def _first_problem(problems: Sequence[Any]) -> tuple[str, str | None]:
-    """A sentence and the field's name for what pydantic found first."""
-    first = problems[0] if problems else "the body is not what this route expects"
-    if not isinstance(first, dict):
-        return str(first), None
-    if first["type"] == "json_invalid":
-        return f"the body is not valid JSON: {first.get('ctx', {}).get('error', first['msg'])}", None
-    path = [str(part) for part in first["loc"] if part != "body"]
-    given = "" if first["type"] == "missing" else f", got {repr(first.get('input'))[:80]}"
-    return f"{'.'.join(path) or 'body'}: {first['msg']}{given}", path[0] if path else None
-
-
-def _refusal(status: int, message: str, param: str | None, code: str | None = None) -> JSONResponse:
-    """OpenAI's error body, counted."""
-    kind = "invalid_request_error" if status < 500 else "internal_error"
-    REFUSALS.labels(code or _CODES.get(status, kind)).inc()
-    error = {"message": message, "type": kind, "param": param, "code": code or _CODES.get(status, kind)}
-    return JSONResponse({"error": error}, status_code=status)

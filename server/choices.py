@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import reprlib
+
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from unlearngate.errors import InvalidRequestError
@@ -50,5 +52,4 @@ def _parse_choice(index: int, item: object) -> ForgetSetChoice:
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:80]}..."
+    return reprlib.repr(value)

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import os
+import resource
 import signal
 import socket
 import tempfile
@@ -24,6 +25,7 @@ from unlearngate.server.access import Access
 from unlearngate.server.accounting import Accounting
 from unlearngate.server.audit import Audit
 from unlearngate.server.branches import MAX_BRANCHES
+from unlearngate.server.connections import GuardedHttp
 from unlearngate.server.engine import engine_options
 from unlearngate.server.gateway import Gateway
 from unlearngate.server.keyring import Keyring
@@ -40,6 +42,8 @@ from unlearngate.server.usage import Meter
 from unlearngate.target import identify_target
 
 logger = logging.getLogger(__name__)
+
+_OPEN_FILES = 65535
 
 
 class ServerConfig(BaseModel):
@@ -72,6 +76,7 @@ class ServerConfig(BaseModel):
     enable_undial: bool = Field(default=False, description="let LoRA sit on the target itself, for sets of kind undial")
     audit: Path | None = Field(default=None, description="the audit log's file or folder; without it there is none")
     audit_max_mb: int = Field(default=256, ge=1, description="size from which the audit log goes on in a new file")
+    max_body_mb: int = Field(default=4, ge=1, description="largest body of a request, in MiB")
     drain_timeout_s: int = Field(default=30, ge=0, description="how long running requests may finish after SIGTERM")
     engine_arguments: tuple[str, ...] = ()
 
@@ -88,8 +93,10 @@ def serve(config: ServerConfig) -> int:
     Raises: ArtefactError, UnsupportedDeploymentError, OSError (port taken) before the engine is started.
     """
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("VLLM_MAX_N_SEQUENCES", "128")  # OpenAI's; vLLM's own 16384 are hours of one engine
     os.environ[OWN_GROUP_VARIABLE] = "1"
     _log_what_we_do()
+    _allow_many_connections()
     access = _access(config)
     listener = _listen(config.host, config.port)
     try:
@@ -135,6 +142,14 @@ def _log_what_we_do() -> None:
     ours = logging.getLogger("unlearngate")
     ours.setLevel(logging.INFO)
     ours.addHandler(handler)
+
+
+def _allow_many_connections() -> None:
+    """Each is an open file, of which a process often may have 1024 unless it asks for more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _access(config: ServerConfig) -> Access:
@@ -230,7 +245,11 @@ async def _run(
             accounting.check()
 
         app.include_router(readiness_routes(Readiness(policy, access, check_engine)))
-        server = uvicorn.Server(uvicorn.Config(app, log_level="info", timeout_graceful_shutdown=config.drain_timeout_s))
+        state.max_body_bytes = config.max_body_mb * 2**20
+        drain_s = config.drain_timeout_s
+        server = uvicorn.Server(
+            uvicorn.Config(app, http=GuardedHttp, ws="none", log_level="info", timeout_graceful_shutdown=drain_s)
+        )
         beside = [asyncio.create_task(_stop_when_dead(engine, server)), asyncio.create_task(accounting.keep_synced())]
         if config.watch_interval_s:
             beside.append(asyncio.create_task(keep_looking(lifecycle, config.watch_interval_s)))

@@ -226,4 +226,4 @@ def _name(reference: str) -> str:
 def _refuse_repeats(where: str, references: Sequence[str]) -> None:
     names = [_name(reference) for reference in references]
     if len(set(names)) != len(names):
-        raise InvalidRequestError(f"{where} names a set twice: {', '.join(references)}", param="forget_sets")
+        raise InvalidRequestError(f"{where} names a set twice: {', '.join(references)[:200]}", param="forget_sets")

@@ -150,6 +150,7 @@ def serve(
     ] = False,
     audit: Annotated[Path | None, typer.Option(help="write an audit log to this file or folder")] = None,
     audit_max_mb: Annotated[int, typer.Option(min=1, help="size from which the audit log goes on in a new file")] = 256,
+    max_body_mb: Annotated[int, typer.Option(min=1, help="largest body of a request, in MiB; larger ones are 413")] = 4,
     drain_timeout_s: Annotated[int, typer.Option(min=0, help="how long running requests may finish on SIGTERM")] = 30,
     engine_args: Annotated[
         str, typer.Option(help='vLLM options in one string, e.g. "--max-model-len 4096 --tensor-parallel-size 2"')
@@ -198,6 +199,7 @@ def serve(
                 enable_undial=enable_undial,
                 audit=audit,
                 audit_max_mb=audit_max_mb,
+                max_body_mb=max_body_mb,
                 drain_timeout_s=drain_timeout_s,
                 engine_arguments=tuple(shlex.split(engine_args)),
             )

@@ -1,0 +1,133 @@
+"""Request bodies: not too large, there in time, JSON in the strict sense, and read once for everybody.
+
+Python's reader also takes what JSON (RFC 8259) does not have: NaN, Infinity and floats that become so, UTF-16, and
+halves of surrogate pairs, which no tokenizer and no response can encode. Each is a 400 before anything looks at it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import re
+from collections.abc import Callable, Coroutine
+from typing import Any, NoReturn
+
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
+from pydantic import BaseModel
+from pydantic_core import SchemaValidator
+from starlette.exceptions import HTTPException
+
+BODY_TIMEOUT_S = 60.0
+DEFAULT_MAX_BODY_BYTES = 4 * 2**20
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_COLLECTIONS = {"list", "tuple", "set", "frozenset", "dict"}
+_CLOSE = {"connection": "close"}  # or the rest of the body would still be read
+
+
+class StrictRoute(APIRoute):
+    """A route whose body is read so. The limit is the application's `state.max_body_bytes`."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """As FastAPI has it."""
+        handle = super().get_route_handler()
+
+        async def strictly(request: Request) -> Response:
+            return await handle(_StrictRequest(request.scope, request.receive))
+
+        return strictly
+
+
+class _StrictRequest(Request):
+    async def body(self) -> bytes:
+        if not hasattr(self, "_body"):
+            try:
+                async with asyncio.timeout(BODY_TIMEOUT_S):
+                    self._body = await self._read_all()
+            except TimeoutError:
+                raise HTTPException(
+                    408, f"the body was not there within {BODY_TIMEOUT_S:g} seconds", headers=_CLOSE
+                ) from None
+        return self._body
+
+    async def json(self) -> Any:
+        if not hasattr(self, "_json"):
+            self._json = read_json(await self.body())
+        return self._json
+
+    async def _read_all(self) -> bytes:
+        limit = getattr(self.app.state, "max_body_bytes", DEFAULT_MAX_BODY_BYTES)
+        # What the head says saves reading; what comes is counted all the same, in chunks it says nothing.
+        declared = self.headers.get("content-length", "0")
+        if declared.isdecimal() and int(declared) > limit:
+            _refuse_size(limit)
+        body = bytearray()
+        async for chunk in self.stream():
+            body += chunk
+            if len(body) > limit:
+                _refuse_size(limit)
+        return bytes(body)
+
+
+def read_json(body: bytes) -> Any:
+    """What the body says.
+
+    Raises: json.JSONDecodeError if that is not JSON.
+    """
+    try:
+        text = body.decode("utf-8-sig")
+        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+        if _SURROGATE.search(text):
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except json.JSONDecodeError:
+        raise
+    except UnicodeDecodeError as error:
+        reason = f"it is not UTF-8 (byte {error.start})"
+    except UnicodeEncodeError:
+        reason = "it has half of a surrogate pair"
+    except RecursionError:
+        reason = "it is nested too deeply"
+    except ValueError as error:  # ours, and integers of thousands of digits
+        reason = str(error)
+    raise json.JSONDecodeError(reason, "", 0)
+
+
+def stop_at_first_problem(model: type[BaseModel]) -> None:
+    """Let the model's validation end at a list's or object's first wrong item.
+
+    Otherwise every item's problems are collected, which takes 10,000 times the memory of the body that they are about.
+    To be called before anything validates with it.
+    """
+    todo: list[Any] = [model.__pydantic_core_schema__]
+    seen: set[int] = set()
+    while todo:
+        node = todo.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node, dict):
+            kind = node.get("type")  # a dict where it is a field's name
+            if isinstance(kind, str) and kind in _COLLECTIONS:
+                node["fail_fast"] = True
+            todo += node.values()
+        elif isinstance(node, list | tuple):
+            todo += node
+    del model.__pydantic_validator__  # which a new one would be a copy of
+    model.__pydantic_validator__ = SchemaValidator(model.__pydantic_core_schema__)
+
+
+def _refuse_size(limit: int) -> NoReturn:
+    raise HTTPException(413, f"the body may have at most {limit} bytes (--max-body-mb)", headers=_CLOSE)
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ValueError(f"{digits[:20]} is larger than any number here")
+    return value

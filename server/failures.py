@@ -1,0 +1,91 @@
+"""How a request that fails is answered: OpenAI's error body, counted, whatever raised the error."""
+
+from __future__ import annotations
+
+import logging
+import reprlib
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+from vllm.exceptions import VLLMError
+
+from unlearngate.errors import UnlearngateError
+from unlearngate.server import vllm_compat
+from unlearngate.server.metrics import REFUSALS
+
+logger = logging.getLogger(__name__)
+
+_CODES = {
+    404: "not_found",
+    405: "method_not_allowed",
+    408: "body_timeout",
+    413: "body_too_large",
+    503: "unavailable",
+}
+_LONGEST_MESSAGE = 2000
+
+
+def answer_failures(app: FastAPI) -> None:
+    """Answer every error that a route, or what is before it, raises."""
+    app.add_exception_handler(UnlearngateError, on_our_error)
+    app.add_exception_handler(RequestValidationError, _on_malformed)
+    app.add_exception_handler(HTTPException, _on_http_error)
+    # vLLM's own errors, and the plain Python ones that its handlers still raise.
+    for kind in (VLLMError, ValueError, TypeError, OverflowError, NotImplementedError, Exception):
+        app.add_exception_handler(kind, _on_engine_error)
+
+
+async def on_our_error(_: Request, error: Exception) -> Response:
+    """The answer to an UnlearngateError."""
+    assert isinstance(error, UnlearngateError)
+    return refusal(error.http_status, error.message, error.param, error.code)
+
+
+def refusal(status: int, message: str, param: str | None, code: str | None = None) -> JSONResponse:
+    """OpenAI's error body, counted; never as long as what was sent."""
+    if len(message) > _LONGEST_MESSAGE:
+        message = message[:_LONGEST_MESSAGE] + "..."
+    kind = "invalid_request_error" if status < 500 else "internal_error"
+    REFUSALS.labels(code or _CODES.get(status, kind)).inc()
+    error = {"message": message, "type": kind, "param": param, "code": code or _CODES.get(status, kind)}
+    return JSONResponse({"error": error}, status_code=status)
+
+
+def status_of(error: Exception) -> int:
+    """The HTTP status that this error is answered with."""
+    return error.http_status if isinstance(error, UnlearngateError) else vllm_compat.describe_error(error)[0]
+
+
+async def _on_malformed(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    return refusal(400, *_first_problem(error.errors()))
+
+
+async def _on_http_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    response = refusal(error.status_code, str(error.detail), None)
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _on_engine_error(_: Request, error: Exception) -> Response:
+    status, message, param = vllm_compat.describe_error(error)
+    if status >= 500:
+        logger.error("a request failed", exc_info=error)
+    return refusal(status, message, param)
+
+
+def _first_problem(problems: Sequence[Any]) -> tuple[str, str | None]:
+    """A sentence and the field's name for what pydantic found first."""
+    first = problems[0] if problems else "the body is not what this route expects"
+    if not isinstance(first, dict):
+        return str(first), None
+    if first["type"] == "json_invalid":
+        return f"the body is not valid JSON: {first.get('ctx', {}).get('error', first['msg'])}", None
+    path = [str(part) for part in first["loc"] if part != "body"]
+    given = "" if first["type"] == "missing" else f", got {reprlib.repr(first.get('input'))}"
+    return f"{'.'.join(path) or 'body'}: {first['msg']}{given}", path[0] if path else None
