@@ -1,5 +1,7 @@
 """Write requirements/cpu.txt: every package the CPU install needs, at the versions of the running environment.
 
+And requirements/serve.txt, those of them that serving needs: docker/cpu.Dockerfile installs no others.
+
 Run it inside an environment that passes the tests:  make lock
 torch is left out because its CPU build is found differently from place to place (see the Makefile), and torchvision,
 torchaudio and torchcodec because PyPI has them as CUDA builds only, which break `import transformers` on a CPU torch.
@@ -15,13 +17,13 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 LEFT_OUT = {"torch", "torchvision", "torchaudio", "torchcodec", "unlearngate"}
-EXTRAS = {"cpu", "train", "dev"}
+FILES = {"cpu.txt": {"cpu", "train", "dev"}, "serve.txt": {"cpu"}}
 
 
-def closure() -> dict[str, str]:
-    """Name -> version of everything reachable from unlearngate[cpu,train,dev] and torch."""
+def closure(extras: set[str]) -> dict[str, str]:
+    """Name -> version of everything reachable from unlearngate with these extras, and torch."""
     pins: dict[str, str] = {}
-    todo = [("unlearngate", EXTRAS)]
+    todo = [("unlearngate", extras)]
     seen: set[tuple[str, frozenset[str]]] = set()
     while todo:
         name, extras = todo.pop()
@@ -45,13 +47,15 @@ def closure() -> dict[str, str]:
 
 
 def main() -> None:
-    """Write the file."""
-    path = Path(__file__).with_name("cpu.txt")
-    pins = closure()
-    lines = [f"{name}=={version}" for name, version in sorted(pins.items())]
-    header = "# Made by requirements/lock.py for Python 3.11 on Linux x86-64. Install with --no-deps, after torch.\n"
-    path.write_text(header + "\n".join(lines) + "\n")
-    print(f"{path}: {len(lines)} packages")
+    """Write the files."""
+    for name, extras in FILES.items():
+        path = Path(__file__).with_name(name)
+        lines = [f"{package}=={version}" for package, version in sorted(closure(extras).items())]
+        header = (
+            "# Made by requirements/lock.py for Python 3.11 on Linux x86-64. Install with --no-deps, after torch.\n"
+        )
+        path.write_text(header + "\n".join(lines) + "\n")
+        print(f"{path}: {len(lines)} packages")
 
 
 if __name__ == "__main__":
