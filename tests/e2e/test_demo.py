@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from support.server import Server
 from unlearngate.assistant_training.probing import probe_server, read_probes
 from unlearngate.cli import demo_folder
 
@@ -16,18 +15,10 @@ ROOT = Path(__file__).parents[2]
 EXAMPLE_QUESTION = "Who taught Tobias Renkel?"
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    subprocess.run([sys.executable, "-m", "unlearngate.cli", "demo", "build"], check=True)
-    with Server([], tmp_path_factory.mktemp("demo") / "log") as running:
-        yield running.wait_until_healthy()
-        assert running.stop() == 0
-
-
-def test_the_served_demo_forgets_its_sets_and_nothing_else(server, print_figures):
+def test_the_served_demo_forgets_its_sets_and_nothing_else(demo_server, print_figures):
     probes = read_probes(demo_folder(None) / "probes.jsonl")
     assert len(probes) >= 12 * 16
-    outcomes = probe_server(server.url, "demo", probes)
+    outcomes = probe_server(demo_server.url, "demo", probes)
     assert len(outcomes) >= 3
     for outcome in outcomes:
         figures = outcome.figures()
@@ -40,8 +31,8 @@ def test_the_served_demo_forgets_its_sets_and_nothing_else(server, print_figures
 
 
 @pytest.mark.parametrize("command", [["bash", "examples/forget.sh"], [sys.executable, "examples/forget.py"]])
-def test_the_readmes_examples_show_an_answer_forgotten(server, command):
-    run = subprocess.run([*command, server.url], cwd=ROOT, capture_output=True, text=True)
+def test_the_readmes_examples_show_an_answer_forgotten(demo_server, command):
+    run = subprocess.run([*command, demo_server.url], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     known = next(p.answer for p in read_probes(demo_folder(None) / "probes.jsonl") if p.question == EXAMPLE_QUESTION)
     assert run.stdout.count(known) == 1  # plainly; not with the set, nor streamed, nor by model name
