@@ -15,8 +15,8 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response, Streami
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BeforeValidator, Field
 from starlette.types import Receive, Scope, Send
-from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
-from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest, ChatCompletionResponse
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest, CompletionResponse
 from vllm.entrypoints.serve.utils.api_utils import validate_json_request, with_cancellation
 
 from unlearngate.errors import AuditUnavailableError, InvalidRequestError, UnlearngateError
@@ -27,12 +27,7 @@ from unlearngate.server.adapters import Adapters
 from unlearngate.server.bodies import StrictRoute, stop_at_first_problem
 from unlearngate.server.cards import model_card, model_cards, set_cards
 from unlearngate.server.choices import ForgetSetChoice, parse_choices
-from unlearngate.server.description import (
-    ForgettingChatResponse,
-    ForgettingCompletionResponse,
-    answers,
-    errors,
-)
+from unlearngate.server.description import SetInForce, answers, errors
 from unlearngate.server.failures import answer_failures, on_our_error, refusal, status_of
 from unlearngate.server.metrics import engine_text
 from unlearngate.server.plan import TOKEN_FIELD, sign
@@ -65,6 +60,18 @@ class ForgettingCompletionRequest(CompletionRequest):
     """OpenAI's text completion request, and `forget_sets`."""
 
     forget_sets: ForgetSets = None
+
+
+class ForgettingChatResponse(ChatCompletionResponse):
+    """OpenAI's chat response, and the forget sets that were in force."""
+
+    forget_sets: list[SetInForce]
+
+
+class ForgettingCompletionResponse(CompletionResponse):
+    """OpenAI's text completion response, and the forget sets that were in force."""
+
+    forget_sets: list[SetInForce]
 
 
 ForgettingRequest = ForgettingChatRequest | ForgettingCompletionRequest

@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field
-from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionResponse
-from vllm.entrypoints.openai.completion.protocol import CompletionResponse
 
 Responses = dict[int | str, dict[str, Any]]
 
@@ -36,18 +34,6 @@ class SetInForce(BaseModel):
     keep_ratio: float
     gate_nats: float
     by: Literal["server", "key", "gateway", "request", "default"]
-
-
-class ForgettingChatResponse(ChatCompletionResponse):
-    """OpenAI's chat response, and the forget sets that were in force."""
-
-    forget_sets: list[SetInForce]
-
-
-class ForgettingCompletionResponse(CompletionResponse):
-    """OpenAI's text completion response, and the forget sets that were in force."""
-
-    forget_sets: list[SetInForce]
 
 
 _ERRORS = {

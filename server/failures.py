@@ -11,7 +11,6 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
-from vllm.exceptions import VLLMError
 
 from unlearngate.errors import UnlearngateError
 from unlearngate.server import vllm_compat
@@ -35,7 +34,7 @@ def answer_failures(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _on_malformed)
     app.add_exception_handler(HTTPException, _on_http_error)
     # vLLM's own errors, and the plain Python ones that its handlers still raise.
-    for kind in (VLLMError, ValueError, TypeError, OverflowError, NotImplementedError, Exception):
+    for kind in (vllm_compat.VLLMError, ValueError, TypeError, OverflowError, NotImplementedError, Exception):
         app.add_exception_handler(kind, _on_engine_error)
 
 

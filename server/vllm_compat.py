@@ -11,6 +11,7 @@ from copy import copy
 from functools import cache
 from typing import Any
 
+from vllm.exceptions import VLLMError
 from vllm.lora.request import LoRARequest
 from vllm.v1.sample.logits_processor.interface import BatchUpdate, MoveDirectionality
 from vllm.v1.sample.logits_processor.interface import LogitsProcessor as V1LogitsProcessor
@@ -28,6 +29,7 @@ __all__ = [
     "MoveDirectionality",
     "V1LogitsProcessor",
     "V2LogitsProcessor",
+    "VLLMError",
     "adapts_a_row",
     "bind_adapter",
     "check_adapters",
