@@ -61,6 +61,7 @@ def admin_routes(lifecycle: Lifecycle) -> APIRouter:
             raise InvalidRequestError(error.message, param="path", code=error.code) from error
         except OSError as error:
             raise UnlearngateError(f"nothing was changed, the state could not be written: {error}") from error
+        lifecycle.note("change", key=caller.key_id, **change.model_dump(exclude_none=True))
         lifecycle.publish()
         return {"id": change.name, "object": "forget_set", "versions": version_cards(lifecycle.registry, change.name)}
 

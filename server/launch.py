@@ -239,6 +239,7 @@ async def _run(
         adapters = Adapters(policy.registry.bindings, engine, state, capacity=config.max_known)
         app = build_app(Gate(policy, adapters, accounting, state), access)
         app.include_router(admin_routes(lifecycle))
+        lifecycle.note_with(accounting.write)
 
         async def check_engine() -> None:
             await engine.check_health()

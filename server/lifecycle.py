@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from unlearngate.artefact import ForgetSet, load_forget_set
 from unlearngate.errors import ArtefactError, ConflictError, UnknownForgetSetError
@@ -30,6 +32,8 @@ class Lifecycle:
     """
 
     def __init__(self, registry: Registry, folder: Path, store: Store) -> None:
+        self.note: Callable[..., None] = _note_nowhere
+        self._noted: dict[str, Any] | None = None
         self.registry = registry
         self.folder = folder
         self.store = store
@@ -75,9 +79,28 @@ class Lifecycle:
         self.publish()
         self.registry.check_not_empty(self.folder)
 
+    def note_with(self, note: Callable[..., None]) -> None:
+        """From now on tell `note(event, **fields)`, as `Accounting.write`, of every change; first of what there is.
+
+        Raises: what `note` raises.
+        """
+        self.note, self._noted = note, None
+        self.publish()
+
     def publish(self) -> None:
-        """Let requests see what is in force by now."""
+        """Let requests see what is in force by now, and note it if it is not what was noted last.
+
+        Raises: AuditUnavailableError if that cannot be written down; it is tried again the next time.
+        """
         self.registry.publish(*self._in_force)
+        current, pinned = self._in_force
+        now = {
+            "current": {name: version.digest for name, version in sorted(current.items())},
+            "pinned": {name: [version.digest for version in versions] for name, versions in sorted(pinned.items())},
+        }
+        if now != self._noted:
+            self.note("sets", **now)
+            self._noted = now
 
     def look(self) -> None:
         """Act upon what changed in the folder.
@@ -276,6 +299,10 @@ async def keep_looking(lifecycle: Lifecycle, interval_s: float) -> None:
             lifecycle.publish()
         except Exception:  # whatever it is, the next look may work, and without it nothing would be noticed any more
             logger.exception("could not look at %s; trying again", lifecycle.folder)
+
+
+def _note_nowhere(event: str, **fields: Any) -> None:
+    pass
 
 
 def _unknown(name: str, what_to_do: str) -> UnknownForgetSetError:

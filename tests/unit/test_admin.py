@@ -11,7 +11,7 @@ from fastapi.testclient import TestClient
 
 from support.tiny import make_forget_set, make_target
 from unlearngate.artefact import ADAPTER_FILE
-from unlearngate.errors import UnlearngateError
+from unlearngate.errors import AuditUnavailableError, UnlearngateError
 from unlearngate.server.access import Caller
 from unlearngate.server.admin import admin_routes
 from unlearngate.server.cards import set_cards
@@ -213,3 +213,33 @@ def test_a_folder_of_sets_that_is_itself_behind_a_link_can_be_named_both_ways(ma
     for path in ("anna", str(tmp_path / "sets" / "anna"), str(tmp_path / "real" / "anna")):
         assert shown(change(client, "replace", path=path)) == [("1", True, False)]
     store.close()
+
+
+def test_a_change_and_what_is_in_force_after_it_are_noted(lifecycle, made):
+    """What the audit log gets; a line that could not be written is tried again, and nothing is noted twice."""
+    _, versions = made
+    lines, full = [], [True]
+
+    def note(event, **fields):
+        if full:
+            raise AuditUnavailableError("the disk is full")
+        lines.append((event, fields))
+
+    with pytest.raises(AuditUnavailableError):
+        lifecycle.note_with(note)
+    full.clear()
+    for _ in range(2):
+        lifecycle.publish()
+    client_of(lifecycle).post("/v1/forget_sets", json={"action": "pin", "name": "anna"}).raise_for_status()
+    wish = {"action": "replace", "name": "anna", "path": "anna-2"}
+    client_of(lifecycle).post("/v1/forget_sets", json=wish).raise_for_status()
+    first, second = versions[1].digest, versions[2].digest
+    assert lines == [
+        ("sets", {"current": {"anna": first}, "pinned": {}}),
+        ("change", {"key": ADMIN.key_id, "action": "pin", "name": "anna"}),
+        ("sets", {"current": {"anna": first}, "pinned": {"anna": [first]}}),
+        ("change", {"key": ADMIN.key_id, **wish}),
+        ("sets", {"current": {"anna": second}, "pinned": {"anna": [first]}}),
+    ]
+    assert client_of(lifecycle).post("/v1/forget_sets", json={**wish, "path": "nowhere"}).status_code == 404
+    assert len(lines) == 5
