@@ -42,6 +42,11 @@ test-kernels: install ## The Triton kernels: in Triton's interpreter, or compile
 test-parity: install ## The engine against Hugging Face + PEFT, token for token
 	$(BIN)/pytest tests/e2e/test_parity.py
 
+.PHONY: test-deploy
+test-deploy: install ## Deployment: the image's steps, manifests, and a real nginx before two real servers
+	PYTHON=$(BIN)/python sh tests/deploy/fetch.sh
+	$(BIN)/pytest tests/deploy
+
 .PHONY: bench-kernels
 bench-kernels: install ## Time compose against torch.compile, the paper's way and a plain copy (on a CPU: BENCH=--quick)
 	$(BIN)/python benchmarks/kernels.py --out build/bench $(BENCH)
