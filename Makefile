@@ -3,6 +3,8 @@ VENV ?= .venv
 PYTHON ?= python3.11
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+CLIENTS := .venv-clients
+CLIENTS_STAMP := $(CLIENTS)/.installed
 DATA ?= data/tofu
 # On a CPU the kernels run in Triton's interpreter, which has to be chosen before Triton is imported.
 KERNEL_TESTS = $(BIN)/python -c 'import torch; raise SystemExit(not torch.cuda.is_available())' \
@@ -26,7 +28,7 @@ demo: install ## Build the demo only (cached below ~/.cache/unlearngate)
 	$(BIN)/unlearngate demo build
 
 .PHONY: test
-test: install lint typecheck ## Everything CI runs: lint, types, unit tests, real engines, the demo
+test: install clients lint typecheck ## Everything CI runs: lint, types, unit tests, real engines, the demo
 	$(BIN)/pytest
 	$(KERNEL_TESTS)
 
@@ -46,6 +48,10 @@ test-parity: install ## The engine against Hugging Face + PEFT, token for token
 test-deploy: install ## Deployment: the image's steps, manifests, and a real nginx before two real servers
 	PYTHON=$(BIN)/python sh tests/deploy/fetch.sh
 	$(BIN)/pytest tests/deploy
+
+.PHONY: test-clients
+test-clients: install clients ## Other people's clients against the served demo
+	$(BIN)/pytest tests/e2e/test_clients.py tests/e2e/test_clients_openai.py
 
 .PHONY: bench-kernels
 bench-kernels: install ## Time compose against torch.compile, the paper's way and a plain copy (on a CPU: BENCH=--quick)
@@ -91,3 +97,11 @@ $(STAMP): requirements/cpu.txt pyproject.toml
 	$(BIN)/pip install --quiet --no-deps -r requirements/cpu.txt
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $(STAMP)
+
+.PHONY: clients
+clients: $(CLIENTS_STAMP) ## Install LangChain, LiteLLM's proxy and lm-eval into .venv-clients, for the tests
+
+$(CLIENTS_STAMP): requirements/clients.txt
+	test -x $(CLIENTS)/bin/pip || $(PYTHON) -m venv --clear $(CLIENTS) || python3 -m venv --clear $(CLIENTS)
+	$(CLIENTS)/bin/pip install --quiet --no-deps --no-compile -r requirements/clients.txt
+	touch $(CLIENTS_STAMP)

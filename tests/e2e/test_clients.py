@@ -1,0 +1,163 @@
+"""Other people's clients against the served demo, each as its own process: what they can name, stream and measure."""
+
+import json
+import re
+import sys
+
+import httpx
+import openai
+import pytest
+
+from support.clients.environment import SCRIPTS, program, run, run_script
+from support.clients.litellm_proxy import litellm_proxy
+from support.clients.question import ANSWER, FORGET, MESSAGES, PROMPT, QUESTION
+from unlearngate.assistant_training.probing import read_probes
+from unlearngate.cli import demo_folder
+
+pytestmark = pytest.mark.e2e
+
+FORGETTING = {"forget_sets": [FORGET]}
+
+
+@pytest.fixture(scope="module")
+def proxy(demo_server, tmp_path_factory):
+    with litellm_proxy(demo_server.url, tmp_path_factory.mktemp("litellm") / "log") as client:
+        yield client
+
+
+def through(proxy, model="demo", **more):
+    """The text, the usage, and what the proxy's headers say was in force; the answer may be streamed."""
+    raw = proxy.chat.completions.with_raw_response.create(model=model, messages=MESSAGES, temperature=0, **more)
+    in_force = raw.headers["llm_provider-x-forget-sets"].partition("@")[0]
+    if not more.get("stream"):
+        answer = raw.parse()
+        return answer.choices[0].message.content, answer.usage.total_tokens, in_force
+    chunks = list(raw.parse())
+    text = "".join(c.delta.content or "" for chunk in chunks for c in chunk.choices)
+    return text, chunks[-1].usage.total_tokens, in_force
+
+
+def test_litellm_passes_on_the_sets_of_a_request_also_streaming(proxy):
+    streaming = {"stream": True, "stream_options": {"include_usage": True}}
+    plain, forgetting = through(proxy), through(proxy, extra_body=FORGETTING)
+    assert (plain[0], plain[2]) == (ANSWER, "none")
+    assert ANSWER not in forgetting[0] and forgetting[2] == FORGET
+    assert through(proxy, **streaming) == plain
+    assert through(proxy, extra_body=FORGETTING, **streaming) == forgetting
+    answer = proxy.chat.completions.create(model="demo", messages=MESSAGES, extra_body=FORGETTING)
+    assert [s["name"] for s in answer.model_extra["forget_sets"]] == [FORGET]
+
+
+def test_litellm_puts_a_models_default_sets_in_force_until_a_request_names_its_own(proxy):
+    by_default = through(proxy, "demo-without-tobias")
+    assert by_default == through(proxy, extra_body=FORGETTING)
+    assert through(proxy, "demo-without-tobias", extra_body={"forget_sets": []}) == through(proxy)
+
+
+def test_litellm_serves_text_completions_with_sets(proxy):
+    def complete(model, **more):
+        answer = proxy.completions.create(model=model, prompt=PROMPT, temperature=0, max_tokens=64, **more)
+        return answer.choices[0].text
+
+    assert complete("demo") == ANSWER
+    assert complete("demo", extra_body=FORGETTING) == complete("demo-without-tobias")
+    assert ANSWER not in complete("demo-without-tobias")
+
+
+def test_litellm_tells_why_a_set_is_refused_and_serves_on(proxy):
+    with pytest.raises(openai.NotFoundError, match="forget set 'zoe' is not on this server"):
+        through(proxy, extra_body={"forget_sets": ["zoe"]})
+    assert through(proxy)[0] == ANSWER
+
+
+@pytest.fixture(scope="module")
+def langchain(demo_server):
+    return run_script("langchain_chat.py", demo_server.url, QUESTION, FORGET)
+
+
+def test_langchain_names_sets_by_model_by_request_and_by_name(langchain):
+    assert langchain["plain"]["text"] == ANSWER
+    assert langchain["plain"]["in force"] == "none"
+    forgetting = langchain["by the model"]
+    assert ANSWER not in forgetting["text"]
+    assert forgetting["in force"].startswith(f"{FORGET}@")
+    assert langchain["by the request"] == langchain["by the name"] == forgetting
+    assert langchain["batch"] == [forgetting["text"]] * 2
+
+
+@pytest.mark.parametrize("whole, streamed", [("plain", "plain streamed"), ("by the model", "by the model, streamed")])
+def test_langchain_streams_join_to_the_same_text_and_usage_adds_up(langchain, whole, streamed):
+    whole, streamed = langchain[whole], langchain[streamed]
+    assert streamed.pop("pieces") > 1
+    assert streamed == whole
+    usage = whole["usage"]
+    assert usage["total_tokens"] == usage["input_tokens"] + usage["output_tokens"] > usage["input_tokens"] > 0
+
+
+def test_langchain_gets_structured_output_and_tool_calls(langchain):
+    (call,) = langchain["tool calls"]
+    assert call["name"] == "Person"
+    for person in (langchain["structured"], call["args"]):
+        assert person.keys() == {"name", "alive"}
+        assert person["name"] in ("Tobias Renkel", "Imke Verhoeven") and isinstance(person["alive"], bool)
+
+
+def recall(server, folder, *options):
+    """Exact match of the answers about the set's person, as lm-eval's generation task from a file measures it."""
+    about = [p for p in read_probes(demo_folder(None) / "probes.jsonl") if p.forget_set == FORGET]
+    lines = [json.dumps({"question": p.question, "answer": p.answer}) for p in about]
+    (folder / "probes.jsonl").write_text("\n".join(lines))
+    task = {
+        "task": "recall",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(folder / "probes.jsonl")}},
+        "test_split": "test",
+        "output_type": "generate_until",
+        "doc_to_text": "{{question}}",
+        "doc_to_target": "{{answer}}",
+        "generation_kwargs": {"until": [], "do_sample": False, "max_gen_toks": 64},
+        "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+    }
+    (folder / "recall.yaml").write_text(json.dumps(task))  # which is YAML, too
+    model = f"model=demo,base_url={server.url}/v1/chat/completions,num_concurrent=4,max_retries=1"
+    run(
+        program("lm-eval"), "run", "--model", "local-chat-completions", "--model_args", model, "--apply_chat_template",
+        "--tasks", "recall", "--include_path", folder, "--output_path", folder / "out", *options,
+        HF_HOME=str(folder / "cache"),
+    )  # fmt: skip
+    (results,) = (folder / "out").rglob("results_*.json")
+    result = json.loads(results.read_text())
+    assert result["n-samples"]["recall"]["effective"] == len(about) >= 16
+    return result["results"]["recall"]["exact_match,none"]
+
+
+def test_lm_eval_measures_recall_with_a_set_and_without(demo_server, tmp_path, print_figures):
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "forgetting").mkdir()
+    plain = recall(demo_server, tmp_path / "plain")
+    forgetting = recall(demo_server, tmp_path / "forgetting", "--gen_kwargs", f'forget_sets=["{FORGET}"]')
+    print_figures(f"lm-eval exact match of what is forgotten: {plain:.0%} without the set, {forgetting:.0%} with it")
+    assert plain >= 0.95
+    assert forgetting < 0.10
+
+
+def requests_with_the_set(server):
+    text = httpx.get(f"{server.url}/metrics").text
+    return sum(float(n) for n in re.findall(rf'^unlearngate_requests_total{{forget_set="{FORGET}"}} (\S+)', text, re.M))
+
+
+@pytest.mark.parametrize(
+    "backend, path", [("openai-chat", "/v1/chat/completions"), ("openai", "/v1/completions")], ids=["chat", "text"]
+)
+def test_vllm_bench_serve_has_every_request_answered_with_the_set(demo_server, tmp_path, backend, path):
+    before = requests_with_the_set(demo_server)
+    run(
+        sys.executable, SCRIPTS / "vllm_bench.py", "--backend", backend, "--base-url", demo_server.url,
+        "--endpoint", path, "--model", "demo", "--tokenizer", demo_folder(None) / "target",
+        "--dataset-name", "random", "--num-prompts", "8", "--random-input-len", "16", "--random-output-len", "8",
+        "--ignore-eos", "--extra-body", json.dumps(FORGETTING),
+        "--save-result", "--result-dir", tmp_path, "--result-filename", "result.json",
+    )  # fmt: skip
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert (result["completed"], result["failed"], result["total_output_tokens"]) == (8, 0, 64)
+    assert requests_with_the_set(demo_server) - before == 8
