@@ -44,19 +44,27 @@ test-kernels: install ## The Triton kernels: in Triton's interpreter, or compile
 test-parity: install ## The engine against Hugging Face + PEFT, token for token
 	$(BIN)/pytest tests/e2e/test_parity.py
 
+.PHONY: test-clients
+test-clients: install clients ## Other people's clients against the served demo
+	$(BIN)/pytest tests/e2e/test_clients.py tests/e2e/test_clients_openai.py
+
 .PHONY: test-deploy
 test-deploy: install ## Deployment: the image's steps, manifests, and a real nginx before two real servers
 	PYTHON=$(BIN)/python sh tests/deploy/fetch.sh
 	$(BIN)/pytest tests/deploy
 
-.PHONY: test-clients
-test-clients: install clients ## Other people's clients against the served demo
-	$(BIN)/pytest tests/e2e/test_clients.py tests/e2e/test_clients_openai.py
-
 .PHONY: bench-kernels
 bench-kernels: install ## Time compose against torch.compile, the paper's way and a plain copy (on a CPU: BENCH=--quick)
 	$(BIN)/python benchmarks/kernels.py --out build/bench $(BENCH)
 	$(BIN)/python benchmarks/plot.py build/bench/kernels.csv
+
+.PHONY: bench-serving
+bench-serving: install ## Decode with ours and with plain vLLM in turns, and write the ratios (BENCH=options such as --shape llama-3.1-8b)
+	PYTHONPATH=. $(BIN)/python -m benchmarks.serving --out build/bench $(BENCH)
+
+.PHONY: soak
+soak: install ## Half an hour of mixed load while sets change, every answer compared (SOAK=options such as --minutes 5)
+	PYTHONPATH=tests $(BIN)/python -m soak --out build/soak $(SOAK)
 
 .PHONY: reproduce
 reproduce: install ## Make the TOFU results table: DATA=folder of TOFU's JSON lines, REPRODUCE=options such as --scale forget05
