@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from fastapi import Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 from starlette.types import Receive, Scope, Send
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest, ChatCompletionResponse
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest, CompletionResponse
@@ -24,7 +24,7 @@ from unlearngate.server import vllm_compat
 from unlearngate.server.access import Access, AccessControl, require_metrics
 from unlearngate.server.accounting import Account, Accounting
 from unlearngate.server.adapters import Adapters
-from unlearngate.server.bodies import StrictRoute, stop_at_first_problem
+from unlearngate.server.bodies import StrictRoute, blame_the_body, stop_at_first_problem
 from unlearngate.server.cards import model_card, model_cards, set_cards
 from unlearngate.server.choices import ForgetSetChoice, parse_choices
 from unlearngate.server.description import SetInForce, answers, errors
@@ -54,12 +54,14 @@ class ForgettingChatRequest(ChatCompletionRequest):
     """OpenAI's chat request, and `forget_sets`."""
 
     forget_sets: ForgetSets = None
+    _blame_the_body = model_validator(mode="wrap")(classmethod(blame_the_body))
 
 
 class ForgettingCompletionRequest(CompletionRequest):
     """OpenAI's text completion request, and `forget_sets`."""
 
     forget_sets: ForgetSets = None
+    _blame_the_body = model_validator(mode="wrap")(classmethod(blame_the_body))
 
 
 class ForgettingChatResponse(ChatCompletionResponse):
