@@ -111,9 +111,9 @@ def soak(
 
 
 def memory_mib(server: Server) -> float:
-    """Of all the server's processes; what they share counts once."""
+    """What all the server's processes would give back if they ended: what is theirs alone, whoever else runs."""
     parent = psutil.Process(server.process.pid)
-    return sum(p.memory_full_info().pss for p in (parent, *parent.children(recursive=True))) / 2**20
+    return sum(p.memory_full_info().uss for p in (parent, *parent.children(recursive=True))) / 2**20
 
 
 def still_running(server: Server) -> int:

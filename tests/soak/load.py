@@ -8,6 +8,7 @@ import re
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import httpx
@@ -148,7 +149,7 @@ class Load:
                 return Answer(response.status_code)
             prompt: list[int] = list(request.body.get("prompt", []))
             tokens: list[int] = []
-            for line in filter(None, response.iter_lines()):
+            for line in _lines(response):
                 if request.hang_up_after is not None and len(tokens) >= request.hang_up_after:
                     break
                 if line == "data: [DONE]":
@@ -200,6 +201,14 @@ class Load:
                 if verdict.wrong:
                     return "; ".join(verdict.wrong[:2])
         return None
+
+
+def _lines(response: httpx.Response) -> Iterator[str]:
+    """Of a stream of events; httpx's own also ends lines at characters that may stand in a JSON string."""
+    rest = b""
+    for piece in response.iter_bytes():
+        *lines, rest = (rest + piece).split(b"\n")
+        yield from (line.decode() for line in lines if line)
 
 
 def _in_force(response: httpx.Response) -> list[str]:

@@ -26,8 +26,8 @@ class Sample:
 class Report:
     """The figures of a soak.
 
-    Memory is the proportional set size of all the server's processes, medians of a tenth of the time each: after a
-    warm-up of a tenth, and at the end.
+    Memory is the unique set size of all the server's processes, medians of a tenth of the time each: after a warm-up
+    of a tenth, and at the end.
     """
 
     seed: int
