@@ -8,12 +8,12 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
 from dataclasses import replace
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Self, cast
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, ModelWrapValidatorHandler, model_validator
 from starlette.types import Receive, Scope, Send
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest, ChatCompletionResponse
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest, CompletionResponse
@@ -54,14 +54,22 @@ class ForgettingChatRequest(ChatCompletionRequest):
     """OpenAI's chat request, and `forget_sets`."""
 
     forget_sets: ForgetSets = None
-    _blame_the_body = model_validator(mode="wrap")(classmethod(blame_the_body))
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _blame_the_body(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        return cast("Self", blame_the_body(data, handler))
 
 
 class ForgettingCompletionRequest(CompletionRequest):
     """OpenAI's text completion request, and `forget_sets`."""
 
     forget_sets: ForgetSets = None
-    _blame_the_body = model_validator(mode="wrap")(classmethod(blame_the_body))
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _blame_the_body(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        return cast("Self", blame_the_body(data, handler))
 
 
 class ForgettingChatResponse(ChatCompletionResponse):

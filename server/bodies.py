@@ -120,8 +120,8 @@ def stop_at_first_problem(model: type[BaseModel]) -> None:
     model.__pydantic_validator__ = SchemaValidator(model.__pydantic_core_schema__)
 
 
-def blame_the_body(cls: type[BaseModel], data: Any, handler: Callable[[Any], Any]) -> Any:
-    """A model's validator around all others: what those of vLLM stumble over, in a body of wrong types, is a 400.
+def blame_the_body(data: Any, handler: Callable[[Any], Any]) -> Any:
+    """Around a model's validators: what those of vLLM stumble over, in a body of wrong types, is a 400.
 
     Raises: InvalidRequestError.
     """
