@@ -140,8 +140,8 @@ def test_what_a_client_says_its_host_is_changes_nothing(server, host):
         connection.send(request(chat(max_tokens=2)).replace(b"host: x", b"host: " + host.encode("latin-1")))
         status, body = connection.answer()
     assert status == 200
-    assert eventually(lambda: any(line.get("request") in body.decode() for line in audit_lines(server)[1:]))
-    assert {line["route"] for line in audit_lines(server)[1:]} == {CHAT}
+    assert eventually(lambda: any(line["request"] in body.decode() for line in audit_lines(server)))
+    assert {line["route"] for line in audit_lines(server)} == {CHAT}
 
 
 # Slow clients

@@ -76,9 +76,10 @@ def assert_serves(server: Server, headers: dict[str, str] | None = None) -> None
 
 
 def audit_lines(server: Server) -> list[dict[str, Any]]:
-    """The audit log."""
+    """The audit log's lines of requests."""
     files = sorted(server.folders["audit"].iterdir())
-    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    return [line for line in lines if "request" in line]
 
 
 def gauge(server: Server, name: str) -> float:
