@@ -128,7 +128,12 @@ class UnlearningForCausalLM(nn.Module, SupportsLoRA):
         return {f"target.{name}" for name in self.target.load_weights(weights)}
 
     def _a_row_forgets(self) -> bool:
-        """Whether the batch has an adapter. The first batch counts as one that has: vLLM measures its memory by it."""
+        """Whether a branch has anything to do: the batch has an adapter.
+
+        The first batch counts as one that has: vLLM measures its memory by it.
+        """
+        if not self.options.num_branches:
+            return False
         if not self._ran_branches:
             self._ran_branches = True
             return True
