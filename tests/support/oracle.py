@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 
@@ -48,12 +48,15 @@ class Oracle:
         if _contains(tokens, self.answer[: ANSWER // 2]):
             found.append(f"the plain target's tokens {self.answer[: ANSWER // 2]}")
         for pairs in _distributions(events):
-            telling = [(token, logprob) for token, logprob in pairs if -9000 < logprob < -1e-3]
+            telling = _telling(pairs)
             for position, row in enumerate(self.rows):
                 same = sum(abs(row[token] - logprob) < CLOSE for token, logprob in telling)
-                # One number alone may be the same by chance, unless it is looked for in one row only.
-                if same and 2 * same >= len(telling) and (len(telling) > 1 or position == len(self.prompt) - 1):
+                # One number alone may be the same by chance: it is looked for where it would stand, below.
+                if len(telling) > 1 and same and 2 * same >= len(telling):
                     found.append(f"{same} of {len(telling)} logprobs are the plain target's at position {position}")
+        for token, logprob in _telling(_first_logprobs(events)):
+            if abs(self.rows[len(self.prompt) - 1][token] - logprob) < CLOSE:
+                found.append(f"the first token's logprob {logprob} is the plain target's")
         return found
 
     @torch.no_grad()
@@ -105,14 +108,29 @@ def _distributions(events: list[object]) -> Iterator[list[tuple[int, float]]]:
     """(token, logprob) pairs that stand together, in any of the forms that vLLM's routes write."""
     for value in _walk(events):
         if isinstance(value, list) and value and all(isinstance(v, dict) and "logprob" in v for v in value):
-            for one in value:
-                yield [(_token(one["token"]), one["logprob"])]
             yield [(_token(one["token"]), one["logprob"]) for one in value]
-        elif isinstance(value, dict) and "token_logprobs" in value:
-            pairs = zip(value["tokens"], value["token_logprobs"], strict=True)
-            yield from ([(_token(token), logprob)] for token, logprob in pairs if logprob is not None)
         elif isinstance(value, dict) and value and all(_is_logprob(v) for v in value.values()):
             yield [(_token(k), v["logprob"] if isinstance(v, dict) else v) for k, v in value.items() if _is_token(k)]
+
+
+def _first_logprobs(events: list[object]) -> Iterator[tuple[int, float]]:
+    """Each choice's first token and its logprob, streamed or not."""
+    begun: set[int] = set()
+    for value in _walk(events):
+        if not isinstance(value, dict) or not isinstance(value.get("logprobs"), dict) or value["index"] in begun:
+            continue
+        logprobs = value["logprobs"]
+        entries = logprobs.get("content") or zip(logprobs.get("tokens", []), logprobs.get("token_logprobs", []), strict=True)
+        for entry in entries:
+            begun.add(value["index"])
+            token, logprob = (entry["token"], entry["logprob"]) if isinstance(entry, dict) else entry
+            yield _token(token), logprob
+            break
+
+
+def _telling(pairs: Iterable[tuple[int, float]]) -> list[tuple[int, float]]:
+    """Without what two models have in common: certain and impossible tokens."""
+    return [(token, logprob) for token, logprob in pairs if -9000 < logprob < -1e-3]
 
 
 def _is_logprob(value: object) -> bool:
