@@ -120,7 +120,8 @@ def _first_logprobs(events: list[object]) -> Iterator[tuple[int, float]]:
         if not isinstance(value, dict) or not isinstance(value.get("logprobs"), dict) or value["index"] in begun:
             continue
         logprobs = value["logprobs"]
-        entries = logprobs.get("content") or zip(logprobs.get("tokens", []), logprobs.get("token_logprobs", []), strict=True)
+        texts = zip(logprobs.get("tokens", []), logprobs.get("token_logprobs", []), strict=True)
+        entries = logprobs.get("content") or texts
         for entry in entries:
             begun.add(value["index"])
             token, logprob = (entry["token"], entry["logprob"]) if isinstance(entry, dict) else entry
