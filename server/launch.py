@@ -235,6 +235,7 @@ async def _run(
         state = State()
         await vllm_compat.init_handlers(engine, state, arguments)
         vllm_compat.check_adapters(engine)
+        vllm_compat.drop_adapter_info(engine)
         vllm_compat.count_tokens(engine, accounting.meter)
         adapters = Adapters(policy.registry.bindings, engine, state, capacity=config.max_known)
         app = build_app(Gate(policy, adapters, accounting, state), access)

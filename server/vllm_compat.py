@@ -35,6 +35,7 @@ __all__ = [
     "check_adapters",
     "count_tokens",
     "describe_error",
+    "drop_adapter_info",
     "engine_client",
     "engine_config",
     "init_handlers",
@@ -95,6 +96,21 @@ async def init_handlers(engine: Any, state: Any, args: Namespace) -> None:
 def unbind_adapter(state: Any, name: str) -> None:
     """The opposite of `bind_adapter`."""
     state.openai_serving_models.lora_requests.pop(name, None)
+
+
+def drop_adapter_info(engine: Any) -> None:
+    """End vLLM's gauge `vllm:lora_requests_info`.
+
+    Its labels are the names of all adapters that run and wait at a moment. It keeps every combination that there ever
+    was, with many sets one more at nearly each step, for ever; `unlearngate_requests_total` says which sets run.
+    """
+    from vllm.v1.metrics.prometheus import get_prometheus_registry
+
+    for stat_logger in engine.logger_manager.stat_loggers if engine.logger_manager else ():
+        gauge = getattr(stat_logger, "gauge_lora_info", None)
+        if gauge is not None:
+            get_prometheus_registry().unregister(gauge)
+            stat_logger.gauge_lora_info = None
 
 
 def bind_adapter(state: Any, adapter: LoRARequest) -> None:
