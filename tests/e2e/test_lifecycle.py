@@ -165,6 +165,14 @@ def test_a_new_version_never_answers_from_the_cache_of_the_one_before(server, ma
     change(server, "unpin")
 
 
+def test_metrics_do_not_remember_every_combination_that_ran(server, prompt):
+    ask(server, prompt, ["anna"])
+    ask(server, prompt, ["bert"])
+    text = call(server, "GET", "/metrics").text
+    assert "vllm:num_requests_running" in text
+    assert "lora_requests_info" not in text
+
+
 def test_requests_name_a_pinned_version_by_its_digest(server, made, reference, prompt):
     _, versions, _ = made
     change(server, "pin")
