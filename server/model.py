@@ -21,7 +21,6 @@ import weakref
 from collections.abc import Iterable
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 from vllm.compilation.backends import set_model_tag
 from vllm.config import VllmConfig, set_current_vllm_config
@@ -29,8 +28,9 @@ from vllm.model_executor.models.interfaces import SupportsLoRA
 from vllm.model_executor.models.utils import init_vllm_registered_model
 
 from unlearngate.server.branches import CONFIG_FIELD, BranchOptions
+from unlearngate.server.lockstep import Lockstep
 from unlearngate.server.refusals import refuse_unsupported
-from unlearngate.server.vllm_compat import adapts_a_row, skip_plain_rows_in_cpu_lora
+from unlearngate.server.vllm_compat import adapts_a_row, group_cpu_lora
 
 _loaded: weakref.ref[UnlearningForCausalLM] | None = None
 
@@ -55,7 +55,7 @@ class UnlearningForCausalLM(nn.Module, SupportsLoRA):
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
         refuse_unsupported(vllm_config)
-        skip_plain_rows_in_cpu_lora()
+        group_cpu_lora()
         self.config = vllm_config.model_config.hf_config
         self.options = BranchOptions(**getattr(self.config, CONFIG_FIELD))
         self.hidden_size: int = self.config.hidden_size
@@ -63,11 +63,16 @@ class UnlearningForCausalLM(nn.Module, SupportsLoRA):
             vllm_config, prefix=prefix, architectures=[self.options.target_architecture]
         )
         self.packed_modules_mapping = dict(self.target.packed_modules_mapping)
-        if self.options.tap_layer:
-            # vLLM's EAGLE-3 interface. This class does not declare it, or the runner would call it for a drafter.
-            self.target.set_aux_hidden_state_layers((self.options.tap_layer,))
-        for name in self.options.branch_names():
-            self.add_module(name, self._build_branch(vllm_config, name))
+        branches = {name: self._build_branch(vllm_config, name) for name in self.options.branch_names()}
+        for name, branch in branches.items():
+            self.add_module(name, branch)
+        with set_model_tag("lockstep"):
+            self._lockstep = Lockstep(
+                vllm_config=vllm_config,
+                target=self.target.model,
+                branches=tuple(branches.values()),
+                tap_layer=self.options.tap_layer,
+            )
         self._assistant_hidden: Tensor | None = None
         self._ran_branches = False
 
@@ -86,17 +91,10 @@ class UnlearningForCausalLM(nn.Module, SupportsLoRA):
         inputs_embeds: Tensor | None = None,
     ) -> Tensor:
         """(T,) scheduled tokens -> (T, (1 + S) * H) final hidden states, the target's first; (T, H) if none forgets."""
-        target = self.target(input_ids, positions, intermediate_tensors, inputs_embeds)
-        if self.options.tap_layer:
-            # The residual stream before the tap layer, to which the branch's first layer is what it is in the target.
-            target, (inputs_embeds,) = target
-            input_ids = None
         if not self._a_row_forgets():
-            return cast("Tensor", target)
-        hidden = [target]
-        for name in self.options.branch_names():
-            hidden.append(self.get_submodule(name)(input_ids, positions, None, inputs_embeds))
-        return torch.cat(hidden, dim=-1)
+            return cast("Tensor", self.target(input_ids, positions, intermediate_tensors, inputs_embeds))
+        self._lockstep.stack()
+        return cast("Tensor", self._lockstep(input_ids, positions, inputs_embeds))
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
         """(R, (1 + S) * H) -> (R, V), the target's logits; keeps the assistants' rows for `take_assistant_hidden`.

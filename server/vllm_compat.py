@@ -38,12 +38,12 @@ __all__ = [
     "drop_adapter_info",
     "engine_client",
     "engine_config",
+    "group_cpu_lora",
     "init_handlers",
     "parse_engine_arguments",
     "penalise_after_composing",
     "prometheus_text",
     "response_id",
-    "skip_plain_rows_in_cpu_lora",
     "unbind_adapter",
 ]
 
@@ -195,23 +195,11 @@ def adapts_a_row(linear: Any) -> bool:
     return bool((punica.token_lora_indices >= 0).any())
 
 
-@cache
-def skip_plain_rows_in_cpu_lora() -> None:
-    """Let LoRA on a CPU leave rows without an adapter alone, once for this process.
+def group_cpu_lora() -> None:
+    """Let engines of this process apply LoRA on a CPU by `cpu_lora.GroupedLora`."""
+    from vllm.platforms.cpu import CpuPlatform
 
-    Such rows have index -1, by which vLLM's CPU operations take the last slot's adapter: plain rows of a mixed batch
-    then answer with a set of kind `undial` that another request asked for. The GPU kernels skip them.
-    https://github.com/vllm-project/vllm/pull/48421, not in 0.32.
-    """
-    from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
-
-    shrink = PunicaWrapperCPU._apply_shrink
-
-    def skipping(self: Any, y: Any, x: Any, w_t_all: Any, scale: float) -> None:
-        shrink(self, y, x, w_t_all, scale)
-        y.view(-1, y.shape[-1])[self.token_lora_indices < 0] = 0  # and zeros are what the expansion adds
-
-    PunicaWrapperCPU._apply_shrink = skipping
+    CpuPlatform.get_punica_wrapper = classmethod(lambda cls: "unlearngate.server.cpu_lora.GroupedLora")
 
 
 @cache

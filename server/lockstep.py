@@ -1,0 +1,118 @@
+"""A step of the target with its assistants beside it: their rows go through the shared layers together.
+
+Layers j to j + m of the target and of every branch are the same weights. A stacked layer is vLLM's own decoder layer
+over (1 + S) T rows, the target's first: each weight is read once for all of them. What is not shared stays apart:
+attention is the target's and each branch's own, over its rows and its KV; LoRA is added to its branch's rows alone.
+
+This is exact: every row goes through the operations that it goes through alone.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from vllm.compilation.decorators import support_torch_compile
+from vllm.config import VllmConfig
+from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
+from vllm.model_executor.layers.attention import Attention
+from vllm.model_executor.layers.linear import LinearBase
+
+
+@support_torch_compile(dynamic_arg_dims={"input_ids": 0, "positions": 0, "inputs_embeds": 0})
+class Lockstep(nn.Module):
+    """The whole step; holds no module of its own, so that each has one name in the model."""
+
+    def __init__(
+        self,
+        *,
+        vllm_config: VllmConfig,
+        prefix: str = "",
+        target: nn.Module,
+        branches: Sequence[nn.Module],
+        tap_layer: int,
+    ) -> None:
+        super().__init__()
+        self._target = (target,)
+        self._branches = tuple(branches)
+        self._tap_layer = tap_layer
+        self._stacked: tuple[nn.Module, ...] = ()
+
+    def stack(self) -> None:
+        """Build the stacked layers, once: when weights are loaded, packed and adapted they are what they stay."""
+        if not self._stacked:
+            shared = cast("nn.ModuleList", self._target[0].layers)[self._tap_layer :]
+            columns = zip(*(cast("nn.ModuleList", branch.layers) for branch in self._branches), strict=True)
+            self._stacked = tuple(_stacked(layer, column) for layer, column in zip(shared, columns, strict=False))
+
+    def forward(self, input_ids: Tensor | None, positions: Tensor, inputs_embeds: Tensor | None = None) -> Tensor:
+        """(T,) tokens -> (T, (1 + S) H) final hidden states, the target's first."""
+        target: Any = self._target[0]
+        hidden = target.embed_input_ids(input_ids) if inputs_embeds is None else inputs_embeds
+        residual: Tensor | None = None
+        for layer in target.layers[: self._tap_layer]:
+            hidden, residual = layer(positions, hidden, residual)
+        copies = 1 + len(self._branches)
+        hidden, residual = hidden.repeat(copies, 1), None if residual is None else residual.repeat(copies, 1)
+        stacked_positions = positions.repeat(copies)
+        for layer in self._stacked:
+            hidden, residual = layer(stacked_positions, hidden, residual)
+        hiddens, residuals = hidden.chunk(copies), cast("Tensor", residual).chunk(copies)
+        hidden, residual = hiddens[0], residuals[0]
+        for layer in target.layers[self._tap_layer + len(self._stacked) :]:
+            hidden, residual = layer(positions, hidden, residual)
+        ends = [(hidden, residual), *zip(hiddens[1:], residuals[1:], strict=True)]
+        return torch.cat([target.norm(h, r)[0] for h, r in ends], dim=-1)
+
+
+def _stacked(target: nn.Module, branches: Sequence[nn.Module]) -> nn.Module:
+    """`target` over stacked rows: itself where it treats rows alike, else a copy around what does not."""
+    if isinstance(target, Attention):
+        return _StackedAttention((target, *branches))
+    if isinstance(target, LinearBase | BaseLinearLayerWithLoRA):
+        linear = copy.copy(getattr(target, "base_layer", target))
+        linear.quant_method = _StackedMethod(linear.quant_method, (target, *branches))
+        return linear
+    if not list(target.children()):
+        return target
+    stacked = copy.copy(target)
+    stacked._modules = {
+        name: _stacked(child, [branch.get_submodule(name) for branch in branches])
+        for name, child in target.named_children()
+    }
+    return stacked
+
+
+class _StackedAttention(nn.Module):
+    """The target's attention and each branch's, over its own rows."""
+
+    def __init__(self, attentions: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self._attentions = tuple(attentions)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        parts = (x.chunk(len(self._attentions)) for x in (query, key, value))
+        each = zip(self._attentions, *parts, strict=True)
+        return torch.cat([attention(q, k, v) for attention, q, k, v in each])
+
+
+class _StackedMethod:
+    """A linear map's way to multiply, which then adds LoRA to the rows of whoever has it."""
+
+    def __init__(self, method: Any, linears: Sequence[nn.Module]) -> None:
+        self._method = method
+        self._linears = tuple(linears)
+
+    def apply(self, layer: nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        y: Tensor = self._method.apply(layer, x, bias)
+        parts = zip(self._linears, x.chunk(len(self._linears)), y.chunk(len(self._linears)), strict=True)
+        for linear, x_rows, y_rows in parts:
+            if isinstance(linear, BaseLinearLayerWithLoRA):
+                linear._apply_lora_to_output(x_rows, y_rows)
+        return y
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._method, name)

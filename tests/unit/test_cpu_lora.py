@@ -1,0 +1,47 @@
+"""LoRA on a CPU against float64, row by row, through vLLM's own bookkeeping of the batch."""
+
+import pytest
+import torch
+from vllm.lora.layers import LoRAMapping
+from vllm.lora.punica_wrapper.punica_selector import get_punica_wrapper
+
+from unlearngate.server.cpu_lora import GroupedLora
+from unlearngate.server.vllm_compat import group_cpu_lora
+
+RANK, IN, OUTS = 4, 6, (5, 3)
+SLOTS = [21, 9, 34]  # the adapters' ids
+BATCHES = {
+    "mixed": lambda rng: [(0, *SLOTS)[i] for i in torch.randint(0, 4, (16,), generator=rng)] + [0, *SLOTS],
+    "one adapter": lambda rng: [9] * 7,
+    "neighbours": lambda rng: [0, 0, 34, 34, 34, 21, 21, 0],
+    "none": lambda rng: [0] * 5,
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("is_prefill", [False, True])
+@pytest.mark.parametrize("batch", BATCHES)
+def test_each_row_has_its_own_adapter_and_a_plain_row_keeps_its_bits(batch, is_prefill, dtype, seed):
+    group_cpu_lora()
+    rng = torch.Generator().manual_seed(seed)
+    wrapper = get_punica_wrapper(max_num_batched_tokens=32, max_batches=32, device="cpu")
+    assert type(wrapper) is GroupedLora
+    for ids in ([0, 21, 9, 34], BATCHES[batch](rng)):  # nothing of the batch before stays
+        wrapper.update_metadata(LoRAMapping(tuple(ids), tuple(ids), is_prefill), SLOTS, len(SLOTS) + 1, 100)
+    x = torch.randn(len(ids), IN, generator=rng).to(dtype)
+    y = torch.randn(len(ids), sum(OUTS), generator=rng).to(dtype)
+    a = tuple(torch.randn(len(SLOTS), 1, RANK, IN, generator=rng).to(dtype) for _ in OUTS)
+    b = tuple(torch.randn(len(SLOTS), 1, out, RANK, generator=rng).to(dtype) for out in OUTS)
+    before = y.clone()
+    wrapper.add_lora_linear(y, x, a, b, 0.5, OUTS)
+    for row, adapter_id in enumerate(ids):
+        if adapter_id == 0:
+            assert torch.equal(y[row], before[row])
+            continue
+        slot = SLOTS.index(adapter_id)
+        pairs = [(a_[slot, 0].double(), b_[slot, 0].double()) for a_, b_ in zip(a, b, strict=True)]
+        update = torch.cat([b_ @ (a_ @ x[row].double()) for a_, b_ in pairs])
+        size = torch.cat([b_.abs() @ (a_.abs() @ x[row].double().abs()) for a_, b_ in pairs])
+        error = (y[row].double() - before[row].double() - 0.5 * update).abs()
+        # One rounding of what is added, one of the sum, and one of what is between A and B.
+        assert (error <= 4 * torch.finfo(dtype).eps * (before[row].double().abs() + size)).all()
