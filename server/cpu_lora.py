@@ -6,12 +6,15 @@ then answer with a set of kind `undial` that another request asked for (vLLM pul
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
+import torch
 from torch import Tensor
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
 Group = tuple[int, slice | Tensor]  # a slot and the rows whose adapter is there
+_wrappers: weakref.WeakValueDictionary[int, GroupedLora] = weakref.WeakValueDictionary()
 
 
 class GroupedLora(PunicaWrapperCPU):
@@ -19,12 +22,14 @@ class GroupedLora(PunicaWrapperCPU):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._groups: list[Group] = []
+        self.groups: list[Group] = []
+        self._number = len(_wrappers)
+        _wrappers[self._number] = self
 
     def update_metadata(self, *args: Any, **kwargs: Any) -> None:
         """Learn which row has which slot in the batches to come."""
         super().update_metadata(*args, **kwargs)
-        self._groups = group_rows(self.token_lora_indices)
+        self.groups = group_rows(self.token_lora_indices)
 
     def add_lora_linear(
         self,
@@ -42,16 +47,28 @@ class GroupedLora(PunicaWrapperCPU):
 
         A is (slots, 1, rank, in), B (slots, 1, slice, rank).
         """
-        for slot, rows in self._groups:
-            x_group = x[rows].float()
-            y_group = y[rows]  # a view if the rows are neighbours
-            start = 0
-            for a, b, size in zip(lora_a_stacked, lora_b_stacked, output_slices, strict=True):
-                low = (x_group @ a[slot, 0].float().T).to(y.dtype)
-                y_group[:, start : start + size].addmm_(low, b[slot, 0].to(y.dtype).T, alpha=scale)
-                start += size
-            if isinstance(rows, Tensor):
-                y[rows] = y_group
+        _add_lora(y, x, list(lora_a_stacked), list(lora_b_stacked), scale, self._number)
+
+
+@torch.library.custom_op("unlearngate::add_lora", mutates_args={"y"})
+def _add_lora(y: Tensor, x: Tensor, a: list[Tensor], b: list[Tensor], scale: float, wrapper: int) -> None:
+    """One operation to a compiler, which must not look at a batch's groups."""
+    for slot, rows in _wrappers[wrapper].groups:
+        x_group = x[rows].float()
+        y_group = y[rows]  # a view if the rows are neighbours
+        start = 0
+        for a_stacked, b_stacked in zip(a, b, strict=True):
+            low = (x_group @ a_stacked[slot, 0].float().T).to(y.dtype)
+            size = b_stacked.shape[2]
+            y_group[:, start : start + size].addmm_(low, b_stacked[slot, 0].to(y.dtype).T, alpha=scale)
+            start += size
+        if isinstance(rows, Tensor):
+            y[rows] = y_group
+
+
+@_add_lora.register_fake
+def _(y: Tensor, x: Tensor, a: list[Tensor], b: list[Tensor], scale: float, wrapper: int) -> None:
+    pass
 
 
 def group_rows(slots_T: Tensor) -> list[Group]:

@@ -109,10 +109,15 @@ class _StackedMethod:
     def apply(self, layer: nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
         y: Tensor = self._method.apply(layer, x, bias)
         parts = zip(self._linears, x.chunk(len(self._linears)), y.chunk(len(self._linears)), strict=True)
-        for linear, x_rows, y_rows in parts:
-            if isinstance(linear, BaseLinearLayerWithLoRA):
-                linear._apply_lora_to_output(x_rows, y_rows)
-        return y
+        return torch.cat([_adapted(linear, x_rows, y_rows) for linear, x_rows, y_rows in parts])
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._method, name)
+
+
+def _adapted(linear: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """`y` with the linear map's LoRA, if it has one."""
+    if not isinstance(linear, BaseLinearLayerWithLoRA):
+        return y
+    # Not in place: of several parts of one tensor that are changed so, inductor (torch 2.13) keeps the last.
+    return y + linear._apply_lora_to_output(x, torch.zeros_like(y))

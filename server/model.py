@@ -30,7 +30,7 @@ from vllm.model_executor.models.utils import init_vllm_registered_model
 from unlearngate.server.branches import CONFIG_FIELD, BranchOptions
 from unlearngate.server.lockstep import Lockstep
 from unlearngate.server.refusals import refuse_unsupported
-from unlearngate.server.vllm_compat import adapts_a_row, group_cpu_lora
+from unlearngate.server.vllm_compat import adapts_a_row, compile_on_a_cpu, group_cpu_lora
 
 _loaded: weakref.ref[UnlearningForCausalLM] | None = None
 
@@ -56,6 +56,7 @@ class UnlearningForCausalLM(nn.Module, SupportsLoRA):
         super().__init__()
         refuse_unsupported(vllm_config)
         group_cpu_lora()
+        compile_on_a_cpu(vllm_config)
         self.config = vllm_config.model_config.hf_config
         self.options = BranchOptions(**getattr(self.config, CONFIG_FIELD))
         self.hidden_size: int = self.config.hidden_size
@@ -74,7 +75,7 @@ class UnlearningForCausalLM(nn.Module, SupportsLoRA):
                 tap_layer=self.options.tap_layer,
             )
         self._assistant_hidden: Tensor | None = None
-        self._ran_branches = False
+        self._ran = False
 
         global _loaded
         _loaded = weakref.ref(self)
@@ -93,7 +94,11 @@ class UnlearningForCausalLM(nn.Module, SupportsLoRA):
         """(T,) scheduled tokens -> (T, (1 + S) * H) final hidden states, the target's first; (T, H) if none forgets."""
         if not self._a_row_forgets():
             return cast("Tensor", self.target(input_ids, positions, intermediate_tensors, inputs_embeds))
-        self._lockstep.stack()
+        if not self._ran:
+            # vLLM compiles, and measures its memory, by the first batch: what later ones may do, it does.
+            self._ran = True
+            self._lockstep.stack()
+            self.target(input_ids, positions, intermediate_tensors, inputs_embeds)
         return cast("Tensor", self._lockstep(input_ids, positions, inputs_embeds))
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
@@ -128,12 +133,11 @@ class UnlearningForCausalLM(nn.Module, SupportsLoRA):
     def _a_row_forgets(self) -> bool:
         """Whether a branch has anything to do: the batch has an adapter.
 
-        The first batch counts as one that has: vLLM measures its memory by it.
+        The first batch counts as one that has.
         """
         if not self.options.num_branches:
             return False
-        if not self._ran_branches:
-            self._ran_branches = True
+        if not self._ran:
             return True
         # One of a branch's linear maps; all LoRA in an engine has the same view of the batch.
         branch = self.get_submodule(self.options.branch_names()[0])

@@ -33,6 +33,7 @@ __all__ = [
     "adapts_a_row",
     "bind_adapter",
     "check_adapters",
+    "compile_on_a_cpu",
     "count_tokens",
     "describe_error",
     "drop_adapter_info",
@@ -193,6 +194,21 @@ def adapts_a_row(linear: Any) -> bool:
     if (kernels := getattr(punica, "token_mapping_meta", None)) is not None:  # not on a CPU
         return not bool(kernels.no_lora_flag_cpu)
     return bool((punica.token_lora_indices >= 0).any())
+
+
+def compile_on_a_cpu(config: Any) -> None:
+    """Compile on a CPU as vLLM does without LoRA: with LoRA it compiles nothing there, its operations being in the way.
+
+    Ours are one operation to the compiler (`cpu_lora`). `--enforce-eager` stays as it is.
+    """
+    from vllm.config import CompilationMode
+    from vllm.platforms import current_platform
+
+    compilation = config.compilation_config
+    eager = config.model_config.enforce_eager or compilation.backend != "inductor"
+    if current_platform.is_cpu() and not eager and compilation.mode == CompilationMode.NONE:
+        compilation.mode = CompilationMode.DYNAMO_TRACE_ONCE
+        compilation.custom_ops[:] = ["none" if name == "all" else name for name in compilation.custom_ops]
 
 
 def group_cpu_lora() -> None:
