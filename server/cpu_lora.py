@@ -7,13 +7,32 @@ then answer with a set of kind `undial` that another request asked for (vLLM pul
 from __future__ import annotations
 
 import weakref
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+from vllm.utils.torch_utils import direct_register_custom_op
 
 Group = tuple[int, slice | Tensor]  # a slot and the rows whose adapter is there
+SEPARATELY = 4  # adapters in a batch that are applied one after the other; more are faster together
+
+
+class Padded(NamedTuple):
+    """The N rows that have an adapter as `most` for each slot from `first` to `last`."""
+
+    first: int
+    last: int
+    most: int
+    row_N: Tensor
+    slot_N: Tensor  # counted from `first`
+    place_N: Tensor
+
+    def fills_enough(self) -> bool:
+        """Whether the padding costs less than going slot by slot, as it does unless one has far more rows than most."""
+        return (self.last - self.first + 1) * self.most <= 4 * len(self.row_N)
+
+
 _wrappers: weakref.WeakValueDictionary[int, GroupedLora] = weakref.WeakValueDictionary()
 
 
@@ -22,14 +41,14 @@ class GroupedLora(PunicaWrapperCPU):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.groups: list[Group] = []
+        self.batch: Padded | list[Group] = []
         self._number = len(_wrappers)
         _wrappers[self._number] = self
 
     def update_metadata(self, *args: Any, **kwargs: Any) -> None:
         """Learn which row has which slot in the batches to come."""
         super().update_metadata(*args, **kwargs)
-        self.groups = group_rows(self.token_lora_indices)
+        self.batch = group_rows(self.token_lora_indices)
 
     def add_lora_linear(
         self,
@@ -47,13 +66,16 @@ class GroupedLora(PunicaWrapperCPU):
 
         A is (slots, 1, rank, in), B (slots, 1, slice, rank).
         """
-        _add_lora(y, x, list(lora_a_stacked), list(lora_b_stacked), scale, self._number)
+        torch.ops.unlearngate.add_lora(y, x, list(lora_a_stacked), list(lora_b_stacked), scale, self._number)
 
 
-@torch.library.custom_op("unlearngate::add_lora", mutates_args={"y"})
 def _add_lora(y: Tensor, x: Tensor, a: list[Tensor], b: list[Tensor], scale: float, wrapper: int) -> None:
     """One operation to a compiler, which must not look at a batch's groups."""
-    for slot, rows in _wrappers[wrapper].groups:
+    batch = _wrappers[wrapper].batch
+    if isinstance(batch, Padded):
+        _add_together(y, x, a, b, scale, batch)
+        return
+    for slot, rows in batch:
         x_group = x[rows].float()
         y_group = y[rows]  # a view if the rows are neighbours
         start = 0
@@ -66,12 +88,26 @@ def _add_lora(y: Tensor, x: Tensor, a: list[Tensor], b: list[Tensor], scale: flo
             y[rows] = y_group
 
 
-@_add_lora.register_fake
-def _(y: Tensor, x: Tensor, a: list[Tensor], b: list[Tensor], scale: float, wrapper: int) -> None:
-    pass
+def _add_together(y: Tensor, x: Tensor, a: list[Tensor], b: list[Tensor], scale: float, batch: Padded) -> None:
+    slots = slice(batch.first, batch.last + 1)
+    x_padded = x.new_zeros((batch.last - batch.first + 1, batch.most, x.shape[1]), dtype=torch.float32)
+    x_padded[batch.slot_N, batch.place_N] = x[batch.row_N].float()
+    start = 0
+    for a_stacked, b_stacked in zip(a, b, strict=True):
+        low = torch.bmm(x_padded, a_stacked[slots, 0].float().mT).to(y.dtype)
+        size = b_stacked.shape[2]
+        update = torch.bmm(low, b_stacked[slots, 0].to(y.dtype).mT)[batch.slot_N, batch.place_N]
+        y[:, start : start + size].index_add_(0, batch.row_N, update, alpha=scale)
+        start += size
 
 
-def group_rows(slots_T: Tensor) -> list[Group]:
+_library = torch.library.Library("unlearngate", "FRAGMENT")
+direct_register_custom_op(
+    "add_lora", _add_lora, ["y"], fake_impl=lambda *_: None, target_lib=_library, dispatch_key="CPU"
+)
+
+
+def group_rows(slots_T: Tensor) -> Padded | list[Group]:
     """(T,) slots, -1 where there is no adapter, to the rows of each slot; neighbours as a slice."""
     groups: list[Group] = []
     for slot in slots_T.unique().tolist():
@@ -80,4 +116,17 @@ def group_rows(slots_T: Tensor) -> list[Group]:
         rows = (slots_T == slot).nonzero().flatten()
         first, last = int(rows[0]), int(rows[-1])
         groups.append((slot, slice(first, last + 1) if last - first + 1 == len(rows) else rows))
-    return groups
+    padded = _pad(slots_T) if len(groups) > SEPARATELY else None
+    return padded if padded and padded.fills_enough() else groups
+
+
+def _pad(slots_T: Tensor) -> Padded:
+    row_N = (slots_T >= 0).nonzero().flatten()
+    slot_N = slots_T[row_N]
+    counts = slot_N.bincount()
+    order = slot_N.argsort(stable=True)
+    firsts = counts.cumsum(0) - counts
+    place_N = torch.empty_like(slot_N)
+    place_N[order] = torch.arange(len(slot_N)) - firsts[slot_N[order]]
+    first, last = int(slot_N.min()), int(slot_N.max())
+    return Padded(first, last, int(counts.max()), row_N, slot_N - first, place_N)

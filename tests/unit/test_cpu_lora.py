@@ -9,9 +9,11 @@ from unlearngate.server.cpu_lora import GroupedLora
 from unlearngate.server.vllm_compat import group_cpu_lora
 
 RANK, IN, OUTS = 4, 6, (5, 3)
-SLOTS = [21, 9, 34]  # the adapters' ids
+SLOTS = [21, 9, 34, 2, 77, 50, 8]  # the adapters' ids
 BATCHES = {
-    "mixed": lambda rng: [(0, *SLOTS)[i] for i in torch.randint(0, 4, (16,), generator=rng)] + [0, *SLOTS],
+    "many": lambda rng: [(0, *SLOTS)[i] for i in torch.randint(0, 8, (16,), generator=rng)] + [0, *SLOTS],
+    "few": lambda rng: [(0, *SLOTS)[i] for i in torch.randint(0, 4, (16,), generator=rng)] + [0, *SLOTS[:3]],
+    "many, one with most rows": lambda rng: [*SLOTS, *[34] * 16],
     "one adapter": lambda rng: [9] * 7,
     "neighbours": lambda rng: [0, 0, 34, 34, 34, 21, 21, 0],
     "none": lambda rng: [0] * 5,
@@ -24,9 +26,9 @@ BATCHES = {
 def test_each_row_has_its_own_adapter_and_a_plain_row_keeps_its_bits(batch, is_prefill, dtype, seed):
     group_cpu_lora()
     rng = torch.Generator().manual_seed(seed)
-    wrapper = get_punica_wrapper(max_num_batched_tokens=32, max_batches=32, device="cpu")
+    wrapper = get_punica_wrapper(max_num_batched_tokens=64, max_batches=64, device="cpu")
     assert type(wrapper) is GroupedLora
-    for ids in ([0, 21, 9, 34], BATCHES[batch](rng)):  # nothing of the batch before stays
+    for ids in ([0, *SLOTS], BATCHES[batch](rng)):  # nothing of the batch before stays
         wrapper.update_metadata(LoRAMapping(tuple(ids), tuple(ids), is_prefill), SLOTS, len(SLOTS) + 1, 100)
     x = torch.randn(len(ids), IN, generator=rng).to(dtype)
     y = torch.randn(len(ids), sum(OUTS), generator=rng).to(dtype)
