@@ -20,10 +20,11 @@ import torch
 import typer
 from rich.progress import Progress
 
+from benchmarks.floor import Machine
 from benchmarks.record import Environment
 from benchmarks.shapes import configuration, make_sets, make_target
 
-PLAIN, OFF = "plain vLLM", "no set in force"
+PLAIN, OFF, PEER = "plain vLLM", "no set in force", "two models in a loop"
 FIELDS = (
     *("shape", "batch", "situation", "tokens_per_s", "ratio", "ratio_low", "ratio_high", "floor", "share_of_floor"),
     *("step_p50_ms", "step_p99_ms", "first_token_ms", "prefill_2000_ms", "memory_mib"),
@@ -39,7 +40,11 @@ class Situation:
     name: str
     engine: str
     sets_per_row: Sequence[Sequence[str]]  # row i has the (i mod length)-th
-    branches: int = 0  # that run, for the floor
+
+    def sets(self, batch: int) -> list[list[str]]:
+        """The names in force in each of `batch` rows."""
+        return [list(self.sets_per_row[row % len(self.sets_per_row)]) for row in range(batch)]
+
     ratios: list[float] = field(default_factory=list)
     rates: list[float] = field(default_factory=list)
     steps_s: list[float] = field(default_factory=list)
@@ -52,7 +57,8 @@ class Worker:
     """An engine's process."""
 
     def __init__(self, arguments: Sequence[str | Path]) -> None:
-        command = [sys.executable, "-m", "benchmarks.engine_worker", *map(str, arguments)]
+        module = "benchmarks.two_models" if "--peer" in arguments else "benchmarks.engine_worker"
+        command = [sys.executable, "-m", module, *(str(a) for a in arguments if a != "--peer")]
         self._log = tempfile.TemporaryFile("w+")
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True
@@ -60,7 +66,7 @@ class Worker:
         self._read()
 
     def run(self, **wish: Any) -> dict[str, Any]:
-        """See engine_worker."""
+        """See engine_worker and two_models."""
         assert self._process.stdin is not None
         print(json.dumps(wish), file=self._process.stdin, flush=True)
         return self._read()
@@ -94,9 +100,9 @@ def main(
 ) -> None:
     """Decode with plain vLLM and with ours, in turns, and write how much slower ours is.
 
-    The floor counts layers and heads: a batch that forgets needs the target's L layers and one head, and K layers and
-    one head more for each branch, so it cannot be faster than (L + head) / (L + head + branches x (K + head)) of plain
-    vLLM unless weights are read for both at once. Ratios: medians over rounds of ours to plain in the same round.
+    The floor is what the shape needs on this machine (benchmarks/floor.py): every weight and adapter in use read once,
+    the target's and the assistants' multiplications done, at the speeds that a large matrix product and a large read
+    have here. Ratios: medians over rounds of ours to plain in the same round.
 
     Example:  python -m benchmarks.serving --batches 1,16 --rounds 3
     """
@@ -121,6 +127,9 @@ def main(
         folder = cache / f"tapped-{tapped_layers}"
         make_sets(folder, target, count=1, num_layers=tapped_layers, tap_layer=tap)
         engines["tapped"] = ["--sets", folder]
+    engines["peer"] = ["--sets", cache / f"sets-{layers}", "--peer"]
+    machine = Machine.measure(torch.device("cuda" if torch.cuda.is_available() else "cpu"), getattr(torch, dtype))
+    typer.echo(f"{machine.bytes_per_s / 1e9:.1f} GB/s, {machine.flops_per_s / 1e9:.0f} GFLOP/s")
     rows: list[dict[str, Any]] = []
     with ExitStack() as stack, Progress() as progress:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -133,7 +142,7 @@ def main(
         for batch in sizes:
             situations = _situations(names, tapped=bool(tapped_layers))
             _measure(situations, workers, batch, new_tokens, rounds, lambda: progress.update(bar, advance=1))
-            rows += _rows(situations, shape, batch, layers, tapped_layers)
+            rows += _rows(situations, shape, batch, layers, tapped_layers, machine)
     out.mkdir(parents=True, exist_ok=True)
     with (out / "serving.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, FIELDS)
@@ -152,13 +161,14 @@ def _situations(names: Sequence[str], *, tapped: bool) -> list[Situation]:
     found = [
         Situation(PLAIN, "plain", [[]]),
         Situation(OFF, "one", [[]]),
-        Situation("one set, every row", "one", [one], 1),
-        Situation("one set, every other row", "one", [one, []], 1),
-        Situation("16 sets, one a row", "one", [[name] for name in names], 1),
-        Situation("two sets, every row", "two", [list(names[:2])], 2),
+        Situation("one set, every row", "one", [one]),
+        Situation("one set, every other row", "one", [one, []]),
+        Situation("16 sets, one a row", "one", [[name] for name in names]),
+        Situation("two sets, every row", "two", [list(names[:2])]),
     ]
     if tapped:
-        found.append(Situation("tapped, one set, every row", "tapped", [one], 1))
+        found.append(Situation("tapped, one set, every row", "tapped", [one]))
+    found.append(Situation(PEER, "peer", [one]))
     return found
 
 
@@ -169,10 +179,11 @@ def _measure(
     for round_number in range(-1, rounds):
         plain = 0.0
         for situation in situations:
-            wanted = [list(situation.sets_per_row[row % len(situation.sets_per_row)]) for row in range(batch)]
+            wanted = situation.sets(batch)
             worker = workers[situation.engine]
             answer = worker.run(sets=wanted, prompt_tokens=32, new_tokens=new_tokens)
-            long = worker.run(sets=wanted[:1], prompt_tokens=2000, new_tokens=2) if batch == 1 else None
+            is_long = batch == 1 and situation.name != PEER
+            long = worker.run(sets=wanted[:1], prompt_tokens=2000, new_tokens=2) if is_long else None
             if round_number < 0:
                 continue
             rate = batch * len(answer["step_s"]) / sum(answer["step_s"])
@@ -188,12 +199,16 @@ def _measure(
             tick()
 
 
-def _rows(situations: list[Situation], shape: str, batch: int, layers: int, tapped_layers: int) -> list[dict[str, Any]]:
-    where = Environment.read(torch.device("cuda" if torch.cuda.is_available() else "cpu"), 0)
+def _rows(
+    situations: list[Situation], shape: str, batch: int, layers: int, tapped_layers: int, machine: Machine
+) -> list[dict[str, Any]]:
+    where = Environment.read(machine.device, 0)
+    config = configuration(shape)
+    plain_s = machine.step_s(config, [[]] * batch, 0)
     rows = []
     for situation in situations:
         own_layers = tapped_layers if situation.engine == "tapped" else layers
-        bound = floor(shape, situation.branches, own_layers)
+        bound = plain_s / machine.step_s(config, situation.sets(batch), own_layers)
         ratio = statistics.median(situation.ratios)
         values = [shape, batch, situation.name, round(statistics.median(situation.rates), 1), ratio,
                   min(situation.ratios), max(situation.ratios), bound, ratio / bound,
@@ -203,17 +218,6 @@ def _rows(situations: list[Situation], shape: str, batch: int, layers: int, tapp
                   round(situation.memory_mib), where.device, where.threads, where.commit, where.date]  # fmt: skip
         rows.append(dict(zip(FIELDS, values, strict=True)))
     return rows
-
-
-def floor(shape: str, branches: int, layers: int) -> float:
-    """The best share of plain vLLM's speed, by weights that a step has to read: nothing is read for two at once."""
-    config = configuration(shape)
-    hidden = config.hidden_size
-    head_dim = getattr(config, "head_dim", None) or hidden // config.num_attention_heads
-    attention = 2 * hidden * head_dim * (config.num_attention_heads + config.num_key_value_heads)
-    layer, head = attention + 3 * hidden * config.intermediate_size, hidden * config.vocab_size
-    target = config.num_hidden_layers * layer + head
-    return target / (target + branches * (layers * layer + head))
 
 
 def _draw(rows: list[dict[str, Any]], path: Path) -> None:
