@@ -7,7 +7,8 @@
 An assistant is m of the target's layers, its embeddings, final norm and head, all the same tensors, plus LoRA on the
 branch only: a forget set is an adapter. The layers are the target's first, as in ULD (arXiv:2406.08607, section 3), or
 those from a tap layer j on: such a branch goes on from the target's hidden states, so the first j layers run once.
-Its modules are its own: LoRA of a set of kind `undial`, on the target's modules, leaves every assistant as it is.
+Its modules are its own: LoRA of a set of kind `undial`, on the target's modules, leaves every assistant as it is. They
+run in lockstep with the target's (`lockstep`).
 
 A batch without any adapter does not run the branches. Their KV then holds nothing for its tokens; no request with a
 forget set can come to read it, because vLLM's prefix cache is keyed by the adapter. vLLM records CUDA graphs with and
@@ -149,8 +150,6 @@ class UnlearningForCausalLM(nn.Module, SupportsLoRA):
         layers = slice(self.options.tap_layer, self.options.tap_layer + self.options.num_layers)
         if getattr(config, "layer_types", None):
             config.layer_types = config.layer_types[layers]
-        # vLLM's compile cache is keyed by the configuration: the marker keeps branches and target apart.
-        config.unlearngate_branch = name
         branch_config = vllm_config.with_hf_config(config, architectures=[self.options.target_architecture])
         inner = self.target.model
         with set_model_tag(name), set_current_vllm_config(branch_config, prefix=name):

@@ -27,7 +27,7 @@ from unlearngate.errors import ArtefactError
 from unlearngate.server import model as served
 from unlearngate.server import plugin, vllm_compat
 from unlearngate.server.bindings import Bindings
-from unlearngate.server.branches import BranchOptions
+from unlearngate.server.branches import CONFIG_FIELD, BranchOptions
 from unlearngate.server.engine import engine_options
 from unlearngate.server.plan import KEY_VARIABLE, TOKEN_FIELD, Plan, Term, sign
 from unlearngate.server.processor import ComposeLogitsProcessor
@@ -288,13 +288,13 @@ def test_another_version_of_a_set_finds_nothing_of_the_last_one_in_the_prefix_ca
     assert first.name != second.name and first.folder != second.folder
 
 
-def test_target_and_branches_have_compile_caches_of_their_own(vllm_config):
-    """P10-compile-cache: vLLM keys it by the configuration, which an assistant of all layers shares with its target."""
+def test_code_compiled_for_other_branches_is_not_taken(vllm_config):
+    """P10-compile-cache: vLLM keys it by the configuration, which says which branches there are, and by a tag."""
     hashes = set()
-    for marker in (None, "assistant_a", "assistant_b"):
+    for options in (None, {"tap_layer": 0, "num_layers": 1}, {"tap_layer": 1, "num_layers": 1}):
         config = vllm_config.model_config.hf_config.__class__(**vllm_config.model_config.hf_config.to_dict())
-        if marker:
-            config.unlearngate_branch = marker
+        if options:
+            setattr(config, CONFIG_FIELD, options)
         hashes.add(vllm_config.with_hf_config(config, architectures=["LlamaForCausalLM"]).compute_hash())
     assert len(hashes) == 3
 
