@@ -92,6 +92,14 @@ def test_forget_quality_of_the_same_ratios_is_one():
     assert forget_quality([0.2, 0.5, 0.9], [0.9, 0.2, 0.5]) == (1.0, 0.0)
 
 
+@pytest.mark.parametrize("num_questions", range(2, 60))
+def test_forget_quality_at_the_smallest_distance_is_one(num_questions):
+    """Taking turns: no other samples are nearer. Scipy's own p-value rounds to above 1 for some sizes, such as 5."""
+    ratios = np.linspace(0.1, 0.9, 2 * num_questions)
+    quality = forget_quality(ratios[::2], ratios[1::2])
+    assert quality == (1.0, pytest.approx(1 / num_questions))
+
+
 @pytest.mark.parametrize("num_questions", [1, 3, 40, 400])
 def test_forget_quality_of_ratios_without_overlap_is_the_chance_of_the_two_extreme_orders(num_questions):
     quality = forget_quality(np.linspace(0.1, 0.4, num_questions), np.linspace(0.6, 0.9, num_questions))
