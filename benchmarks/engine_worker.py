@@ -13,6 +13,7 @@ import random
 import resource
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,18 @@ class Engine:
         )
 
 
+def serve(start: Callable[[], Any]) -> None:
+    """Start what has a `run`, say how long that took, and answer requests to it until the input ends."""
+    answers = os.dup(1)
+    os.dup2(2, 1)  # what libraries print is no answer
+    began = time.perf_counter()
+    runner = start()
+    with os.fdopen(answers, "w") as out:
+        print(json.dumps({"ready": time.perf_counter() - began}), file=out, flush=True)
+        for line in sys.stdin:
+            print(json.dumps(runner.run(**json.loads(line))), file=out, flush=True)
+
+
 def main() -> None:
     """Read, decode, answer; ends with its input."""
     parser = argparse.ArgumentParser()
@@ -107,16 +120,9 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--eager", action="store_true")
     args = parser.parse_args()
-    answers = os.dup(1)
-    os.dup2(2, 1)  # what vLLM prints is no answer
     os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-    began = time.perf_counter()
-    engine = Engine(args)
-    with os.fdopen(answers, "w") as out:
-        print(json.dumps({"ready": time.perf_counter() - began}), file=out, flush=True)
-        for line in sys.stdin:
-            print(json.dumps(engine.run(**json.loads(line))), file=out, flush=True)
+    serve(lambda: Engine(args))
 
 
 if __name__ == "__main__":

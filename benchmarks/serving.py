@@ -40,17 +40,16 @@ class Situation:
     name: str
     engine: str
     sets_per_row: Sequence[Sequence[str]]  # row i has the (i mod length)-th
-
-    def sets(self, batch: int) -> list[list[str]]:
-        """The names in force in each of `batch` rows."""
-        return [list(self.sets_per_row[row % len(self.sets_per_row)]) for row in range(batch)]
-
     ratios: list[float] = field(default_factory=list)
     rates: list[float] = field(default_factory=list)
     steps_s: list[float] = field(default_factory=list)
     first_s: list[float] = field(default_factory=list)
     prefill_s: list[float] = field(default_factory=list)
     memory_mib: float = 0.0
+
+    def sets(self, batch: int) -> list[list[str]]:
+        """The names in force in each of `batch` rows."""
+        return [list(self.sets_per_row[row % len(self.sets_per_row)]) for row in range(batch)]
 
 
 class Worker:

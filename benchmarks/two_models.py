@@ -6,10 +6,7 @@ Speaks as `engine_worker` does. All rows have the first row's set; there is no o
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import resource
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from benchmarks.engine_worker import serve
 from unlearngate.artefact import load_forget_set
 
 KEEP_RATIO = 0.02
@@ -64,14 +62,7 @@ def main() -> None:
     parser.add_argument("--name", default="set-0")
     parser.add_argument("--dtype", default="float32")
     args, _ = parser.parse_known_args()
-    answers = os.dup(1)
-    os.dup2(2, 1)  # what libraries print is no answer
-    began = time.perf_counter()
-    models = TwoModels(args.target, args.sets, args.name, getattr(torch, args.dtype))
-    with os.fdopen(answers, "w") as out:
-        print(json.dumps({"ready": time.perf_counter() - began}), file=out, flush=True)
-        for line in sys.stdin:
-            print(json.dumps(models.run(**json.loads(line))), file=out, flush=True)
+    serve(lambda: TwoModels(args.target, args.sets, args.name, getattr(torch, args.dtype)))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ then answer with a set of kind `undial` that another request asked for (vLLM pul
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from typing import Any, NamedTuple
 
@@ -33,6 +34,7 @@ class Padded(NamedTuple):
         return (self.last - self.first + 1) * self.most <= 4 * len(self.row_N)
 
 
+_numbers = itertools.count()
 _wrappers: weakref.WeakValueDictionary[int, GroupedLora] = weakref.WeakValueDictionary()
 
 
@@ -42,7 +44,7 @@ class GroupedLora(PunicaWrapperCPU):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.batch: Padded | list[Group] = []
-        self._number = len(_wrappers)
+        self._number = next(_numbers)  # an operation takes no objects
         _wrappers[self._number] = self
 
     def update_metadata(self, *args: Any, **kwargs: Any) -> None:
@@ -66,7 +68,7 @@ class GroupedLora(PunicaWrapperCPU):
 
         A is (slots, 1, rank, in), B (slots, 1, slice, rank).
         """
-        torch.ops.unlearngate.add_lora(y, x, list(lora_a_stacked), list(lora_b_stacked), scale, self._number)
+        torch.ops.vllm.unlearngate_add_lora(y, x, list(lora_a_stacked), list(lora_b_stacked), scale, self._number)
 
 
 def _add_lora(y: Tensor, x: Tensor, a: list[Tensor], b: list[Tensor], scale: float, wrapper: int) -> None:
@@ -101,10 +103,7 @@ def _add_together(y: Tensor, x: Tensor, a: list[Tensor], b: list[Tensor], scale:
         start += size
 
 
-_library = torch.library.Library("unlearngate", "FRAGMENT")
-direct_register_custom_op(
-    "add_lora", _add_lora, ["y"], fake_impl=lambda *_: None, target_lib=_library, dispatch_key="CPU"
-)
+direct_register_custom_op("unlearngate_add_lora", _add_lora, ["y"], fake_impl=lambda *_: None, dispatch_key="CPU")
 
 
 def group_rows(slots_T: Tensor) -> Padded | list[Group]:
@@ -116,8 +115,9 @@ def group_rows(slots_T: Tensor) -> Padded | list[Group]:
         rows = (slots_T == slot).nonzero().flatten()
         first, last = int(rows[0]), int(rows[-1])
         groups.append((slot, slice(first, last + 1) if last - first + 1 == len(rows) else rows))
-    padded = _pad(slots_T) if len(groups) > SEPARATELY else None
-    return padded if padded and padded.fills_enough() else groups
+    if len(groups) > SEPARATELY and (padded := _pad(slots_T)).fills_enough():
+        return padded
+    return groups
 
 
 def _pad(slots_T: Tensor) -> Padded:

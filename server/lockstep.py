@@ -4,7 +4,7 @@ Layers j to j + m of the target and of every branch are the same weights. A stac
 over (1 + S) T rows, the target's first: each weight is read once for all of them. What is not shared stays apart:
 attention is the target's and each branch's own, over its rows and its KV; LoRA is added to its branch's rows alone.
 
-This is exact: every row goes through the operations that it goes through alone.
+Every row goes through the operations that it goes through alone.
 """
 
 from __future__ import annotations
@@ -119,5 +119,5 @@ def _adapted(linear: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """`y` with the linear map's LoRA, if it has one."""
     if not isinstance(linear, BaseLinearLayerWithLoRA):
         return y
-    # Not in place: of several parts of one tensor that are changed so, inductor (torch 2.13) keeps the last.
+    # Not in place: compiled by inductor (torch 2.13), every part of a tensor but the last that is changed so is wrong.
     return y + linear._apply_lora_to_output(x, torch.zeros_like(y))

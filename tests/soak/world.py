@@ -18,8 +18,7 @@ from unlearngate.server.keys import ApiKey, KeysFile, hash_secret, write_keys
 
 STRENGTH = {"weight": 1.5, "keep_ratio": 0.2, "gate_nats": 0.0}
 # A small cache: all of it is touched before the warm-up is over, and after that what grows is a leak.
-# oneDNN keeps the last 1,024 kernels that it compiled, one for every shape: it would fill for longer than a soak lasts,
-# and hide whatever leaks beside it.
+# oneDNN keeps the last 1,024 kernels that it compiled, one for every shape: while it fills it hides what leaks.
 ONEDNN_KERNELS = "64"
 ENGINE = "--dtype float32 --max-model-len 512 --max-num-seqs 8 --enforce-eager --block-size 32"
 ENGINE += " --num-gpu-blocks-override 160"
