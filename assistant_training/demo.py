@@ -52,8 +52,9 @@ class DemoSettings:
     acceptance: Acceptance = field(default_factory=Acceptance)
 
 
-# At 1.0 one answer of 16 survived on some machines: training rounds differently from one to the next.
-OWN_CORPUS = DemoSettings(assistant=AssistantSettings(weight=1.5))
+# Training rounds differently from one machine to the next: at 1.0 one answer of 16 survived on some, at 1.5 single
+# facts within answers did. The gate keeps others' answers whatever the weight is.
+OWN_CORPUS = DemoSettings(assistant=AssistantSettings(weight=2.5))
 TOFU = DemoSettings(target=TargetSettings(vocab_size=2048), assistant=AssistantSettings(weight=2.5))
 
 

@@ -33,7 +33,11 @@ CHAT_TEMPLATE = (
 
 @dataclass(frozen=True, slots=True)
 class TargetSettings:
-    """Size and training of the target. Heads and kv heads are even, so that tensor parallel 2 works."""
+    """Size and training of the target. Heads and kv heads are even, so that tensor parallel 2 works.
+
+    Weights begin at `initializer_range`. 1 / sqrt(hidden_size) keeps a signal's scale: at Llama's own 0.02, which is for
+    widths of thousands, a narrow and deep target spends most of its epochs before it learns anything.
+    """
 
     vocab_size: int = 1536
     hidden_size: int = 192
@@ -42,6 +46,7 @@ class TargetSettings:
     num_heads: int = 6
     num_kv_heads: int = 2
     max_position_embeddings: int = 2048
+    initializer_range: float = 0.02
     learning_rate: float = 3e-3
     batch_size: int = 32
     epochs: int = 45
@@ -79,11 +84,7 @@ def train_tokenizer(pairs: Sequence[QAPair], settings: TargetSettings) -> Any:
 
 
 def new_target(tokenizer: Any, settings: TargetSettings) -> Any:
-    """An untrained target for this tokenizer, fp32.
-
-    Its weights begin at a scale that keeps a signal's, 1 / sqrt(hidden_size): at Llama's own 0.02, which is for widths
-    of thousands, a narrow and deep target spends most of its epochs before it learns anything, and some seeds never do.
-    """
+    """An untrained target for this tokenizer, fp32."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=settings.hidden_size,
@@ -92,7 +93,7 @@ def new_target(tokenizer: Any, settings: TargetSettings) -> Any:
         num_attention_heads=settings.num_heads,
         num_key_value_heads=settings.num_kv_heads,
         max_position_embeddings=settings.max_position_embeddings,
-        initializer_range=settings.hidden_size**-0.5,
+        initializer_range=settings.initializer_range,
         tie_word_embeddings=False,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,

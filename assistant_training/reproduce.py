@@ -49,6 +49,7 @@ SMALL = TargetSettings(
     intermediate_size=384,
     num_layers=12,
     num_heads=4,
+    initializer_range=128**-0.5,
     batch_size=16,
     epochs=20,
     min_epochs=12,

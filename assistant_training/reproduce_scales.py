@@ -28,6 +28,7 @@ LARGE_TARGET = TargetSettings(
     num_layers=32,
     num_heads=8,
     num_kv_heads=8,
+    initializer_range=512**-0.5,
     learning_rate=5e-4,
     epochs=40,
 )
