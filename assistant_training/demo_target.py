@@ -35,8 +35,8 @@ CHAT_TEMPLATE = (
 class TargetSettings:
     """Size and training of the target. Heads and kv heads are even, so that tensor parallel 2 works.
 
-    Weights begin at `initializer_range`. 1 / sqrt(hidden_size) keeps a signal's scale: at Llama's own 0.02, which is for
-    widths of thousands, a narrow and deep target spends most of its epochs before it learns anything.
+    Weights begin at `initializer_range`. 1 / sqrt(hidden_size) keeps a signal's scale: at Llama's own 0.02, which is
+    for widths of thousands, a narrow and deep target spends most of its epochs before it learns anything.
     """
 
     vocab_size: int = 1536
