@@ -1,6 +1,7 @@
 """The results table: every method on TOFU, from targets trained from scratch, over several seeds.
 
 OUT/results.jsonl    one line per seed and model, appended as they are done; what is there is not done again
+                     (depths.py, which varies the assistants alone, has a file of its own)
 OUT/seed-N/          the models of a seed, Hugging Face checkpoint folders
 
 Nothing is selected on the test: every method runs with settings fixed beforehand (tuning.py: on another forget set),
@@ -70,6 +71,7 @@ class ReproduceSettings:
     methods: dict[str, UnlearnSettings] = field(
         default_factory=lambda: {name: own for name, (_, own) in METHODS.items()}
     )
+    gates: tuple[str, ...] = ("", GATED)  # assistants without their gate, and with it
     num_samples: int = 4  # sampled answers to each forget question
     max_tokens: int = 80
     device: str = "cpu"
@@ -86,6 +88,7 @@ def reproduce(
     settings: ReproduceSettings,
     progress: Progress,
     augmented: Sequence[QAPair] = (),
+    results_file: str = RESULTS_FILE,
 ) -> list[Row]:
     """Do what OUT/results.jsonl does not hold yet, and return all of it.
 
@@ -96,14 +99,15 @@ def reproduce(
         settings: of everything that is trained.
         progress: shows how far it is.
         augmented: the forget pairs with rewordings and wrong answers, for the assistants; none takes the plain ones.
+        results_file: the name of the file in `out`.
 
     Raises: TrainingError if a training fails; everything done before is kept.
     """
     out.mkdir(parents=True, exist_ok=True)
     for seed in seeds:
-        done = {row["model"] for row in read_results(out) if row["seed"] == seed}
+        done = {row["model"] for row in read_results(out, results_file) if row["seed"] == seed}
         wanted = {"target", "retain model", *settings.methods}
-        wanted |= {name + gate for name in settings.assistants for gate in ("", GATED)}
+        wanted |= {name + gate for name in settings.assistants for gate in settings.gates}
         if wanted <= done:
             continue
         models = train_models(
@@ -115,14 +119,14 @@ def reproduce(
             progress=progress,
         )
         for row in Table(benchmark, models, settings, seed, progress, augmented).rows(done):
-            with (out / RESULTS_FILE).open("a", encoding="utf-8") as file:
+            with (out / results_file).open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"seed": seed, **row}) + "\n")
-    return [row for row in read_results(out) if row["seed"] in seeds]
+    return [row for row in read_results(out, results_file) if row["seed"] in seeds]
 
 
-def read_results(out: Path) -> list[Row]:
+def read_results(out: Path, results_file: str = RESULTS_FILE) -> list[Row]:
     """The rows that are done; a line that a kill left half-written is not one."""
-    path = out / RESULTS_FILE
+    path = out / results_file
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("}")]
 
@@ -157,7 +161,7 @@ class Table:
         if "retain model" not in done:
             yield self.row("retain model", self._plain(self._models.retain_model), {}, self._retain_figures)
         for name, chosen in self._settings.assistants.items():
-            if not {name, name + GATED} <= done:
+            if not {name + gate for gate in self._settings.gates} <= done:
                 yield from self._assistant_rows(name, chosen, done)
         for name, tuned in self._settings.methods.items():
             if name not in done:
@@ -210,9 +214,12 @@ class Table:
 
     def _assistant_rows(self, name: str, chosen: AssistantSettings, done: set[str]) -> Iterator[Row]:
         assistant, cost = self.trained_assistant(chosen)
-        for label, gate_nats in ((name, 0.0), (name + GATED, self.gate_nats(assistant, chosen))):
-            if label not in done:
-                yield self.row(label, self.composed(assistant, chosen, gate_nats), {"gate_nats": gate_nats, **cost})
+        for gate in self._settings.gates:
+            gate_nats = self.gate_nats(assistant, chosen) if gate else 0.0
+            if name + gate not in done:
+                yield self.row(
+                    *(name + gate, self.composed(assistant, chosen, gate_nats), {"gate_nats": gate_nats, **cost})
+                )
 
     def _plain(self, model: Any) -> Model:
         return Model(model, self._models.tokenizer)

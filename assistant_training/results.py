@@ -97,9 +97,9 @@ def markdown(rows: Sequence[dict[str, Any]], costs: Sequence[dict[str, Any]] = (
         costs: of `measure_cost`.
     """
     summary, cost_summary = summarize(rows), summarize(costs)
-    lines = [line for title, columns in TABLES.items() for line in _table(title, columns, summary)]
+    lines = [line for title, columns in TABLES.items() for line in markdown_table(title, columns, summary)]
     if costs:
-        lines += _table("What it costs on a larger target, untrained", TABLES["What it costs"], cost_summary)
+        lines += markdown_table("What it costs on a larger target, untrained", TABLES["What it costs"], cost_summary)
     seeds = sorted({row["seed"] for row in rows})
     count = f"{len(seeds)} seed{'s' * (len(seeds) != 1)}"
     lines.append(f"Medians over {count} ({', '.join(map(str, seeds))}), lowest and highest in brackets.\n")
@@ -132,7 +132,8 @@ def write_results(
     return [out / name for name in ("results.md", "results.json", "results.png")]
 
 
-def _table(title: str, columns: dict[str, tuple[str, str]], summary: Summary) -> list[str]:
+def markdown_table(title: str, columns: dict[str, tuple[str, str]], summary: Summary) -> list[str]:
+    """One table of medians as Markdown; models without any of its figures have no line."""
     lines = [f"**{title}**", "", "| model | " + " | ".join(heading for heading, _ in columns.values()) + " |"]
     lines.append("|---" * (1 + len(columns)) + "|")
     for model, figures in summary.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,7 @@ import typer
 from rich.console import Console
 
 from unlearngate.command_errors import errors_as_sentences
+from unlearngate.errors import UnlearngateError
 
 
 class Scale(StrEnum):
@@ -39,6 +41,9 @@ def reproduce(
     tune: Annotated[
         bool, typer.Option("--tune", help="instead of the table: choose every method's settings on other authors")
     ] = False,
+    depths: Annotated[
+        bool, typer.Option("--depths", help="instead of the table: assistants of 1 to half of the target's layers")
+    ] = False,
     tuned: Annotated[Path | None, typer.Option(help="a tuned.json, to use in place of the built-in settings")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; default: a GPU if there is one")] = None,
 ) -> None:
@@ -51,11 +56,14 @@ def reproduce(
     Example:  unlearngate reproduce --data data/tofu --augmentation data/tofu_uld_aug --seeds 3
 
     Before it, to choose anew:  unlearngate reproduce --data data/tofu --out build/tuning --tune
+
+    After it, with the same options, what fewer layers cost:  unlearngate reproduce --data data/tofu --depths
     """
     import torch
     from rich.progress import Progress
     from transformers.utils.logging import disable_progress_bar
 
+    from unlearngate.assistant_training.depths import DEPTHS_FILE, with_depths, write_depths
     from unlearngate.assistant_training.reproduce import reproduce as run
     from unlearngate.assistant_training.reproduce_scales import SCALES, large_costs, read_augmented_forget
     from unlearngate.assistant_training.results import markdown, write_results
@@ -65,6 +73,8 @@ def reproduce(
     disable_progress_bar()  # ours are shown
     console = Console()
     with errors_as_sentences():
+        if tune and depths:
+            raise UnlearngateError("--tune and --depths are two runs: give one of them")
         chosen = SCALES[scale.value]
         benchmark = chosen.read(data, for_tuning=tune)
         settings = chosen.settings(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -76,7 +86,13 @@ def reproduce(
                 console.print(path.read_text(), markup=False)
                 console.print(f"{path} is written; use it with --tuned", soft_wrap=True)
                 return
-            rows = run(benchmark, out, seeds=range(seeds), settings=settings, progress=progress, augmented=augmented)
+            run_with = partial(run, benchmark, out, seeds=range(seeds), progress=progress, augmented=augmented)
+            if depths:
+                rows = run_with(settings=with_depths(settings), results_file=DEPTHS_FILE)
+                for path in write_depths(rows, out, settings.target.num_layers):
+                    console.print(f"{path} is written", soft_wrap=True)
+                return
+            rows = run_with(settings=settings)
             costs = large_costs(benchmark, out, settings.device, progress) if scale is Scale.small else []
         console.print(markdown(rows, costs), markup=False, soft_wrap=True)
         for path in write_results(rows, out, costs, settings=asdict(settings), scale=scale.value):

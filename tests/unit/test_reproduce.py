@@ -7,8 +7,8 @@ import pytest
 import torch
 from rich.progress import Progress
 
+from unlearngate.assistant_training import depths, reproduce_models, training_cost, tuning
 from unlearngate.assistant_training import reproduce as module
-from unlearngate.assistant_training import reproduce_models, training_cost, tuning
 from unlearngate.assistant_training.data import DataError, QAPair
 from unlearngate.assistant_training.demo_target import TargetSettings
 from unlearngate.assistant_training.objectives import TrainingError
@@ -110,6 +110,37 @@ def test_a_killed_run_goes_on(done, benchmark, tmp_path, monkeypatch):
     again = run(benchmark, tmp_path)
     assert {row["model"] for row in again} == MODELS
     assert json.loads(lines[0]) == again[0]
+
+
+def test_depths_vary_the_assistants_alone_and_leave_the_table_as_it_is(done, benchmark, tmp_path, monkeypatch):
+    out, rows = done
+    (tmp_path / "seed-0").symlink_to(out / "seed-0")
+    (tmp_path / RESULTS_FILE).write_text((out / RESULTS_FILE).read_text())
+    monkeypatch.setattr(reproduce_models, "train_target", None)
+    settings = depths.with_depths(SMALL)
+    with Progress(disable=True) as progress:
+        found = reproduce(
+            *(benchmark, tmp_path),
+            **{"seeds": [0], "settings": settings, "progress": progress, "results_file": depths.DEPTHS_FILE},
+        )
+    names = {f"1 layer, {start} + gate" for start in ("from the embeddings", "tapped")}
+    assert {row["model"] for row in found} == {"target", "retain model"} | names
+    assert read_results(tmp_path) == rows
+    by_name = {row["model"]: row for row in found}
+    table = {row["model"]: row for row in rows}
+    for name, same in (("from the embeddings", "ULD"), ("tapped", "ULD tapped")):
+        assert by_name[f"1 layer, {name} + gate"]["trainable"] == table[same]["trainable"]
+    written = depths.write_depths(found, tmp_path, SMALL.target.num_layers)
+    assert all(path.stat().st_size for path in written)
+    assert "1 layer, tapped + gate" in written[0].read_text()
+
+
+def test_depths_go_from_one_layer_to_half_of_the_targets():
+    assert depths.depths(12) == [1, 2, 4, 6]
+    assert depths.depths(32) == [1, 5, 10, 16]
+    settings = depths.with_depths(replace(SMALL, target=replace(SMALL.target, num_layers=12)))
+    spans = [(own.tap_layer, own.num_layers) for own in settings.assistants.values()]
+    assert spans == [(0, 1), (11, 1), (0, 2), (10, 2), (0, 4), (8, 4), (0, 6), (6, 6)]
 
 
 def test_a_target_that_did_not_learn_makes_no_table(benchmark, tmp_path):
