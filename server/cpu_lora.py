@@ -20,18 +20,18 @@ SEPARATELY = 4  # adapters in a batch that are applied one after the other; more
 
 
 class Padded(NamedTuple):
-    """The N rows that have an adapter as `most` for each slot from `first` to `last`."""
+    """The N rows that have an adapter as `most` places for each slot from `first` to `last`, P in all."""
 
     first: int
     last: int
     most: int
     row_N: Tensor
-    slot_N: Tensor  # counted from `first`
     place_N: Tensor
+    row_P: Tensor  # any of the rows where there is none of the slot's
 
     def fills_enough(self) -> bool:
         """Whether the padding costs less than going slot by slot, as it does unless one has far more rows than most."""
-        return (self.last - self.first + 1) * self.most <= 4 * len(self.row_N)
+        return len(self.row_P) <= 4 * len(self.row_N)
 
 
 _numbers = itertools.count()
@@ -92,14 +92,13 @@ def _add_lora(y: Tensor, x: Tensor, a: list[Tensor], b: list[Tensor], scale: flo
 
 def _add_together(y: Tensor, x: Tensor, a: list[Tensor], b: list[Tensor], scale: float, batch: Padded) -> None:
     slots = slice(batch.first, batch.last + 1)
-    x_padded = x.new_zeros((batch.last - batch.first + 1, batch.most, x.shape[1]), dtype=torch.float32)
-    x_padded[batch.slot_N, batch.place_N] = x[batch.row_N].float()
+    x_padded = x.index_select(0, batch.row_P).float().unflatten(0, (-1, batch.most))
     start = 0
     for a_stacked, b_stacked in zip(a, b, strict=True):
         low = torch.bmm(x_padded, a_stacked[slots, 0].float().mT).to(y.dtype)
+        update = torch.bmm(low, b_stacked[slots, 0].to(y.dtype).mT).flatten(0, 1)
         size = b_stacked.shape[2]
-        update = torch.bmm(low, b_stacked[slots, 0].to(y.dtype).mT)[batch.slot_N, batch.place_N]
-        y[:, start : start + size].index_add_(0, batch.row_N, update, alpha=scale)
+        y[:, start : start + size].index_add_(0, batch.row_N, update.index_select(0, batch.place_N), alpha=scale)
         start += size
 
 
@@ -128,5 +127,8 @@ def _pad(slots_T: Tensor) -> Padded:
     firsts = counts.cumsum(0) - counts
     place_N = torch.empty_like(slot_N)
     place_N[order] = torch.arange(len(slot_N)) - firsts[slot_N[order]]
-    first, last = int(slot_N.min()), int(slot_N.max())
-    return Padded(first, last, int(counts.max()), row_N, slot_N - first, place_N)
+    first, last, most = int(slot_N.min()), int(slot_N.max()), int(counts.max())
+    place_N += (slot_N - first) * most
+    row_P = row_N[0].expand((last - first + 1) * most).clone()
+    row_P[place_N] = row_N
+    return Padded(first, last, most, row_N, place_N, row_P)
