@@ -1,7 +1,8 @@
 """An engine in a process of its own, that decodes what it is told to and says how long each step took.
 
-Reads JSON lines: {"sets": [[names in force in row 0], ...], "prompt_tokens": n, "new_tokens": m}. Answers each with
-{"first_token_s", "step_s": [m - 1 durations], "memory_mib"}; the first line it prints is {"ready": seconds}.
+Reads JSON lines: {"sets": [[names in force in row 0], ...], "prompt_tokens": n, "new_tokens": m}, of a prompt's tokens
+the first "shared_tokens" the same in every request. Answers each with {"first_token_s", "step_s": [m - 1 durations],
+"cached_tokens": found in the prefix cache, "memory_mib"}; the first line it prints is {"ready": seconds}.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class Engine:
             max_model_len=4096,
             max_num_seqs=args.max_rows,
             max_num_batched_tokens=4096,
-            enable_prefix_caching=False,
+            enable_prefix_caching=args.prefix_caching,
             skip_tokenizer_init=True,
             enforce_eager=args.eager,
             **options,
@@ -56,26 +57,31 @@ class Engine:
         self._engine = LLMEngine.from_vllm_config(config)
         self._vocab_size = config.model_config.get_vocab_size()
         self._count = 0
+        self._shared = [random.randrange(2, self._vocab_size) for _ in range(config.model_config.max_model_len)]
 
-    def run(self, sets: list[list[str]], prompt_tokens: int, new_tokens: int) -> dict[str, Any]:
+    def run(self, sets: list[list[str]], prompt_tokens: int, new_tokens: int, shared_tokens: int = 0) -> dict[str, Any]:
         """Decode one batch, every row to the same length."""
         for names in sets:
-            self._add(names, prompt_tokens, new_tokens)
+            own = [random.randrange(2, self._vocab_size) for _ in range(prompt_tokens - shared_tokens)]
+            self._add(names, self._shared[:shared_tokens] + own, new_tokens)
         began, first_s, step_s = time.perf_counter(), 0.0, []
         seen: set[str] = set()
+        cached: dict[str, int] = {}
         while self._engine.has_unfinished_requests():
             before = time.perf_counter()
             outputs = self._engine.step()
             took = time.perf_counter() - before
+            cached |= {output.request_id: output.num_cached_tokens or 0 for output in outputs}
             if len(seen) < len(sets):  # prompts are still being read
                 seen |= {output.request_id for output in outputs if output.outputs[0].token_ids}
                 first_s = time.perf_counter() - began
             else:
                 step_s.append(took)
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-        return {"first_token_s": first_s, "step_s": step_s, "memory_mib": memory}
+        found = sum(cached.values())
+        return {"first_token_s": first_s, "step_s": step_s, "cached_tokens": found, "memory_mib": memory}
 
-    def _add(self, names: list[str], prompt_tokens: int, new_tokens: int) -> None:
+    def _add(self, names: list[str], prompt: list[int], new_tokens: int) -> None:
         from vllm import SamplingParams
 
         from unlearngate.server.vllm_compat import LoRARequest
@@ -90,7 +96,7 @@ class Engine:
         extra = {"extra_args": {TOKEN_FIELD: sign(plan)}} if self._registry else {}
         self._engine.add_request(
             str(self._count),
-            {"prompt_token_ids": [random.randrange(2, self._vocab_size) for _ in range(prompt_tokens)]},
+            {"prompt_token_ids": prompt},
             SamplingParams(temperature=0.0, max_tokens=new_tokens, ignore_eos=True, detokenize=False, **extra),
             lora_request=LoRARequest(binding.name, binding.adapter_id, str(binding.folder)) if binding else None,
         )
@@ -119,6 +125,7 @@ def main() -> None:
     parser.add_argument("--max-rows", type=int, default=16)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--eager", action="store_true")
+    parser.add_argument("--prefix-caching", action="store_true")
     args = parser.parse_args()
     os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
