@@ -73,7 +73,12 @@ def _stacked(target: nn.Module, branches: Sequence[nn.Module]) -> nn.Module:
     if isinstance(target, Attention):
         return _StackedAttention((target, *branches))
     if isinstance(target, LinearBase | BaseLinearLayerWithLoRA):
-        linear = copy.copy(getattr(target, "base_layer", target))
+        base = _base(target)
+        for branch in branches:
+            # What vLLM made of the weights after loading, packing them for a CPU, takes the place of what was loaded.
+            for name, parameter in base.named_parameters(recurse=False):
+                setattr(_base(branch), name, parameter)
+        linear = copy.copy(base)
         linear.quant_method = _StackedMethod(linear.quant_method, (target, *branches))
         return linear
     if not list(target.children()):
@@ -84,6 +89,14 @@ def _stacked(target: nn.Module, branches: Sequence[nn.Module]) -> nn.Module:
         for name, child in target.named_children()
     }
     return stacked
+
+
+def _base(linear: nn.Module) -> nn.Module:
+    return cast("nn.Module", getattr(linear, "base_layer", linear))
+
+
+class NeverAlone:
+    """Stands where a branch's linear map has its way to multiply: nothing is packed for it, and nothing runs it."""
 
 
 class _StackedAttention(nn.Module):

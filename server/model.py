@@ -1,8 +1,7 @@
 """The served model: the untouched target and S assistant branches, run over the same scheduled tokens.
 
     forward         -> [target | assistant_a | assistant_b] hidden, (T, (1 + S) * H); (T, H) if no row has a forget set
-    compute_logits  -> the target's logits, (R, V); the assistants' hidden rows are kept for the logits processor
-    assistant_logits-> the target's head over chosen assistant rows, (N, V)
+    compute_logits  -> the target's logits, (R, V), and with the same product the assistants', for the logits processor
 
 An assistant is m of the target's layers, its embeddings, final norm and head, all the same tensors, plus LoRA on the
 branch only: a forget set is an adapter. The layers are the target's first, as in ULD (arXiv:2406.08607, section 3), or
@@ -19,17 +18,19 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Iterable
-from typing import Any, cast
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, cast
 
+import torch
 from torch import Tensor, nn
 from vllm.compilation.backends import set_model_tag
 from vllm.config import VllmConfig, set_current_vllm_config
+from vllm.model_executor.layers.linear import LinearBase
 from vllm.model_executor.models.interfaces import SupportsLoRA
 from vllm.model_executor.models.utils import init_vllm_registered_model
 
 from unlearngate.server.branches import CONFIG_FIELD, BranchOptions
-from unlearngate.server.lockstep import Lockstep
+from unlearngate.server.lockstep import Lockstep, NeverAlone
 from unlearngate.server.refusals import refuse_unsupported
 from unlearngate.server.vllm_compat import adapts_a_row, compile_on_a_cpu, group_cpu_lora
 
@@ -45,6 +46,14 @@ def loaded_model() -> UnlearningForCausalLM:
     if model is None:
         raise RuntimeError("the composing logits processor is active, but no UnlearningForCausalLM is loaded")
     return model
+
+
+class AssistantLogits(NamedTuple):
+    """What the head made of the assistants, in a step of R rows: `chosen` (N,), or all S * R, branch by branch."""
+
+    num_rows: int
+    chosen: Tensor | None
+    logits: Tensor
 
 
 class UnlearningForCausalLM(nn.Module, SupportsLoRA):
@@ -75,7 +84,9 @@ class UnlearningForCausalLM(nn.Module, SupportsLoRA):
                 branches=tuple(branches.values()),
                 tap_layer=self.options.tap_layer,
             )
-        self._assistant_hidden: Tensor | None = None
+        # R -> the assistants' rows that are wanted, places in branch by branch order; None: all of them.
+        self.choose_assistants: Callable[[int], Tensor] | None = None
+        self._assistant_logits: AssistantLogits | None = None
         self._ran = False
 
         global _loaded
@@ -103,29 +114,35 @@ class UnlearningForCausalLM(nn.Module, SupportsLoRA):
         return cast("Tensor", self._lockstep(input_ids, positions, inputs_embeds))
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
-        """(R, (1 + S) * H) -> (R, V), the target's logits; keeps the assistants' rows for `take_assistant_hidden`.
+        """(R, (1 + S) * H) -> (R, V), the target's logits; keeps the assistants' for `take_assistant_logits`.
 
-        (R, H), of a batch that ran without the branches, keeps none.
+        One product with the head for both, so that it is read once. (R, H), of a batch that ran without the branches,
+        keeps none.
         """
-        if hidden_states.shape[-1] == self.hidden_size:
-            self._assistant_hidden = None
+        self._assistant_logits = None
+        num_rows, hidden_size = hidden_states.shape[0], self.hidden_size
+        if hidden_states.shape[-1] == hidden_size:
             return self.target.compute_logits(hidden_states)
-        target, assistants = hidden_states.split(
-            [self.hidden_size, self.options.num_branches * self.hidden_size], dim=-1
-        )
-        self._assistant_hidden = assistants.unflatten(-1, (self.options.num_branches, self.hidden_size))
-        return self.target.compute_logits(target.contiguous())
+        target_RH, assistants = hidden_states[:, :hidden_size], hidden_states[:, hidden_size:]
+        hidden_NH = assistants.unflatten(-1, (-1, hidden_size)).transpose(0, 1).flatten(0, 1)
+        chosen = self.choose_assistants(num_rows) if self.choose_assistants else None
+        if chosen is not None:
+            hidden_NH = hidden_NH[chosen]
+        logits = self.target.compute_logits(torch.cat([target_RH, hidden_NH]))
+        if logits is None:  # another rank has them
+            return None
+        self._assistant_logits = AssistantLogits(num_rows, chosen, logits[num_rows:])
+        return logits[:num_rows]
 
-    def take_assistant_hidden(self) -> Tensor:
-        """(R, S, H): the assistants' hidden states of the rows that `compute_logits` saw last. Once only."""
-        hidden, self._assistant_hidden = self._assistant_hidden, None
-        if hidden is None:
+    def take_assistant_logits(self) -> AssistantLogits:
+        """Of the rows that `compute_logits` saw last. Once only.
+
+        Raises: RuntimeError if there are none.
+        """
+        kept, self._assistant_logits = self._assistant_logits, None
+        if kept is None:
             raise RuntimeError("logits are being composed that this step's compute_logits did not make")
-        return hidden
-
-    def assistant_logits(self, hidden_NH: Tensor) -> Tensor:
-        """(N, H) -> (N, V) through the target's head. A collective under tensor parallelism: every rank calls it."""
-        return self.target.compute_logits(hidden_NH.contiguous())
+        return kept
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """Load the target's checkpoint; the branches hold the same parameters and have none of their own."""
@@ -157,6 +174,9 @@ class UnlearningForCausalLM(nn.Module, SupportsLoRA):
         branch.embed_tokens, branch.norm = inner.embed_tokens, inner.norm
         for own, shared in zip(cast("nn.ModuleList", branch.layers), inner.layers[layers], strict=True):
             _share_parameters(own, shared)
+        for module in branch.modules():
+            if isinstance(module, LinearBase):
+                module.quant_method = NeverAlone()
         return branch
 
 

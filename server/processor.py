@@ -41,6 +41,7 @@ class _Batch(NamedTuple):
     slots: tuple[int, ...]
     pairs: Pairs
     branch_N: Tensor
+    place_N: Tensor  # of each pair's assistant among all S * R, branch by branch
     leases: np.ndarray  # (R,) int64: where the rows' open gates are noted
 
 
@@ -120,7 +121,7 @@ class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         batch = self._batch(tuple(slots), logits.shape[1])
         if batch.branch_N.numel():
             started = self._recorder.start() if self._recorder else None
-            open_N = self._compose(logits, batch)
+            open_N = self._compose(logits, batch, knows_rows=ctx is None)
             if self._recorder:
                 open_R = torch.zeros(len(slots), dtype=torch.int64, device=logits.device)
                 open_R.index_add_(0, batch.pairs.row_N, open_N.long() << batch.branch_N)
@@ -151,16 +152,25 @@ class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         complete = visible >= self._req_states.prefill_len.np[index]
         return np.where(complete, visible - self._req_states.prompt_len.np[index], -1)
 
-    def _compose(self, logits: Tensor, batch: _Batch) -> Tensor:
-        """Compose in place; returns (N,) bool, which pairs were open."""
+    def _compose(self, logits: Tensor, batch: _Batch, *, knows_rows: bool) -> Tensor:
+        """Compose in place; returns (N,) bool, which pairs were open.
+
+        Args:
+            logits: as in `apply`.
+            batch: what is in force.
+            knows_rows: whether a step's rows are known before its logits, as they are on V1.
+        """
         from unlearngate.server.model import loaded_model
 
         model = loaded_model()
-        hidden_RSH = model.take_assistant_hidden()
-        if hidden_RSH.shape[0] != logits.shape[0]:
-            raise RuntimeError(f"{logits.shape[0]} rows of logits, but {hidden_RSH.shape[0]} of the assistants")
-        hidden_NH = hidden_RSH[batch.pairs.row_N, batch.branch_N]
-        assistant_NV = model.assistant_logits(hidden_NH)
+        num_rows, chosen, assistant_NV = model.take_assistant_logits()
+        if num_rows != logits.shape[0] or (chosen is not None and chosen is not batch.place_N):
+            raise RuntimeError("the assistants' logits are of another batch than the one that is being composed")
+        if chosen is None:
+            assistant_NV = assistant_NV[batch.place_N]
+        if knows_rows:
+            vocab_size = logits.shape[1]
+            model.choose_assistants = lambda num_rows: self._batch(tuple(range(num_rows)), vocab_size).place_N
         result = compose(logits, assistant_NV, batch.pairs, scratch=self._scratch_for(batch.pairs))
         self._end_bad_rows(logits, batch.pairs.row_N, result.bad_N)
         return result.open_N
@@ -207,4 +217,5 @@ def _build_batch(slots: tuple[int, ...], plans: list[Plan], vocab_size: int, dev
         device=device,
     )
     branch_N = torch.tensor([term.branch for _, term in terms], dtype=torch.int64, device=device)
-    return _Batch(slots, pairs, branch_N, np.array([plan.lease for plan in plans], dtype=np.int64))
+    place_N = branch_N * len(slots) + pairs.row_N
+    return _Batch(slots, pairs, branch_N, place_N, np.array([plan.lease for plan in plans], dtype=np.int64))

@@ -55,11 +55,8 @@ class Assistants:
         self.hidden_RSH = hidden_RSH
         self.head = torch.randn(hidden_RSH.shape[-1], VOCAB_SIZE)
 
-    def take_assistant_hidden(self) -> torch.Tensor:
-        return self.hidden_RSH
-
-    def assistant_logits(self, hidden_NH: torch.Tensor) -> torch.Tensor:
-        return hidden_NH @ self.head
+    def take_assistant_logits(self) -> served.AssistantLogits:
+        return served.AssistantLogits(MAX_REQUESTS, None, self.hidden_RSH.transpose(0, 1).flatten(0, 1) @ self.head)
 
 
 def main() -> None:

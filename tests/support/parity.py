@@ -86,6 +86,7 @@ def run(args: argparse.Namespace) -> dict:
     seconds = time.monotonic() - started
     if args.tensor_parallel == 1:
         requests += drive_plain(engine, [draw_request(rng, registry, draw_prefixes(rng)) for _ in range(4)], rng)
+        check_branches_have_no_weights()
     counters = engine_counters(engine)
     if args.tensor_parallel == 1:  # else the workers are other processes
         counters["adapter_loads"] = len(adapter_loads)
@@ -216,15 +217,24 @@ def drive_plain(engine, requests: list[dict], rng: random.Random) -> list[dict]:
     model, ran = loaded_model(), []
     nothing = {"names": (), "student": None, "binding": None, "weights": [], "gates": [], "keep_ratio": 0.0}
     plain = [{**request, **nothing} for request in requests]
-    hooks = [
-        model.get_submodule(name).register_forward_hook(lambda *_: ran.append(1))
-        for name in model.options.branch_names()
-    ]
+    hook = model.register_forward_hook(lambda _module, _inputs, hidden: ran.append(hidden.shape[-1]))
     drive(engine, plain, rng)
-    for hook in hooks:
-        hook.remove()
-    assert not ran, f"branches ran {len(ran)} times for batches without a set"
+    hook.remove()
+    assert set(ran) == {model.hidden_size}, f"branches ran for batches without a set: widths {sorted(set(ran))}"
     return plain
+
+
+def check_branches_have_no_weights() -> None:
+    """Every parameter of a branch is the target's very object, also after loading, and nothing is packed for it."""
+    from unlearngate.server.model import loaded_model
+
+    model = loaded_model()
+    targets = {id(parameter) for parameter in model.target.parameters()}
+    for name in model.options.branch_names():
+        branch = model.get_submodule(name)
+        own = [path for path, parameter in branch.named_parameters() if id(parameter) not in targets]
+        own += [path for path, module in branch.layers.named_modules() if hasattr(module, "cpu_linear")]
+        assert not own, f"{name} has weights of its own: {own}"
 
 
 def watch_adapter_loads() -> list[int]:

@@ -45,7 +45,7 @@ def main() -> None:
     load_weights = UnlearningForCausalLM.load_weights
 
     def count_and_load(self, weights):
-        """Counted before vLLM packs them anew, which it does on a CPU, for each branch by itself."""
+        """Counted before vLLM packs the target's anew, as it does on a CPU."""
         loaded = load_weights(self, weights)
         parameters.update({p.data_ptr(): p.nbytes for p in self.parameters()})
         return loaded

@@ -41,10 +41,14 @@ class Assistants:
     def __init__(self, hidden_RSH: torch.Tensor, seed: int) -> None:
         self.hidden_RSH = hidden_RSH
         self.num_rows = len(hidden_RSH)
+        self.choose_assistants = None
         self.head = torch.randn(hidden_RSH.shape[-1], VOCAB_SIZE, generator=torch.Generator().manual_seed(seed))
 
-    def take_assistant_hidden(self) -> torch.Tensor:
-        return self.hidden_RSH[: self.num_rows]
+    def take_assistant_logits(self) -> served.AssistantLogits:
+        hidden_NH = self.hidden_RSH[: self.num_rows].transpose(0, 1).flatten(0, 1)
+        chosen = self.choose_assistants(self.num_rows) if self.choose_assistants else None
+        logits_NV = self.assistant_logits(hidden_NH if chosen is None else hidden_NH[chosen])
+        return served.AssistantLogits(self.num_rows, chosen, logits_NV)
 
     def assistant_logits(self, hidden_NH: torch.Tensor) -> torch.Tensor:
         return hidden_NH @ self.head
@@ -163,6 +167,37 @@ def test_v1_composes_each_row_by_its_own_plan(processor, assistants, seed):
         logits = torch.randn(MAX_REQUESTS, VOCAB_SIZE)
         wanted = expected(logits, plans, assistants)
         torch.testing.assert_close(processor.apply(logits), wanted, msg=lambda m: f"seed {seed}: {m}")
+
+
+def test_v1_asks_for_the_rows_that_it_composes_from_the_second_step_on(processor, assistants, seed):
+    rng = random.Random(seed)
+    for _ in range(5):
+        plans = [random_plan(rng) for _ in range(rng.randint(1, MAX_REQUESTS))]
+        assistants.num_rows = len(plans)
+        added = [(i, params(plan), [2], []) for i, plan in enumerate(plans)]
+        processor.update_state(SimpleNamespace(removed=[], added=added, moved=[]))
+        logits = torch.randn(len(plans), VOCAB_SIZE)
+        wanted = expected(logits, plans, assistants)
+        torch.testing.assert_close(processor.apply(logits), wanted, msg=lambda m: f"seed {seed}: {m}")
+    asked = assistants.choose_assistants(len(plans)).tolist()
+    assert asked == [t.branch * len(plans) + row for row, plan in enumerate(plans) for t in plan.terms]
+
+
+def test_assistants_of_another_batch_are_not_composed(processor, assistants):
+    plan = Plan(1, 0.0, (Term(0, 1.0, 0.0),))
+    for count in (2, 3):
+        added = [(i, params(plan), [2], []) for i in range(count)]
+        processor.update_state(SimpleNamespace(removed=[], added=added, moved=[]))
+        assistants.num_rows = count
+        processor.apply(torch.randn(count, VOCAB_SIZE))
+    assistants.num_rows = 2
+    with pytest.raises(RuntimeError, match="another batch"):
+        processor.apply(torch.randn(3, VOCAB_SIZE))
+    assistants.num_rows = 3
+    kept = assistants.take_assistant_logits()
+    assistants.take_assistant_logits = lambda: kept._replace(chosen=kept.chosen.clone())
+    with pytest.raises(RuntimeError, match="another batch"):
+        processor.apply(torch.randn(3, VOCAB_SIZE))
 
 
 def test_v2_composes_each_row_by_the_plan_of_its_slot(vllm_config, assistants, seed):
