@@ -50,7 +50,9 @@ class Row:
 
 def columns_of(figures: SetFigures) -> Columns:
     """TOFU's figures of one set as columns, whatever fields they have."""
-    return {field.name: np.asarray(getattr(figures, field.name)).tolist() for field in fields(figures)}
+    values = {field.name: getattr(figures, field.name) for field in fields(figures)}
+    # Texts stay lists: an array of them loses what ends in U+0000.
+    return {name: own.tolist() if isinstance(own, np.ndarray) else list(own) for name, own in values.items()}
 
 
 def figures_of(

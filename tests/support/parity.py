@@ -118,7 +118,7 @@ def start_engine(args: argparse.Namespace, target: Path):
         max_num_seqs=12,
         max_num_batched_tokens=48,
         block_size=BLOCK_SIZE,
-        num_gpu_blocks_override=26,
+        num_gpu_blocks_override=19,
         enable_prefix_caching=True,
         enforce_eager=not args.default_compilation,
         tensor_parallel_size=args.tensor_parallel,

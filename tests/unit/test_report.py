@@ -106,8 +106,8 @@ def test_questions_without_a_value_are_left_out():
 
 def test_every_field_of_tofus_figures_becomes_a_column():
     names = [name for name in SetFigures.__dataclass_fields__ if name != "generated"]
-    columns = columns_of(SetFigures(**{name: np.array([0.5, 1.0]) for name in names}, generated=["a", "b"]))
-    assert columns == {**{name: [0.5, 1.0] for name in names}, "generated": ["a", "b"]}
+    columns = columns_of(SetFigures(**{name: np.array([0.5, 1.0]) for name in names}, generated=["a", "b\0"]))
+    assert columns == {**{name: [0.5, 1.0] for name in names}, "generated": ["a", "b\0"]}
 
 
 @pytest.fixture
