@@ -27,11 +27,30 @@ class _Done(NamedTuple):
     bad_N: list[bool]
 
 
-class _Row(NamedTuple):
-    """A row that is written, and those of the block's pairs that are open in it."""
+class _Read(NamedTuple):
+    """What is known of an assistant's row `a`; the evidence is NaN if the row is not finite."""
 
-    place: int  # in the block
-    opened: list[int]
+    log_mean: float  # ln mean exp(a - max(a))
+    lowest: float  # of the centred row
+    evidence: float
+
+    @classmethod
+    def of(cls, vocab_size: int, largest: float, smallest: float, total: float, product: float) -> _Read:
+        """From max(a), min(a), and the sums of exp(a - max(a)) and of exp(a - max(a)) (a - max(a))."""
+        if not (largest < math.inf and smallest > -math.inf):
+            return cls(math.nan, math.nan, math.nan)
+        # ln(total / V), not ln(total) - ln(V): all-equal logits then give ln(1) = 0 exactly.
+        log_mean = math.log(total / vocab_size)
+        # As fp32, which is what is returned and what a gate may have been set to.
+        return cls(log_mean, smallest - largest - log_mean, float(np.float32(product / total - log_mean)))
+
+
+class _Row(NamedTuple):
+    """A row that is written: row_M[m]."""
+
+    m: int
+    largest: float
+    opened: list[int]  # the pairs that are open in it, as places in its block
 
 
 def compose_cpu(target_RV: Tensor, assistant_NV: Tensor, pairs: Pairs, *, mode: Mode = "sampling") -> Composition:
@@ -51,16 +70,20 @@ def compose_cpu(target_RV: Tensor, assistant_NV: Tensor, pairs: Pairs, *, mode: 
 
 
 class _Composer:
-    """Composes a block of rows at a time, in buffers that it keeps: fresh pages cost more than a pass over them."""
+    """Composes a block of rows at a time, in buffers that it keeps: fresh pages cost more than a pass over them.
+
+    What is one number a row or pair is a Python float: next to a model's weights each call of torch is a cold one.
+    """
 
     def __init__(self, target_RV: Tensor, assistant_NV: Tensor, pairs: Pairs, mode: Mode, done: _Done) -> None:
         self._target_RV = target_RV
         self._assistant_NV = assistant_NV
-        self._pairs = pairs
         self._mode = mode
         self._done = done
         self._row_M: list[int] = pairs.row_M.tolist()
         self._first_M: list[int] = pairs.first_M.tolist()
+        self._log_ratio_M: list[float] = pairs.log_ratio_M.tolist()
+        self._rank_M: list[int] = pairs.rank_M.tolist()
         self._member_N: list[int] = pairs.member_N.tolist()
         self._weight_N: list[float] = pairs.weight_N.tolist()
         self._gate_nats_N: list[float] = pairs.gate_nats_N.tolist()
@@ -71,24 +94,24 @@ class _Composer:
         """Rows row_M[first:last], in place."""
         start = self._first_M[first]
         members = self._member_N[start : self._first_M[last]]
-        target_BV = _rows(self._target_RV, self._row_M[first:last])
-        largest_B = target_BV.amax(-1)  # NaN if any is
-        shifted_PV, log_mean_P, lowest, evidence = self._shift(_rows(self._assistant_NV, members))
+        largest_B: list[float] = _rows(self._target_RV, self._row_M[first:last]).amax(-1).tolist()  # NaN if any is
+        shifted_PV, read = self._shift(_rows(self._assistant_NV, members))
         written: list[_Row] = []
-        for place, largest in enumerate(largest_B.tolist()):
-            own = range(self._first_M[first + place] - start, self._first_M[first + place + 1] - start)
-            opened = self._decide(own, members, lowest, evidence, largest)
+        for place, largest in enumerate(largest_B):
+            m = first + place
+            own = range(self._first_M[m] - start, self._first_M[m + 1] - start)
+            opened = self._decide(own, members, read, largest)
             if opened is None:
-                self._target_RV[self._row_M[first + place]] = -math.inf
+                self._target_RV[self._row_M[m]] = -math.inf
             elif opened:
-                written.append(_Row(place, opened))
+                written.append(_Row(m, largest, opened))
         if written:
-            weight_P1 = _rows(self._pairs.weight_N, members)[:, None]
-            taken_PV = shifted_PV.sub_(log_mean_P[:, None]).mul_(weight_P1)
-            self._subtract(first, written, largest_B.float(), _sums(taken_PV, [row.opened for row in written]))
+            log_mean = _column([one.log_mean for one in read])
+            taken_PV = shifted_PV.sub_(log_mean).mul_(_column([self._weight_N[n] for n in members]))
+            self._subtract(written, _sums(taken_PV, [row.opened for row in written]))
 
-    def _shift(self, assistant_PV: Tensor) -> tuple[Tensor, Tensor, list[float], list[float]]:
-        """Returns a - max(a), ln mean exp(a - max(a)), min(c), and the evidence, which is NaN if `a` is not finite."""
+    def _shift(self, assistant_PV: Tensor) -> tuple[Tensor, list[_Read]]:
+        """Returns a - max(a), and what was read of each row."""
         num_pairs, vocab_size = assistant_PV.shape
         if self._shifted.shape[0] < num_pairs:
             self._shifted, self._exp = torch.empty(num_pairs, vocab_size), torch.empty(num_pairs, vocab_size)
@@ -96,29 +119,25 @@ class _Composer:
         shifted_PV = self._shifted[:num_pairs].copy_(assistant_PV).sub_(largest_P[:, None])
         exp_PV = torch.exp(shifted_PV, out=self._exp[:num_pairs])
         total_P = exp_PV.sum(-1)
-        # ln(total / V), not ln(total) - ln(V): all-equal logits then give ln(1) = 0 exactly.
-        log_mean_P = (total_P / vocab_size).log()
         # Not a dot product: over a large vocab that rounds ten times as much as torch's sum, which adds in a tree.
-        evidence_P = exp_PV.mul_(shifted_PV).sum(-1) / total_P - log_mean_P
-        lowest_P = smallest_P - largest_P - log_mean_P
-        finite_P = (largest_P < math.inf) & (smallest_P > -math.inf)
-        return shifted_PV, log_mean_P, lowest_P.tolist(), torch.where(finite_P, evidence_P, math.nan).tolist()
+        product_P = exp_PV.mul_(shifted_PV).sum(-1)
+        numbers = torch.stack((largest_P, smallest_P, total_P, product_P), dim=-1).tolist()
+        return shifted_PV, [_Read.of(vocab_size, *four) for four in numbers]
 
-    def _decide(
-        self, own: range, members: list[int], lowest: list[float], evidence: list[float], largest: float
-    ) -> list[int] | None:
+    def _decide(self, own: range, members: list[int], read: list[_Read], largest: float) -> list[int] | None:
         """The pairs that are open in a row, as places in its block; None if the row can't be composed."""
         opened, bad = [], []
         raised = 0.0
         for p in own:
             n = members[p]
-            if not math.isfinite(evidence[p]):
+            evidence = read[p].evidence
+            if not math.isfinite(evidence):
                 bad.append(n)
                 continue
-            self._done.evidence_N[n] = evidence[p]
+            self._done.evidence_N[n] = evidence
             weight, gate = self._weight_N[n], self._gate_nats_N[n]
-            if weight > 0 and (gate <= 0 or evidence[p] >= gate):
-                raised += max(0.0, -weight * lowest[p])
+            if weight > 0 and (gate <= 0 or evidence >= gate):
+                raised += max(0.0, -weight * read[p].lowest)
                 opened.append(p)
         if not largest < math.inf or (opened and not largest + raised <= torch.finfo(self._target_RV.dtype).max):
             bad = [members[p] for p in own]
@@ -128,28 +147,28 @@ class _Composer:
             self._done.open_N[members[p]] = members[p] not in bad
         return None if bad else opened
 
-    def _subtract(self, first: int, written: list[_Row], largest_B: Tensor, taken_WV: Tensor) -> None:
-        rows = [self._row_M[first + row.place] for row in written]
+    def _subtract(self, written: list[_Row], taken_WV: Tensor) -> None:
+        rows = [self._row_M[row.m] for row in written]
         target_WV = _rows(self._target_RV, rows)
         logits_WV = target_WV.float()
-        places = [first + row.place for row in written]
-        log_ratio_W = _rows(self._pairs.log_ratio_M, places)
-        ratio_W = _rows(largest_B, [row.place for row in written]) + log_ratio_W
-        threshold = ratio_W.tolist()
-        kept_WV = (logits_WV >= ratio_W[:, None]).numpy()
-        for w, rank in enumerate(_rows(self._pairs.rank_M, places).tolist()):
-            # Where so many are kept, the rank-th largest is one of them.
-            if np.count_nonzero(kept_WV[w]) < rank:
-                threshold[w] = _kth_largest(logits_WV[w], rank)
+        threshold_W = [self._threshold(row, logits) for row, logits in zip(written, logits_WV.numpy(), strict=True)]
         if self._mode == "scoring":
-            threshold_W1 = torch.tensor(threshold)[:, None]
-            composed_WV = torch.where(logits_WV >= threshold_W1, logits_WV - taken_WV, logits_WV)
+            composed_WV = torch.where(logits_WV >= _column(threshold_W), logits_WV - taken_WV, logits_WV)
         else:
-            for row_V, bound in zip(logits_WV, threshold, strict=True):
-                _drop_below(row_V, bound)
+            for row_V, threshold in zip(logits_WV, threshold_W, strict=True):
+                _drop_below(row_V, threshold)
             composed_WV = logits_WV.sub_(taken_WV)
         if composed_WV.data_ptr() != self._target_RV[rows[0]].data_ptr():
             self._target_RV[torch.tensor(rows)] = composed_WV.to(target_WV.dtype)
+
+    def _threshold(self, row: _Row, logits_V: np.ndarray) -> float:
+        """The smallest logit that is kept."""
+        threshold = np.float32(row.largest) + np.float32(self._log_ratio_M[row.m])
+        rank = self._rank_M[row.m]
+        # Where so many are kept, the rank-th largest is one of them.
+        if np.count_nonzero(logits_V >= threshold) < rank:
+            threshold = np.partition(logits_V, len(logits_V) - rank)[len(logits_V) - rank]
+        return float(threshold)
 
 
 def _rows(x: Tensor, rows: list[int]) -> Tensor:
@@ -157,6 +176,11 @@ def _rows(x: Tensor, rows: list[int]) -> Tensor:
     if rows[-1] - rows[0] + 1 == len(rows) and rows == list(range(rows[0], rows[-1] + 1)):
         return x[rows[0] : rows[-1] + 1]
     return x[torch.tensor(rows)]
+
+
+def _column(values: list[float]) -> Tensor | float:
+    """A number for each row, in the cheapest form that broadcasts."""
+    return values[0] if len(values) == 1 else torch.tensor(values)[:, None]
 
 
 def _sums(taken_PV: Tensor, opened: list[list[int]]) -> Tensor:
@@ -174,9 +198,3 @@ def _drop_below(row_V: Tensor, threshold: float) -> None:
         torch.threshold_(row_V, below, -math.inf)
     else:
         row_V.masked_fill_(row_V < threshold, -math.inf)
-
-
-def _kth_largest(row_V: Tensor, rank: int) -> float:
-    """Exact, by partition: several times faster than any selection in torch."""
-    position = row_V.shape[0] - rank
-    return float(np.partition(row_V.numpy(), position)[position])

@@ -44,6 +44,7 @@ class GroupedLora(PunicaWrapperCPU):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.batch: Padded | list[Group] = []
+        self._of_slot: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
         self._number = next(_numbers)  # an operation takes no objects
         _wrappers[self._number] = self
 
@@ -70,21 +71,28 @@ class GroupedLora(PunicaWrapperCPU):
         """
         torch.ops.vllm.unlearngate_add_lora(y, x, list(lora_a_stacked), list(lora_b_stacked), scale, self._number)
 
+    def of_slot(self, a: list[Tensor], b: list[Tensor], slot: int) -> list[tuple[Tensor, Tensor]]:
+        """A^T and B^T of every slice: views of a module's weights, made once, which change as vLLM writes those."""
+        key = (a[0].data_ptr(), slot)
+        if key not in self._of_slot:
+            self._of_slot[key] = [(a_[slot, 0].T, b_[slot, 0].T) for a_, b_ in zip(a, b, strict=True)]
+        return self._of_slot[key]
+
 
 def _add_lora(y: Tensor, x: Tensor, a: list[Tensor], b: list[Tensor], scale: float, wrapper: int) -> None:
     """One operation to a compiler, which must not look at a batch's groups."""
-    batch = _wrappers[wrapper].batch
-    if isinstance(batch, Padded):
-        _add_together(y, x, a, b, scale, batch)
+    lora = _wrappers[wrapper]
+    if isinstance(lora.batch, Padded):
+        _add_together(y, x, a, b, scale, lora.batch)
         return
-    for slot, rows in batch:
+    for slot, rows in lora.batch:
         x_group = x[rows].float()
         y_group = y[rows]  # a view if the rows are neighbours
         start = 0
-        for a_stacked, b_stacked in zip(a, b, strict=True):
-            low = (x_group @ a_stacked[slot, 0].float().T).to(y.dtype)
-            size = b_stacked.shape[2]
-            y_group[:, start : start + size].addmm_(low, b_stacked[slot, 0].to(y.dtype).T, alpha=scale)
+        for a_t, b_t in lora.of_slot(a, b, slot):
+            low = (x_group @ a_t.float()).to(y.dtype)
+            size = b_t.shape[1]
+            y_group.narrow(1, start, size).addmm_(low, b_t.to(y.dtype), alpha=scale)
             start += size
         if isinstance(rows, Tensor):
             y[rows] = y_group

@@ -78,7 +78,7 @@ def _stacked(target: nn.Module, branches: Sequence[nn.Module]) -> nn.Module:
             # What vLLM made of the weights after loading, packing them for a CPU, takes the place of what was loaded.
             for name, parameter in base.named_parameters(recurse=False):
                 setattr(_base(branch), name, parameter)
-        linear = copy.copy(base)
+        linear: Any = copy.copy(base)
         linear.quant_method = _StackedMethod(linear.quant_method, (target, *branches))
         return linear
     if not list(target.children()):
