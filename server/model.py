@@ -1,6 +1,6 @@
 """The served model: the untouched target and S assistant branches, run over the same scheduled tokens.
 
-    forward         -> [target | assistant_a | assistant_b] hidden, (T, (1 + S) * H); (T, H) if no row has a forget set
+    forward         -> [target | assistant_a | assistant_b] hidden, (T, (1 + k) * H), of the k branches that are needed
     compute_logits  -> the target's logits, (R, V), and with the same product the assistants', for the logits processor
 
 An assistant is m of the target's layers, its embeddings, final norm and head, all the same tensors, plus LoRA on the
@@ -11,15 +11,16 @@ run in lockstep with the target's (`lockstep`).
 
 A batch without any adapter does not run the branches. Their KV then holds nothing for its tokens; no request with a
 forget set can come to read it, because vLLM's prefix cache is keyed by the adapter. vLLM records CUDA graphs with and
-without LoRA apart, and the choice with them.
+without LoRA apart, and the choice with them. Where there are no graphs, a batch whose requests have at most one set
+each runs one branch, however many there are: an adapter always has the same branches, so the same holds for its KV.
 """
 
 from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, cast
+from collections.abc import Iterable
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +33,7 @@ from vllm.model_executor.models.utils import init_vllm_registered_model
 from unlearngate.server.branches import CONFIG_FIELD, BranchOptions
 from unlearngate.server.lockstep import Lockstep, NeverAlone
 from unlearngate.server.refusals import refuse_unsupported
-from unlearngate.server.vllm_compat import adapts_a_row, compile_on_a_cpu, group_cpu_lora
+from unlearngate.server.vllm_compat import adapts_a_row, compile_on_a_cpu, group_cpu_lora, holds_cuda_graphs
 
 _loaded: weakref.ref[UnlearningForCausalLM] | None = None
 
@@ -56,6 +57,16 @@ class AssistantLogits(NamedTuple):
     logits: Tensor
 
 
+class Composer(Protocol):
+    """What the logits processor knows of a batch before it runs."""
+
+    def num_branches(self) -> int:
+        """How many branches, from the first on, the batch's sets need."""
+
+    def places(self, num_rows: int) -> Tensor:
+        """(N,) int64: the assistants' rows that will be composed, as places among all S * R, branch by branch."""
+
+
 class UnlearningForCausalLM(nn.Module, SupportsLoRA):
     """An out-of-tree vLLM model; `hf_config.unlearngate` holds its BranchOptions."""
 
@@ -77,15 +88,17 @@ class UnlearningForCausalLM(nn.Module, SupportsLoRA):
         branches = {name: self._build_branch(vllm_config, name) for name in self.options.branch_names()}
         for name, branch in branches.items():
             self.add_module(name, branch)
-        with set_model_tag("lockstep"):
-            self._lockstep = Lockstep(
-                vllm_config=vllm_config,
-                target=self.target.model,
-                branches=tuple(branches.values()),
-                tap_layer=self.options.tap_layer,
-            )
-        # R -> the assistants' rows that are wanted, places in branch by branch order; None: all of them.
-        self.choose_assistants: Callable[[int], Tensor] | None = None
+        self._locksteps: dict[int, Lockstep] = {}  # by the number of branches they run
+        most = len(branches)
+        for count in sorted({most} if holds_cuda_graphs(vllm_config) else {min(1, most), most}):
+            with set_model_tag(f"lockstep_{count}"):
+                self._locksteps[count] = Lockstep(
+                    vllm_config=vllm_config,
+                    target=self.target.model,
+                    branches=tuple(branches.values())[:count],
+                    tap_layer=self.options.tap_layer,
+                )
+        self.composer: Composer | None = None  # without one, all branches run, and all their rows are wanted
         self._assistant_logits: AssistantLogits | None = None
         self._ran = False
 
@@ -103,18 +116,23 @@ class UnlearningForCausalLM(nn.Module, SupportsLoRA):
         intermediate_tensors: Any = None,
         inputs_embeds: Tensor | None = None,
     ) -> Tensor:
-        """(T,) scheduled tokens -> (T, (1 + S) * H) final hidden states, the target's first; (T, H) if none forgets."""
-        if not self._a_row_forgets():
-            return cast("Tensor", self.target(input_ids, positions, intermediate_tensors, inputs_embeds))
+        """(T,) scheduled tokens -> (T, (1 + k) * H) final hidden states of the target and k branches, in this order."""
+        count = self._branches_to_run()
         if not self._ran:
             # vLLM compiles, and measures its memory, by the first batch: what later ones may do, it does.
             self._ran = True
-            self._lockstep.stack()
-            self.target(input_ids, positions, intermediate_tensors, inputs_embeds)
-        return cast("Tensor", self._lockstep(input_ids, positions, inputs_embeds))
+            for lockstep in self._locksteps.values():
+                lockstep.stack()
+            for fewer in sorted(self._locksteps)[:-1]:
+                self._locksteps[fewer](input_ids, positions, inputs_embeds)
+            if count:
+                self.target(input_ids, positions, intermediate_tensors, inputs_embeds)
+        if count:
+            return cast("Tensor", self._locksteps[count](input_ids, positions, inputs_embeds))
+        return cast("Tensor", self.target(input_ids, positions, intermediate_tensors, inputs_embeds))
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
-        """(R, (1 + S) * H) -> (R, V), the target's logits; keeps the assistants' for `take_assistant_logits`.
+        """(R, (1 + k) * H) -> (R, V), the target's logits; keeps the assistants' for `take_assistant_logits`.
 
         One product with the head for both, so that it is read once. (R, H), of a batch that ran without the branches,
         keeps none.
@@ -125,7 +143,7 @@ class UnlearningForCausalLM(nn.Module, SupportsLoRA):
             return self.target.compute_logits(hidden_states)
         target_RH, assistants = hidden_states[:, :hidden_size], hidden_states[:, hidden_size:]
         hidden_NH = assistants.unflatten(-1, (-1, hidden_size)).transpose(0, 1).flatten(0, 1)
-        chosen = self.choose_assistants(num_rows) if self.choose_assistants else None
+        chosen = self.composer.places(num_rows) if self.composer else None
         if chosen is not None:
             hidden_NH = hidden_NH[chosen]
         logits = self.target.compute_logits(torch.cat([target_RH, hidden_NH]))
@@ -148,18 +166,21 @@ class UnlearningForCausalLM(nn.Module, SupportsLoRA):
         """Load the target's checkpoint; the branches hold the same parameters and have none of their own."""
         return {f"target.{name}" for name in self.target.load_weights(weights)}
 
-    def _a_row_forgets(self) -> bool:
-        """Whether a branch has anything to do: the batch has an adapter.
-
-        The first batch counts as one that has.
+    def _branches_to_run(self) -> int:
+        """How many branches have anything to do in the batch that is about to run. The first batch counts as one that
+        needs all.
         """
-        if not self.options.num_branches:
-            return False
-        if not self._ran:
-            return True
+        most = self.options.num_branches
+        if not most or not self._ran:
+            return most
         # One of a branch's linear maps; all LoRA in an engine has the same view of the batch.
         branch = self.get_submodule(self.options.branch_names()[0])
-        return adapts_a_row(branch.get_submodule("layers.0.mlp.down_proj"))
+        if not adapts_a_row(branch.get_submodule("layers.0.mlp.down_proj")):
+            return 0
+        if len(self._locksteps) == 1 or self.composer is None:
+            return most
+        needed = min(most, self.composer.num_branches())
+        return needed and next(count for count in sorted(self._locksteps) if count >= needed)
 
     def _build_branch(self, vllm_config: VllmConfig, name: str) -> nn.Module:
         config = copy.deepcopy(self.config)

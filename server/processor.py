@@ -18,6 +18,7 @@ from torch import Tensor
 from unlearngate.kernels.compose import compose, runs_triton
 from unlearngate.kernels.pairs import Pairs
 from unlearngate.kernels.scratch import Scratch
+from unlearngate.server.branches import MAX_BRANCHES
 from unlearngate.server.plan import TOKEN_FIELD, Plan, verify
 from unlearngate.server.recorder import Recorder
 from unlearngate.server.vllm_compat import (
@@ -77,6 +78,7 @@ class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         self._outputs: dict[int, list[int]] = {}  # V1's own lists of what was sampled; they grow as it samples
         self._req_states = runner[0] if len(runner) == 1 else None
         self._recorder = Recorder.attach(self._device)
+        self._vocab_size = 0
         self._cached: _Batch | None = None
         self._scratch: Scratch | None = None
         self.bad_rows = torch.zeros((), dtype=torch.int64, device=self._device)
@@ -133,6 +135,20 @@ class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
                 logits[row, self._eos] = 0.0
         return logits
 
+    # `model.Composer`, which V1 can tell before a step runs and V2 cannot
+
+    def num_branches(self) -> int:
+        """How many branches, from the first on, the batch's sets need: all where a request is not known to need less.
+
+        An adapter binds its sets to the first branches, in the order of the terms, and a plan has all of them.
+        """
+        plans = self._plans.values()
+        return MAX_BRANCHES if None in plans else max((len(plan.terms) for plan in plans if plan), default=0)
+
+    def places(self, num_rows: int) -> Tensor:
+        """(N,) int64: the assistants' rows that will be composed, as places among all S * R, branch by branch."""
+        return self._batch(tuple(range(num_rows)), self._vocab_size).place_N
+
     def _batch(self, slots: tuple[int, ...], vocab_size: int) -> _Batch:
         """Which sets are in force in which rows, as tensors: built once per batch composition."""
         if self._cached is None or self._cached.slots != slots:
@@ -169,8 +185,8 @@ class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         if chosen is None:
             assistant_NV = assistant_NV[batch.place_N]
         if knows_rows:
-            vocab_size = logits.shape[1]
-            model.choose_assistants = lambda num_rows: self._batch(tuple(range(num_rows)), vocab_size).place_N
+            self._vocab_size = logits.shape[1]
+            model.composer = self
         result = compose(logits, assistant_NV, batch.pairs, scratch=self._scratch_for(batch.pairs))
         self._end_bad_rows(logits, batch.pairs.row_N, result.bad_N)
         return result.open_N

@@ -40,6 +40,7 @@ __all__ = [
     "engine_client",
     "engine_config",
     "group_cpu_lora",
+    "holds_cuda_graphs",
     "init_handlers",
     "parse_engine_arguments",
     "penalise_after_composing",
@@ -194,6 +195,13 @@ def adapts_a_row(linear: Any) -> bool:
     if (kernels := getattr(punica, "token_mapping_meta", None)) is not None:  # not on a CPU
         return not bool(kernels.no_lora_flag_cpu)
     return bool((punica.token_lora_indices >= 0).any())
+
+
+def holds_cuda_graphs(config: Any) -> bool:
+    """Whether steps are replayed: what the model chooses while one is recorded is then chosen for all."""
+    from vllm.config import CUDAGraphMode
+
+    return config.compilation_config.cudagraph_mode not in (None, CUDAGraphMode.NONE)
 
 
 def compile_on_a_cpu(config: Any) -> None:

@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> dict:
     drive(engine, requests, rng)
     seconds = time.monotonic() - started
     if args.tensor_parallel == 1:
-        requests += drive_plain(engine, [draw_request(rng, registry, draw_prefixes(rng)) for _ in range(4)], rng)
+        requests += drive_few(engine, registry, rng)
         check_branches_have_no_weights()
     counters = engine_counters(engine)
     if args.tensor_parallel == 1:  # else the workers are other processes
@@ -210,18 +210,26 @@ def drive(engine, requests: list[dict], rng: random.Random) -> None:
                 running.pop(output.request_id, None)
 
 
-def drive_plain(engine, requests: list[dict], rng: random.Random) -> list[dict]:
-    """The same without any set in force: no branch may run."""
+def drive_few(engine, registry, rng: random.Random) -> list[dict]:
+    """Requests without any set, then with at most one each: no more branches run than the batch needs."""
     from unlearngate.server.model import loaded_model
 
-    model, ran = loaded_model(), []
-    nothing = {"names": (), "student": None, "binding": None, "weights": [], "gates": [], "keep_ratio": 0.0}
-    plain = [{**request, **nothing} for request in requests]
-    hook = model.register_forward_hook(lambda _module, _inputs, hidden: ran.append(hidden.shape[-1]))
-    drive(engine, plain, rng)
-    hook.remove()
-    assert set(ran) == {model.hidden_size}, f"branches ran for batches without a set: widths {sorted(set(ran))}"
-    return plain
+    model, prefixes, asked = loaded_model(), draw_prefixes(rng), []
+    for most in (0, 1):
+        drawn: list[dict] = []
+        while len(drawn) < 6:
+            request = draw_request(rng, registry, prefixes)
+            bound = len(request["names"]) + (request["student"] is not None)
+            if bound <= most and len(request["names"]) in (0, most):
+                drawn.append(request)
+        widths: list[int] = []
+        hook = model.register_forward_hook(lambda _model, _inputs, hidden, widths=widths: widths.append(len(hidden.T)))
+        drive(engine, drawn, rng)
+        hook.remove()
+        ran = {width // model.hidden_size - 1 for width in widths}
+        assert ran <= set(range(most + 1)) and most in ran, f"{ran} branches ran for batches with at most {most} sets"
+        asked += drawn
+    return asked
 
 
 def check_branches_have_no_weights() -> None:

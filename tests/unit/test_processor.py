@@ -41,12 +41,12 @@ class Assistants:
     def __init__(self, hidden_RSH: torch.Tensor, seed: int) -> None:
         self.hidden_RSH = hidden_RSH
         self.num_rows = len(hidden_RSH)
-        self.choose_assistants = None
+        self.composer = None
         self.head = torch.randn(hidden_RSH.shape[-1], VOCAB_SIZE, generator=torch.Generator().manual_seed(seed))
 
     def take_assistant_logits(self) -> served.AssistantLogits:
         hidden_NH = self.hidden_RSH[: self.num_rows].transpose(0, 1).flatten(0, 1)
-        chosen = self.choose_assistants(self.num_rows) if self.choose_assistants else None
+        chosen = self.composer.places(self.num_rows) if self.composer else None
         logits_NV = self.assistant_logits(hidden_NH if chosen is None else hidden_NH[chosen])
         return served.AssistantLogits(self.num_rows, chosen, logits_NV)
 
@@ -179,8 +179,20 @@ def test_v1_asks_for_the_rows_that_it_composes_from_the_second_step_on(processor
         logits = torch.randn(len(plans), VOCAB_SIZE)
         wanted = expected(logits, plans, assistants)
         torch.testing.assert_close(processor.apply(logits), wanted, msg=lambda m: f"seed {seed}: {m}")
-    asked = assistants.choose_assistants(len(plans)).tolist()
+    asked = assistants.composer.places(len(plans)).tolist()
     assert asked == [t.branch * len(plans) + row for row, plan in enumerate(plans) for t in plan.terms]
+
+
+def test_a_batch_needs_the_branches_of_the_request_with_most_sets(processor):
+    plans = [Plan(n, 0.0, tuple(Term(branch, 0.0, 9.0) for branch in range(n))) for n in range(3)]
+    undial = Plan(7, 0.0, ())
+    for batch, needed in (([0], 0), ([0, undial], 0), ([0, 1, 1], 1), ([1, 2, 0], 2), ([], 0)):
+        added = [(i, params(plans[p] if isinstance(p, int) else p), [2], []) for i, p in enumerate(batch)]
+        removed = list(range(MAX_REQUESTS))
+        processor.update_state(SimpleNamespace(removed=removed, added=added, moved=[]))
+        assert processor.num_branches() == needed
+    processor.update_state(SimpleNamespace(removed=[], added=[(0, params(None), [2], [])], moved=[]))
+    assert processor.num_branches() >= 2  # it will be ended, but what its adapter computes is cached
 
 
 def test_assistants_of_another_batch_are_not_composed(processor, assistants):
