@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -93,7 +94,8 @@ def main(
     layers: Annotated[int, typer.Option(min=1, help="K, an assistant's layers")] = 4,
     tapped_layers: Annotated[int, typer.Option(min=0, help="m, a tapped assistant's layers; 0: none")] = 2,
     new_tokens: Annotated[int, typer.Option(min=4, help="that each row decodes, in each round")] = 24,
-    rounds: Annotated[int, typer.Option(min=1, help="in which all situations take turns")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, help="in which all situations take turns, after each start")] = 3,
+    starts: Annotated[int, typer.Option(min=1, help="of all engines: where memory falls is luck, some per cent")] = 3,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16")] = "float32",
     eager: Annotated[bool, typer.Option(help="without CUDA graphs and compilation")] = False,
 ) -> None:
@@ -129,19 +131,21 @@ def main(
     engines["peer"] = ["--sets", cache / f"sets-{layers}", "--peer"]
     machine = Machine.measure(torch.device("cuda" if torch.cuda.is_available() else "cpu"), getattr(torch, dtype))
     typer.echo(f"{machine.bytes_per_s / 1e9:.1f} GB/s, {machine.flops_per_s / 1e9:.0f} GFLOP/s")
-    rows: list[dict[str, Any]] = []
-    with ExitStack() as stack, Progress() as progress:
-        work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        bar = progress.add_task("engines start", total=len(engines) + len(sizes) * rounds)
-        workers = {}
-        for name, options in engines.items():
-            workers[name] = Worker([*common, *options, "--work", work / name])
-            stack.callback(workers[name].close)
-            progress.update(bar, advance=1)
-        for batch in sizes:
-            situations = _situations(names, tapped=bool(tapped_layers))
-            _measure(situations, workers, batch, new_tokens, rounds, lambda: progress.update(bar, advance=1))
-            rows += _rows(situations, shape, batch, layers, tapped_layers, machine)
+    situations = {batch: _situations(names, tapped=bool(tapped_layers)) for batch in sizes}
+    with Progress() as progress:
+        bar = progress.add_task("engines start", total=starts * (len(engines) + len(sizes) * rounds))
+        tick = partial(progress.update, bar, advance=1)
+        for _ in range(starts):
+            with ExitStack() as stack:
+                work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+                workers = {}
+                for name, options in engines.items():
+                    workers[name] = Worker([*common, *options, "--work", work / name])
+                    stack.callback(workers[name].close)
+                    tick()
+                for batch in sizes:
+                    _measure(situations[batch], workers, batch, new_tokens, rounds, tick)
+    rows = [row for batch in sizes for row in _rows(situations[batch], shape, batch, layers, tapped_layers, machine)]
     out.mkdir(parents=True, exist_ok=True)
     with (out / "serving.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, FIELDS)
@@ -163,6 +167,7 @@ def _situations(names: Sequence[str], *, tapped: bool) -> list[Situation]:
         Situation("one set, every row", "one", [one]),
         Situation("one set, every other row", "one", [one, []]),
         Situation("16 sets, one a row", "one", [[name] for name in names]),
+        Situation("one set, every row, room for two", "two", [one]),
         Situation("two sets, every row", "two", [list(names[:2])]),
     ]
     if tapped:
