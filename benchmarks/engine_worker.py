@@ -1,8 +1,9 @@
 """An engine in a process of its own, that decodes what it is told to and says how long each step took.
 
-Reads JSON lines: {"sets": [[names in force in row 0], ...], "prompt_tokens": n, "new_tokens": m}, of a prompt's tokens
-the first "shared_tokens" the same in every request. Answers each with {"first_token_s", "step_s": [m - 1 durations],
-"cached_tokens": found in the prefix cache, "memory_mib"}; the first line it prints is {"ready": seconds}.
+Reads JSON lines: {"sets": [[names in force in row 0], ...], "prompt_tokens": n, "new_tokens": m}, and if prompts are to
+share their first s tokens {"shared_tokens": s, "beginning": which of all beginnings}. Answers each with
+{"first_token_s", "step_s": [m - 1 durations], "cached_tokens": found in the prefix cache, "memory_mib"}; the first line
+it prints is {"ready": seconds}.
 """
 
 from __future__ import annotations
@@ -57,13 +58,14 @@ class Engine:
         self._engine = LLMEngine.from_vllm_config(config)
         self._vocab_size = config.model_config.get_vocab_size()
         self._count = 0
-        self._shared = [random.randrange(2, self._vocab_size) for _ in range(config.model_config.max_model_len)]
 
-    def run(self, sets: list[list[str]], prompt_tokens: int, new_tokens: int, shared_tokens: int = 0) -> dict[str, Any]:
+    def run(
+        self, sets: list[list[str]], prompt_tokens: int, new_tokens: int, shared_tokens: int = 0, beginning: int = 0
+    ) -> dict[str, Any]:
         """Decode one batch, every row to the same length."""
+        shared = self._draw(random.Random(beginning), shared_tokens)
         for names in sets:
-            own = [random.randrange(2, self._vocab_size) for _ in range(prompt_tokens - shared_tokens)]
-            self._add(names, self._shared[:shared_tokens] + own, new_tokens)
+            self._add(names, shared + self._draw(random, prompt_tokens - shared_tokens), new_tokens)
         began, first_s, step_s = time.perf_counter(), 0.0, []
         seen: set[str] = set()
         cached: dict[str, int] = {}
@@ -80,6 +82,9 @@ class Engine:
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
         found = sum(cached.values())
         return {"first_token_s": first_s, "step_s": step_s, "cached_tokens": found, "memory_mib": memory}
+
+    def _draw(self, rng: Any, count: int) -> list[int]:
+        return [rng.randrange(2, self._vocab_size) for _ in range(count)]
 
     def _add(self, names: list[str], prompt: list[int], new_tokens: int) -> None:
         from vllm import SamplingParams

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import torch
 import typer
+from rich.console import Console
 from rich.progress import track
 
 from benchmarks.serving import OFF, PLAIN, Situation, Worker
@@ -45,17 +46,25 @@ def main(
                f"{shared_tokens} shared tokens and {own_tokens} of its own\n")  # fmt: skip
     typer.echo("| sets in force | prompt tokens found in the cache | the most that keying by sets allows |")
     typer.echo("|---|---|---|")
-    for situation in _situations(names):
-        with ExitStack() as stack:
-            work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            more = [] if situation.engine == "plain" else ours
-            worker = Worker([*common, *more, "--work", work])
-            stack.callback(worker.close)
-            found = _ask(worker, situation, requests, shared_tokens, own_tokens)
-        total = requests * (shared_tokens + own_tokens)
-        firsts = len({tuple(sets) for sets in situation.sets(requests)})
-        most = (requests - firsts) * shared_tokens
-        typer.echo(f"| {situation.name} | {found / total:.1%} | {most / total:.1%} |")
+    console = Console(stderr=True)
+    with ExitStack() as stack:
+        work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        workers = {}
+        for name, options in track({"plain": [], "ours": ours}.items(), description="engines start", console=console):
+            workers[name] = Worker([*common, *options, "--work", work / name])
+            stack.callback(workers[name].close)
+        for beginning, situation in enumerate(_situations(names)):
+            wanted = situation.sets(requests)
+            found = sum(
+                workers[situation.engine].run(
+                    **{"sets": [sets], "prompt_tokens": shared_tokens + own_tokens, "new_tokens": 2},
+                    **{"shared_tokens": shared_tokens, "beginning": beginning},
+                )["cached_tokens"]
+                for sets in track(wanted, description=situation.name, console=console)
+            )
+            total = requests * (shared_tokens + own_tokens)
+            most = (requests - len({tuple(sets) for sets in wanted})) * shared_tokens
+            typer.echo(f"| {situation.name} | {found / total:.1%} | {most / total:.1%} |")
 
 
 def _situations(names: Sequence[str]) -> list[Situation]:
@@ -66,16 +75,6 @@ def _situations(names: Sequence[str]) -> list[Situation]:
         Situation("one set, every other request", "ours", [[names[0]], []]),
         Situation("16 sets in turn", "ours", [[name] for name in names]),
     ]
-
-
-def _ask(worker: Worker, situation: Situation, requests: int, shared_tokens: int, own_tokens: int) -> int:
-    found = 0
-    for sets in track(situation.sets(requests), description=situation.name, transient=True):
-        answer = worker.run(
-            sets=[sets], prompt_tokens=shared_tokens + own_tokens, new_tokens=2, shared_tokens=shared_tokens
-        )
-        found += answer["cached_tokens"]
-    return found
 
 
 if __name__ == "__main__":
