@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from unlearngate.assistant_training.reproduce import GATED, ReproduceSettings, Row
-from unlearngate.assistant_training.results import TABLES, markdown_table, summarize
+from unlearngate.assistant_training.results import TABLES, Summary, markdown_table, summarize
 from unlearngate.assistant_training.trainer import AssistantSettings
 
 DEPTHS_FILE = "depths.jsonl"
@@ -55,20 +55,20 @@ def write_depths(rows: Sequence[Row], out: Path, num_layers: int) -> list[Path]:
 
     Returns: the files.
     """
-    summary = {model: figures for model, figures in summarize(rows).items() if model != "retain model"}
+    summary = summarize(rows)
+    del summary["retain model"]  # it is what the others are measured against
     kept = ("What is forgotten", "What is kept")
     lines = [line for title in kept for line in markdown_table(title, TABLES[title], summary)]
     (out / "depths.md").write_text("\n".join(lines), encoding="utf-8")
     machines = {"summary": summary, "rows": list(rows)}
     (out / "depths.json").write_text(json.dumps(machines, indent=1) + "\n", encoding="utf-8")
-    _plot(rows, out / "depths.png", num_layers)
+    _plot(summary, out / "depths.png", num_layers)
     return [out / name for name in ("depths.md", "depths.json", "depths.png")]
 
 
-def _plot(rows: Sequence[Row], path: Path, num_layers: int) -> None:
+def _plot(summary: Summary, path: Path, num_layers: int) -> None:
     from matplotlib.figure import Figure
 
-    summary = summarize(rows)
     figure = Figure(figsize=(12, 4), layout="constrained")
     for axes, (name, (title, perfect)) in zip(figure.subplots(1, len(_PANELS)), _PANELS.items(), strict=True):
         for start in (EMBEDDINGS, TAPPED):

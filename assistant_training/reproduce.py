@@ -217,9 +217,8 @@ class Table:
         for gate in self._settings.gates:
             gate_nats = self.gate_nats(assistant, chosen) if gate else 0.0
             if name + gate not in done:
-                yield self.row(
-                    *(name + gate, self.composed(assistant, chosen, gate_nats), {"gate_nats": gate_nats, **cost})
-                )
+                composed = self.composed(assistant, chosen, gate_nats)
+                yield self.row(name + gate, composed, {"gate_nats": gate_nats, **cost})
 
     def _plain(self, model: Any) -> Model:
         return Model(model, self._models.tokenizer)

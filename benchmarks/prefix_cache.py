@@ -24,7 +24,9 @@ def main(
     shape: Annotated[str, typer.Option(help="as in benchmarks.serving; weights are random")] = "trial",
     layers: Annotated[int, typer.Option(min=1, help="K, an assistant's layers")] = 4,
     requests: Annotated[int, typer.Option(min=2, help="in each situation, one after the other")] = 32,
-    shared_tokens: Annotated[int, typer.Option(min=0, help="of a prompt, the same in all requests")] = 1024,
+    shared_tokens: Annotated[
+        int, typer.Option(min=0, help="of a prompt, the same in all requests: whole blocks of the cache")
+    ] = 1024,
     own_tokens: Annotated[int, typer.Option(min=1, help="of a prompt, of this request alone")] = 32,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16")] = "float32",
 ) -> None:
@@ -55,13 +57,11 @@ def main(
             stack.callback(workers[name].close)
         for beginning, situation in enumerate(_situations(names)):
             wanted = situation.sets(requests)
-            found = sum(
-                workers[situation.engine].run(
-                    **{"sets": [sets], "prompt_tokens": shared_tokens + own_tokens, "new_tokens": 2},
-                    **{"shared_tokens": shared_tokens, "beginning": beginning},
-                )["cached_tokens"]
-                for sets in track(wanted, description=situation.name, console=console)
-            )
+            prompt = {"prompt_tokens": shared_tokens + own_tokens, "shared_tokens": shared_tokens}
+            found = 0
+            for sets in track(wanted, description=situation.name, console=console):
+                answer = workers[situation.engine].run(sets=[sets], beginning=beginning, new_tokens=2, **prompt)
+                found += answer["cached_tokens"]
             total = requests * (shared_tokens + own_tokens)
             most = (requests - len({tuple(sets) for sets in wanted})) * shared_tokens
             typer.echo(f"| {situation.name} | {found / total:.1%} | {most / total:.1%} |")

@@ -123,7 +123,7 @@ def main(
     engines: dict[str, list[str | Path]] = {"plain": []}
     names = make_sets(cache / f"sets-{layers}", target, count=16, num_layers=layers, tap_layer=0)
     first: list[str | Path] = ["--sets", cache / f"sets-{layers}"]
-    engines |= {"one": [*first, "--max-loaded", "16"], "two": [*first, "--branches", "2"]}
+    engines |= {"one": [*first, "--max-loaded", "16"], "two": [*first, "--branches", "2", "--max-loaded", "2"]}
     if tapped_layers:
         folder = cache / f"tapped-{tapped_layers}"
         make_sets(folder, target, count=1, num_layers=tapped_layers, tap_layer=tap)

@@ -11,8 +11,9 @@ run in lockstep with the target's (`lockstep`).
 
 A batch without any adapter does not run the branches. Their KV then holds nothing for its tokens; no request with a
 forget set can come to read it, because vLLM's prefix cache is keyed by the adapter. vLLM records CUDA graphs with and
-without LoRA apart, and the choice with them. Where there are no graphs, a batch whose requests have at most one set
-each runs one branch, however many there are: an adapter always has the same branches, so the same holds for its KV.
+without LoRA apart, and the choice with them. On the V1 runner without graphs, once a set has been composed, a batch
+whose requests have at most one set each runs one branch, however many there are: an adapter always has the same
+branches, so the same holds for its KV.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from vllm.model_executor.models.utils import init_vllm_registered_model
 from unlearngate.server.branches import CONFIG_FIELD, BranchOptions
 from unlearngate.server.lockstep import Lockstep, NeverAlone
 from unlearngate.server.refusals import refuse_unsupported
-from unlearngate.server.vllm_compat import adapts_a_row, compile_on_a_cpu, group_cpu_lora, holds_cuda_graphs
+from unlearngate.server.vllm_compat import adapts_a_row, compile_on_a_cpu, group_cpu_lora, may_vary_branches
 
 _loaded: weakref.ref[UnlearningForCausalLM] | None = None
 
@@ -90,10 +91,12 @@ class UnlearningForCausalLM(nn.Module, SupportsLoRA):
             self.add_module(name, branch)
         self._locksteps: dict[int, Lockstep] = {}  # by the number of branches they run
         most = len(branches)
-        for count in sorted({most} if holds_cuda_graphs(vllm_config) else {min(1, most), most}):
+        for count in sorted({min(1, most), most} if may_vary_branches(vllm_config) else {most}):
+            config = copy.deepcopy(self.config)
+            config.unlearngate_branches = count  # vLLM's cache of compiled code is keyed by the configuration
             with set_model_tag(f"lockstep_{count}"):
                 self._locksteps[count] = Lockstep(
-                    vllm_config=vllm_config,
+                    vllm_config=vllm_config.with_hf_config(config, architectures=config.architectures),
                     target=self.target.model,
                     branches=tuple(branches.values())[:count],
                     tap_layer=self.options.tap_layer,

@@ -140,10 +140,14 @@ class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
     def num_branches(self) -> int:
         """How many branches, from the first on, the batch's sets need: all where a request is not known to need less.
 
-        An adapter binds its sets to the first branches, in the order of the terms, and a plan has all of them.
+        A plan has a term for every branch that its adapter is on, so that an adapter always has the same branches run.
         """
         plans = self._plans.values()
-        return MAX_BRANCHES if None in plans else max((len(plan.terms) for plan in plans if plan), default=0)
+        return (
+            MAX_BRANCHES
+            if None in plans
+            else max((t.branch + 1 for plan in plans if plan for t in plan.terms), default=0)
+        )
 
     def places(self, num_rows: int) -> Tensor:
         """(N,) int64: the assistants' rows that will be composed, as places among all S * R, branch by branch."""

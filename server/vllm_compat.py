@@ -40,8 +40,8 @@ __all__ = [
     "engine_client",
     "engine_config",
     "group_cpu_lora",
-    "holds_cuda_graphs",
     "init_handlers",
+    "may_vary_branches",
     "parse_engine_arguments",
     "penalise_after_composing",
     "prometheus_text",
@@ -197,11 +197,16 @@ def adapts_a_row(linear: Any) -> bool:
     return bool((punica.token_lora_indices >= 0).any())
 
 
-def holds_cuda_graphs(config: Any) -> bool:
-    """Whether steps are replayed: what the model chooses while one is recorded is then chosen for all."""
+def may_vary_branches(config: Any) -> bool:
+    """Whether the model may choose, batch by batch, how many branches run.
+
+    Not on the V2 runner, where nobody knows a batch's rows before its logits; and not with CUDA graphs, which repeat
+    for all batches what was chosen when they were recorded.
+    """
     from vllm.config import CUDAGraphMode
 
-    return config.compilation_config.cudagraph_mode not in (None, CUDAGraphMode.NONE)
+    without_graphs = config.compilation_config.cudagraph_mode in (None, CUDAGraphMode.NONE)
+    return without_graphs and not config.use_v2_model_runner
 
 
 def compile_on_a_cpu(config: Any) -> None:

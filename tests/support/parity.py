@@ -219,9 +219,8 @@ def drive_few(engine, registry, rng: random.Random) -> list[dict]:
         drawn: list[dict] = []
         while len(drawn) < 6:
             request = draw_request(rng, registry, prefixes)
-            bound = len(request["names"]) + (request["student"] is not None)
-            if bound <= most and len(request["names"]) in (0, most):
-                drawn.append(request)
+            if len(request["names"]) == most and (most or not request["student"]):
+                drawn.append({**request, "abort_after": None})
         widths: list[int] = []
         hook = model.register_forward_hook(lambda _model, _inputs, hidden, widths=widths: widths.append(len(hidden.T)))
         drive(engine, drawn, rng)
@@ -340,7 +339,7 @@ def judge(
         problems.append(f"a logprob is off by {logprob_error:.2g}, more than {LOGPROB_TOLERANCE}")
     return {
         "family": args.family,
-        # vLLM 0.32 switches compilation off on CPU whenever LoRA is on (platforms/cpu.py): its default is NONE there.
+        # vLLM 0.32 itself compiles nothing on a CPU while LoRA is on (platforms/cpu.py).
         "mode": f"default ({compilation_mode})" if args.default_compilation else "eager",
         "tap_layer": args.tap,
         "tensor_parallel": args.tensor_parallel,

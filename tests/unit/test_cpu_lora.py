@@ -47,3 +47,27 @@ def test_each_row_has_its_own_adapter_and_a_plain_row_keeps_its_bits(batch, is_p
         error = (y[row].double() - before[row].double() - 0.5 * update).abs()
         # One rounding of what is added, one of the sum, and one of what is between A and B.
         assert (error <= 4 * torch.finfo(dtype).eps * (before[row].double().abs() + size)).all()
+
+
+def test_weights_that_are_written_again_and_those_of_other_modules_count(seed):
+    group_cpu_lora()
+    rng = torch.Generator().manual_seed(seed)
+    wrapper = get_punica_wrapper(max_num_batched_tokens=64, max_batches=64, device="cpu")
+    wrapper.update_metadata(LoRAMapping((9, 34, 9), (9, 34, 9), False), SLOTS, len(SLOTS) + 1, 100)
+    modules = []
+    for _ in range(2):
+        a = tuple(torch.empty(len(SLOTS), 1, RANK, IN) for _ in OUTS)
+        modules.append((a, tuple(torch.empty(len(SLOTS), 1, out, RANK) for out in OUTS)))
+    for _ in range(2):
+        for a, b in modules:
+            for tensor in (*a, *b):  # as vLLM loads an adapter: into what is there
+                tensor.copy_(torch.randn(tensor.shape, generator=rng))
+        for a, b in modules:
+            x, y = torch.randn(3, IN, generator=rng), torch.zeros(3, sum(OUTS))
+            wrapper.add_lora_linear(y, x, a, b, 1.0, OUTS)
+            slots = [SLOTS.index(adapter_id) for adapter_id in (9, 34, 9)]
+            rows = [
+                torch.cat([b_[s, 0] @ (a_[s, 0] @ x[i]) for a_, b_ in zip(a, b, strict=True)])
+                for i, s in enumerate(slots)
+            ]
+            torch.testing.assert_close(y, torch.stack(rows), msg=lambda m: f"seed {seed}: {m}")
