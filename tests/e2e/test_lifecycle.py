@@ -210,7 +210,7 @@ def test_no_request_is_dropped_and_each_keeps_its_version_while_versions_are_rep
                 break
             change(server, "replace", path=f"anna-{version}")
             replaced += 1
-            time.sleep(rng.uniform(0, 0.2))
+            time.sleep(rng.uniform(0, 0.1))
     seen, tokens, ties = set(), 0, 0
     for (prompt, sets, max_tokens, _), answer in zip(drawn, running, strict=True):
         generated, in_force = answer.result()
