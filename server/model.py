@@ -170,9 +170,7 @@ class UnlearningForCausalLM(nn.Module, SupportsLoRA):
         return {f"target.{name}" for name in self.target.load_weights(weights)}
 
     def _branches_to_run(self) -> int:
-        """How many branches have anything to do in the batch that is about to run. The first batch counts as one that
-        needs all.
-        """
+        """How many branches have anything to do in the batch that is about to run; in the first one, all."""
         most = self.options.num_branches
         if not most or not self._ran:
             return most

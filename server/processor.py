@@ -142,12 +142,12 @@ class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
 
         A plan has a term for every branch that its adapter is on, so that an adapter always has the same branches run.
         """
-        plans = self._plans.values()
-        return (
-            MAX_BRANCHES
-            if None in plans
-            else max((t.branch + 1 for plan in plans if plan for t in plan.terms), default=0)
-        )
+        needed = 0
+        for plan in self._plans.values():
+            if plan is None:
+                return MAX_BRANCHES
+            needed = max([needed, *(term.branch + 1 for term in plan.terms)])
+        return needed
 
     def places(self, num_rows: int) -> Tensor:
         """(N,) int64: the assistants' rows that will be composed, as places among all S * R, branch by branch."""
