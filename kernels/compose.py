@@ -90,7 +90,7 @@ def check_target(target_RV: Tensor, pairs: Pairs, mode: str) -> None:
 
 def _check_logits(name: str, logits: Tensor, pairs: Pairs, num_rows: int) -> None:
     shape = (num_rows, pairs.vocab_size)
-    if tuple(logits.shape) != shape or logits.dtype not in _DTYPES:
+    if logits.shape != shape or logits.dtype not in _DTYPES:
         raise ValueError(
             f"{name} must be {shape} of fp32, bf16 or fp16 to go with the pairs, "
             f"got {tuple(logits.shape)} {logits.dtype}"

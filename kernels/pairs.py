@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,6 +28,18 @@ class Composition(NamedTuple):
     open_N: Tensor
     evidence_N: Tensor
     bad_N: Tensor
+
+
+class Numbers(NamedTuple):
+    """Those of the index tensors of `Pairs` that a CPU reads, as numpy arrays, in the order of its kernel."""
+
+    row_M: np.ndarray
+    first_M: np.ndarray
+    member_N: np.ndarray
+    weight_N: np.ndarray
+    gate_nats_N: np.ndarray
+    log_ratio_M: np.ndarray
+    rank_M: np.ndarray
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +64,7 @@ class Pairs:
     num_rows: int
     vocab_size: int
     padded: bool = False
+    _numbers: list[Numbers] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @classmethod
     def build(
@@ -124,6 +138,12 @@ class Pairs:
             num_rows=self.num_rows,
             vocab_size=self.vocab_size,
         )
+
+    def numbers(self) -> Numbers:
+        """The tensors' own memory as arrays, made once: next to a model's weights each call of torch is a cold one."""
+        if not self._numbers:
+            self._numbers.append(Numbers(*(getattr(self, name).numpy() for name in Numbers._fields)))
+        return self._numbers[0]
 
     def copy_(self, other: Pairs) -> None:
         """Take over another batch's pairs at the same addresses, so that a captured CUDA graph composes them.

@@ -1,5 +1,7 @@
 """LoRA on a CPU by adapter: two matmuls for each of the batch's, where vLLM copies an adapter's weights for each row.
 
+A few rows go one by one through a kernel of our own (`kernels.numba_lora`), as far as their modules are merged.
+
 vLLM's own operations also take the last slot's adapter for rows that have none (index -1): plain rows of a mixed batch
 then answer with a set of kind `undial` that another request asked for (vLLM pull request 48421, not in 0.32).
 """
@@ -10,13 +12,19 @@ import itertools
 import weakref
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 from vllm.utils.torch_utils import direct_register_custom_op
 
+from unlearngate.kernels.numba_lora import add_lora_rows
+
 Group = tuple[int, slice | Tensor]  # a slot and the rows whose adapter is there
+Maps = list[tuple[Tensor, Tensor]]  # A^T and B^T, of one slice of the output after the other
 SEPARATELY = 4  # adapters in a batch that are applied one after the other; more are faster together
+FEW = 4  # rows that are faster one by one, without a matmul
 
 
 class Padded(NamedTuple):
@@ -34,6 +42,17 @@ class Padded(NamedTuple):
         return len(self.row_P) <= 4 * len(self.row_N)
 
 
+class Merged(NamedTuple):
+    """A module's adapters: the slices of A stacked, those of B each in the columns of its output, 0 beside it."""
+
+    a: list[Tensor]  # views of the slices, as vLLM has them
+    b: list[Tensor]
+    of_slot: list[Maps]  # of the whole output
+    arrays: tuple[np.ndarray, np.ndarray, np.ndarray] | None  # of fp32: A, B^T and the slices' sizes
+
+
+_ONE = np.float32(1)
+_NUMBER = "unlearngate_merged_number"
 _numbers = itertools.count()
 _wrappers: weakref.WeakValueDictionary[int, GroupedLora] = weakref.WeakValueDictionary()
 
@@ -44,14 +63,18 @@ class GroupedLora(PunicaWrapperCPU):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.batch: Padded | list[Group] = []
-        self._of_slot: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
+        self.few_T: np.ndarray | None = None  # the rows' slots if there are few
+        self.merged: list[Merged] = []
+        self._of_slot: dict[tuple[int, int], Maps] = {}
         self._number = next(_numbers)  # an operation takes no objects
         _wrappers[self._number] = self
 
     def update_metadata(self, *args: Any, **kwargs: Any) -> None:
         """Learn which row has which slot in the batches to come."""
         super().update_metadata(*args, **kwargs)
-        self.batch = group_rows(self.token_lora_indices)
+        slots_T = self.token_lora_indices
+        self.batch = group_rows(slots_T)
+        self.few_T = slots_T.numpy().copy() if len(slots_T) <= FEW else None
 
     def add_lora_linear(
         self,
@@ -71,7 +94,33 @@ class GroupedLora(PunicaWrapperCPU):
         """
         torch.ops.vllm.unlearngate_add_lora(y, x, list(lora_a_stacked), list(lora_b_stacked), scale, self._number)
 
-    def of_slot(self, a: list[Tensor], b: list[Tensor], slot: int) -> list[tuple[Tensor, Tensor]]:
+    def merge(self, linear: BaseLinearLayerWithLoRA) -> None:
+        """Lay a module's adapters out so that two products do for all slices of its output.
+
+        vLLM goes on writing adapters, through the views of this that the module has from now on.
+        """
+        a, b = linear.lora_a_stacked, linear.lora_b_stacked
+        slots, _, rank, size_in = a[0].shape
+        sizes = [x.shape[2] for x in b]
+        whole_a = a[0].new_zeros(slots, len(a) * rank, size_in)
+        whole_b = b[0].new_zeros(slots, len(b) * rank, sum(sizes))
+        ranks = [slice(n * rank, (n + 1) * rank) for n in range(len(a))]
+        linear.lora_a_stacked = tuple(whole_a[:, None, own] for own in ranks)
+        columns = whole_b[:, None].split(sizes, dim=-1)
+        linear.lora_b_stacked = tuple(x[:, :, own].mT for x, own in zip(columns, ranks, strict=True))
+        views = (*linear.lora_a_stacked, *linear.lora_b_stacked)
+        for view, before in zip(views, (*a, *b), strict=True):
+            view.copy_(before)
+        of_slot = [[(whole_a[slot].T, whole_b[slot])] for slot in range(slots)]
+        is_fp32 = whole_a.dtype == whole_b.dtype == torch.float32
+        arrays = (whole_a.numpy(), whole_b.numpy(), np.array(sizes)) if is_fp32 else None
+        self.merged.append(Merged(list(linear.lora_a_stacked), list(linear.lora_b_stacked), of_slot, arrays))
+        setattr(linear, _NUMBER, (self._number, len(self.merged) - 1))
+        if arrays:  # compile now, not with the first rows that come
+            nothing = np.zeros((0, 0), np.float32)
+            add_lora_rows(nothing, nothing, *arrays, np.zeros(0, np.int64), 0, _ONE)
+
+    def of_slot(self, a: list[Tensor], b: list[Tensor], slot: int) -> Maps:
         """A^T and B^T of every slice: views of a module's weights, made once, which change as vLLM writes those."""
         key = (a[0].data_ptr(), slot)
         if key not in self._of_slot:
@@ -79,23 +128,60 @@ class GroupedLora(PunicaWrapperCPU):
         return self._of_slot[key]
 
 
+def merge_adapters(model: nn.Module) -> None:
+    """`GroupedLora.merge` for all of a model's linear maps; nothing where another class applies LoRA."""
+    with torch.inference_mode(False):  # or vLLM could write adapters in that mode only
+        for module in model.modules():
+            if isinstance(module, BaseLinearLayerWithLoRA) and isinstance(module.punica_wrapper, GroupedLora):
+                module.punica_wrapper.merge(module)
+
+
+def merged_number(linear: nn.Module) -> tuple[int, int] | None:
+    """What `add_merged` knows a module by; None if its adapters are not merged."""
+    return getattr(linear, _NUMBER, None)
+
+
+def add_merged(y: Tensor, x: Tensor, number: tuple[int, int], part: int, parts: int) -> None:
+    """`GroupedLora.add_lora_linear` of a merged module for one of several equal parts of `y` and `x`."""
+    torch.ops.vllm.unlearngate_add_merged(y, x, *number, part, parts)
+
+
+# One operation each to a compiler, which must not look at a batch's rows.
+
+
 def _add_lora(y: Tensor, x: Tensor, a: list[Tensor], b: list[Tensor], scale: float, wrapper: int) -> None:
-    """One operation to a compiler, which must not look at a batch's groups."""
     lora = _wrappers[wrapper]
     if isinstance(lora.batch, Padded):
         _add_together(y, x, a, b, scale, lora.batch)
         return
     for slot, rows in lora.batch:
-        x_group = x[rows].float()
-        y_group = y[rows]  # a view if the rows are neighbours
-        start = 0
-        for a_t, b_t in lora.of_slot(a, b, slot):
-            low = (x_group @ a_t.float()).to(y.dtype)
-            size = b_t.shape[1]
-            y_group.narrow(1, start, size).addmm_(low, b_t.to(y.dtype), alpha=scale)
-            start += size
-        if isinstance(rows, Tensor):
-            y[rows] = y_group
+        _add_one(y, x, rows, lora.of_slot(a, b, slot), scale)
+
+
+def _add_merged(y: Tensor, x: Tensor, wrapper: int, number: int, part: int, parts: int) -> None:
+    lora = _wrappers[wrapper]
+    merged = lora.merged[number]
+    if lora.few_T is not None and merged.arrays is not None and y.dtype is torch.float32:
+        add_lora_rows(y.numpy(), x.numpy(), *merged.arrays, lora.few_T, part * len(lora.few_T), _ONE)
+        return
+    x, y = x.chunk(parts)[part], y.chunk(parts)[part]
+    if isinstance(lora.batch, Padded):
+        _add_together(y, x, merged.a, merged.b, 1.0, lora.batch)
+        return
+    for slot, rows in lora.batch:
+        _add_one(y, x, rows, merged.of_slot[slot], 1.0)
+
+
+def _add_one(y: Tensor, x: Tensor, rows: slice | Tensor, maps: Maps, scale: float) -> None:
+    x_group, y_group = x[rows].float(), y[rows]  # views if the rows are neighbours
+    start = 0
+    for a_t, b_t in maps:
+        low = (x_group @ a_t.float()).to(y.dtype)
+        size = b_t.shape[1]
+        y_group.narrow(1, start, size).addmm_(low, b_t.to(y.dtype), alpha=scale)
+        start += size
+    if isinstance(rows, Tensor):
+        y[rows] = y_group
 
 
 def _add_together(y: Tensor, x: Tensor, a: list[Tensor], b: list[Tensor], scale: float, batch: Padded) -> None:
@@ -110,7 +196,8 @@ def _add_together(y: Tensor, x: Tensor, a: list[Tensor], b: list[Tensor], scale:
         start += size
 
 
-direct_register_custom_op("unlearngate_add_lora", _add_lora, ["y"], fake_impl=lambda *_: None, dispatch_key="CPU")
+for _name, _function in {"unlearngate_add_lora": _add_lora, "unlearngate_add_merged": _add_merged}.items():
+    direct_register_custom_op(_name, _function, ["y"], fake_impl=lambda *_: None, dispatch_key="CPU")
 
 
 def group_rows(slots_T: Tensor) -> Padded | list[Group]:

@@ -21,6 +21,8 @@ from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
 from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.layers.linear import LinearBase
 
+from unlearngate.server.cpu_lora import add_merged, merged_number
+
 
 @support_torch_compile(dynamic_arg_dims={"input_ids": 0, "positions": 0, "inputs_embeds": 0})
 class Lockstep(nn.Module):
@@ -118,10 +120,18 @@ class _StackedMethod:
     def __init__(self, method: Any, linears: Sequence[nn.Module]) -> None:
         self._method = method
         self._linears = tuple(linears)
+        numbers = [merged_number(linear) for linear in linears]
+        self._merged = [(part, number) for part, number in enumerate(numbers) if number]
 
     def apply(self, layer: nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
         y: Tensor = self._method.apply(layer, x, bias)
-        parts = zip(self._linears, x.chunk(len(self._linears)), y.chunk(len(self._linears)), strict=True)
+        count = len(self._linears)
+        adapted = [isinstance(linear, BaseLinearLayerWithLoRA) for linear in self._linears]
+        if self._merged or not any(adapted):
+            for part, number in self._merged:
+                add_merged(y, x, number, part, count)
+            return y
+        parts = zip(self._linears, x.chunk(count), y.chunk(count), strict=True)
         return torch.cat([_adapted(linear, x_rows, y_rows) for linear, x_rows, y_rows in parts])
 
     def __getattr__(self, name: str) -> Any:

@@ -32,6 +32,7 @@ from vllm.model_executor.models.interfaces import SupportsLoRA
 from vllm.model_executor.models.utils import init_vllm_registered_model
 
 from unlearngate.server.branches import CONFIG_FIELD, BranchOptions
+from unlearngate.server.cpu_lora import merge_adapters
 from unlearngate.server.lockstep import Lockstep, NeverAlone
 from unlearngate.server.refusals import refuse_unsupported
 from unlearngate.server.vllm_compat import adapts_a_row, compile_on_a_cpu, group_cpu_lora, may_vary_branches
@@ -56,6 +57,27 @@ class AssistantLogits(NamedTuple):
     num_rows: int
     chosen: Tensor | None
     logits: Tensor
+
+
+class _HeadRows(NamedTuple):
+    """Which rows the head is to multiply, of (R, copies * H) hidden states taken as (R * copies, H)."""
+
+    num_rows: int
+    copies: int
+    chosen: Tensor | None
+    rows: Tensor  # (R + N,) int64, the target's first
+
+    @classmethod
+    def of(cls, num_rows: int, copies: int, chosen: Tensor | None, device: torch.device) -> _HeadRows:
+        """For the `chosen` of the assistants' rows, or all."""
+        place_N = torch.arange((copies - 1) * num_rows, device=device) if chosen is None else chosen
+        target_R = torch.arange(num_rows, device=device) * copies
+        assistant_N = place_N % num_rows * copies + place_N // num_rows + 1
+        return cls(num_rows, copies, chosen, torch.cat([target_R, assistant_N]))
+
+    def are_of(self, num_rows: int, copies: int, chosen: Tensor | None) -> bool:
+        """Whether these are the rows, as they are for many steps of a batch."""
+        return (self.num_rows, self.copies) == (num_rows, copies) and self.chosen is chosen
 
 
 class Composer(Protocol):
@@ -103,6 +125,7 @@ class UnlearningForCausalLM(nn.Module, SupportsLoRA):
                 )
         self.composer: Composer | None = None  # without one, all branches run, and all their rows are wanted
         self._assistant_logits: AssistantLogits | None = None
+        self._head_rows: _HeadRows | None = None
         self._ran = False
 
         global _loaded
@@ -124,6 +147,7 @@ class UnlearningForCausalLM(nn.Module, SupportsLoRA):
         if not self._ran:
             # vLLM compiles, and measures its memory, by the first batch: what later ones may do, it does.
             self._ran = True
+            merge_adapters(self)
             for lockstep in self._locksteps.values():
                 lockstep.stack()
             for fewer in sorted(self._locksteps)[:-1]:
@@ -144,12 +168,12 @@ class UnlearningForCausalLM(nn.Module, SupportsLoRA):
         num_rows, hidden_size = hidden_states.shape[0], self.hidden_size
         if hidden_states.shape[-1] == hidden_size:
             return self.target.compute_logits(hidden_states)
-        target_RH, assistants = hidden_states[:, :hidden_size], hidden_states[:, hidden_size:]
-        hidden_NH = assistants.unflatten(-1, (-1, hidden_size)).transpose(0, 1).flatten(0, 1)
         chosen = self.composer.places(num_rows) if self.composer else None
-        if chosen is not None:
-            hidden_NH = hidden_NH[chosen]
-        logits = self.target.compute_logits(torch.cat([target_RH, hidden_NH]))
+        copies = hidden_states.shape[-1] // hidden_size
+        if not (self._head_rows and self._head_rows.are_of(num_rows, copies, chosen)):
+            self._head_rows = _HeadRows.of(num_rows, copies, chosen, hidden_states.device)
+        hidden_XH = hidden_states.reshape(-1, hidden_size).index_select(0, self._head_rows.rows)
+        logits = self.target.compute_logits(hidden_XH)
         if logits is None:  # another rank has them
             return None
         self._assistant_logits = AssistantLogits(num_rows, chosen, logits[num_rows:])
@@ -175,8 +199,8 @@ class UnlearningForCausalLM(nn.Module, SupportsLoRA):
         if not most or not self._ran:
             return most
         # One of a branch's linear maps; all LoRA in an engine has the same view of the batch.
-        branch = self.get_submodule(self.options.branch_names()[0])
-        if not adapts_a_row(branch.get_submodule("layers.0.mlp.down_proj")):
+        branch: Any = self._modules[self.options.branch_names()[0]]
+        if not adapts_a_row(branch.layers[0].mlp.down_proj):
             return 0
         if len(self._locksteps) == 1 or self.composer is None:
             return most

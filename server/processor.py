@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from unlearngate.kernels.compose import compose, runs_triton
+from unlearngate.kernels.cpu import compile_kernels
 from unlearngate.kernels.pairs import Pairs
 from unlearngate.kernels.scratch import Scratch
 from unlearngate.server.branches import MAX_BRANCHES
@@ -81,6 +82,8 @@ class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         self._vocab_size = 0
         self._cached: _Batch | None = None
         self._scratch: Scratch | None = None
+        if not runs_triton(self._device):
+            compile_kernels()
         self.bad_rows = torch.zeros((), dtype=torch.int64, device=self._device)
 
     # vLLM's V1 interface
@@ -204,10 +207,12 @@ class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
 
     def _end_bad_rows(self, logits: Tensor, row_N: Tensor, bad_N: Tensor) -> None:
         """Let rows that hold NaN sample nothing but end-of-sequence, and count them; on a GPU without a host sync."""
+        if logits.device.type == "cpu" and not bad_N.numpy().any():
+            return
         bad_R = torch.zeros(logits.shape[0], dtype=torch.int64, device=logits.device).index_add_(0, row_N, bad_N.long())
         logits[:, self._eos].masked_fill_(bad_R > 0, 0.0)
         self.bad_rows += (bad_R > 0).sum()
-        if logits.device.type == "cpu" and bool(bad_N.any()):
+        if logits.device.type == "cpu":
             logger.error("logits are not finite (%d rows so far): their requests are ended", int(self.bad_rows))
 
 

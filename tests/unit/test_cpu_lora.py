@@ -1,11 +1,13 @@
 """LoRA on a CPU against float64, row by row, through vLLM's own bookkeeping of the batch."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from vllm.lora.layers import LoRAMapping
 from vllm.lora.punica_wrapper.punica_selector import get_punica_wrapper
 
-from unlearngate.server.cpu_lora import GroupedLora
+from unlearngate.server.cpu_lora import GroupedLora, add_merged, merged_number
 from unlearngate.server.vllm_compat import group_cpu_lora
 
 RANK, IN, OUTS = 4, 6, (5, 3)
@@ -17,25 +19,25 @@ BATCHES = {
     "one adapter": lambda rng: [9] * 7,
     "neighbours": lambda rng: [0, 0, 34, 34, 34, 21, 21, 0],
     "none": lambda rng: [0] * 5,
+    "a few rows": lambda rng: [34, 0, 9, 34],
+    "one row": lambda rng: [50],
 }
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("is_prefill", [False, True])
-@pytest.mark.parametrize("batch", BATCHES)
-def test_each_row_has_its_own_adapter_and_a_plain_row_keeps_its_bits(batch, is_prefill, dtype, seed):
+def make_wrapper():
     group_cpu_lora()
-    rng = torch.Generator().manual_seed(seed)
     wrapper = get_punica_wrapper(max_num_batched_tokens=64, max_batches=64, device="cpu")
     assert type(wrapper) is GroupedLora
-    for ids in ([0, *SLOTS], BATCHES[batch](rng)):  # nothing of the batch before stays
-        wrapper.update_metadata(LoRAMapping(tuple(ids), tuple(ids), is_prefill), SLOTS, len(SLOTS) + 1, 100)
-    x = torch.randn(len(ids), IN, generator=rng).to(dtype)
-    y = torch.randn(len(ids), sum(OUTS), generator=rng).to(dtype)
+    return wrapper
+
+
+def draw_adapters(rng, dtype):
     a = tuple(torch.randn(len(SLOTS), 1, RANK, IN, generator=rng).to(dtype) for _ in OUTS)
-    b = tuple(torch.randn(len(SLOTS), 1, out, RANK, generator=rng).to(dtype) for out in OUTS)
-    before = y.clone()
-    wrapper.add_lora_linear(y, x, a, b, 0.5, OUTS)
+    return a, tuple(torch.randn(len(SLOTS), 1, out, RANK, generator=rng).to(dtype) for out in OUTS)
+
+
+def check(y, before, x, a, b, ids, scale):
+    """Against float64; a row without an adapter keeps its bits."""
     for row, adapter_id in enumerate(ids):
         if adapter_id == 0:
             assert torch.equal(y[row], before[row])
@@ -44,15 +46,55 @@ def test_each_row_has_its_own_adapter_and_a_plain_row_keeps_its_bits(batch, is_p
         pairs = [(a_[slot, 0].double(), b_[slot, 0].double()) for a_, b_ in zip(a, b, strict=True)]
         update = torch.cat([b_ @ (a_ @ x[row].double()) for a_, b_ in pairs])
         size = torch.cat([b_.abs() @ (a_.abs() @ x[row].double().abs()) for a_, b_ in pairs])
-        error = (y[row].double() - before[row].double() - 0.5 * update).abs()
+        error = (y[row].double() - before[row].double() - scale * update).abs()
         # One rounding of what is added, one of the sum, and one of what is between A and B.
-        assert (error <= 4 * torch.finfo(dtype).eps * (before[row].double().abs() + size)).all()
+        assert (error <= 4 * torch.finfo(y.dtype).eps * (before[row].double().abs() + size)).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("is_prefill", [False, True])
+@pytest.mark.parametrize("batch", BATCHES)
+def test_each_row_has_its_own_adapter_and_a_plain_row_keeps_its_bits(batch, is_prefill, dtype, seed):
+    rng, wrapper = torch.Generator().manual_seed(seed), make_wrapper()
+    for ids in ([0, *SLOTS], BATCHES[batch](rng)):  # nothing of the batch before stays
+        wrapper.update_metadata(LoRAMapping(tuple(ids), tuple(ids), is_prefill), SLOTS, len(SLOTS) + 1, 100)
+    x = torch.randn(len(ids), IN, generator=rng).to(dtype)
+    y = torch.randn(len(ids), sum(OUTS), generator=rng).to(dtype)
+    a, b = draw_adapters(rng, dtype)
+    before = y.clone()
+    wrapper.add_lora_linear(y, x, a, b, 0.5, OUTS)
+    check(y, before, x, a, b, ids, 0.5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("batch", BATCHES)
+def test_merged_adapters_are_added_to_their_part_of_the_rows_and_follow_what_is_loaded(batch, dtype, seed):
+    rng, wrapper = torch.Generator().manual_seed(seed), make_wrapper()
+    ids = BATCHES[batch](rng)
+    wrapper.update_metadata(LoRAMapping(tuple(ids), tuple(ids), False), SLOTS, len(SLOTS) + 1, 100)
+    linears = []
+    for _ in range(2):
+        a, b = draw_adapters(rng, dtype)
+        linears.append(SimpleNamespace(lora_a_stacked=a, lora_b_stacked=b))
+        wrapper.merge(linears[-1])
+        for after, drawn in zip((*linears[-1].lora_a_stacked, *linears[-1].lora_b_stacked), (*a, *b), strict=True):
+            assert after.shape == drawn.shape and torch.equal(after, drawn)  # nothing that was loaded is lost
+    for linear in linears:
+        for _ in range(2):
+            a, b = draw_adapters(rng, dtype)
+            for view, drawn in zip((*linear.lora_a_stacked, *linear.lora_b_stacked), (*a, *b), strict=True):
+                view.copy_(drawn)  # as vLLM loads an adapter: into what is there
+            x = torch.randn(3 * len(ids), IN, generator=rng).to(dtype)
+            y = torch.randn(3 * len(ids), sum(OUTS), generator=rng).to(dtype)
+            before = y.clone()
+            add_merged(y, x, merged_number(linear), 1, 3)
+            others, own = [0] * len(ids), slice(len(ids), 2 * len(ids))
+            check(y, before, x, a, b, [*others, *ids, *others], 1.0)
+            assert any(ids) == (not torch.equal(y[own], before[own]))
 
 
 def test_weights_that_are_written_again_and_those_of_other_modules_count(seed):
-    group_cpu_lora()
-    rng = torch.Generator().manual_seed(seed)
-    wrapper = get_punica_wrapper(max_num_batched_tokens=64, max_batches=64, device="cpu")
+    rng, wrapper = torch.Generator().manual_seed(seed), make_wrapper()
     wrapper.update_metadata(LoRAMapping((9, 34, 9), (9, 34, 9), False), SLOTS, len(SLOTS) + 1, 100)
     modules = []
     for _ in range(2):
