@@ -24,7 +24,7 @@ from unlearngate.kernels.numba_lora import add_lora_rows
 Group = tuple[int, slice | Tensor]  # a slot and the rows whose adapter is there
 Maps = list[tuple[Tensor, Tensor]]  # A^T and B^T, of one slice of the output after the other
 SEPARATELY = 4  # adapters in a batch that are applied one after the other; more are faster together
-FEW = 4  # rows that are faster one by one, without a matmul
+FEW = 64  # rows that are faster one by one, on one core, than by matmuls on two (docs/performance.md)
 
 
 class Padded(NamedTuple):

@@ -7,7 +7,7 @@ import torch
 from vllm.lora.layers import LoRAMapping
 from vllm.lora.punica_wrapper.punica_selector import get_punica_wrapper
 
-from unlearngate.server.cpu_lora import GroupedLora, add_merged, merged_number
+from unlearngate.server.cpu_lora import FEW, GroupedLora, add_merged, merged_number
 from unlearngate.server.vllm_compat import group_cpu_lora
 
 RANK, IN, OUTS = 4, 6, (5, 3)
@@ -19,14 +19,17 @@ BATCHES = {
     "one adapter": lambda rng: [9] * 7,
     "neighbours": lambda rng: [0, 0, 34, 34, 34, 21, 21, 0],
     "none": lambda rng: [0] * 5,
-    "a few rows": lambda rng: [34, 0, 9, 34],
     "one row": lambda rng: [50],
+    "a prompt among others": lambda rng: [9, 0, *[34] * FEW, 77],
+    "more than few rows, many adapters": lambda rng: [
+        (0, *SLOTS)[i] for i in torch.randint(0, 8, (FEW + 5,), generator=rng)
+    ],
 }
 
 
 def make_wrapper():
     group_cpu_lora()
-    wrapper = get_punica_wrapper(max_num_batched_tokens=64, max_batches=64, device="cpu")
+    wrapper = get_punica_wrapper(max_num_batched_tokens=256, max_batches=256, device="cpu")
     assert type(wrapper) is GroupedLora
     return wrapper
 
