@@ -66,7 +66,7 @@ def compose(
 
 
 def runs_triton(device: torch.device) -> bool:
-    """The one place where the implementation is chosen: Triton on a GPU, vectorised torch on a CPU.
+    """The one place where the implementation is chosen: Triton on a GPU, numba on a CPU.
 
     TRITON_INTERPRET=1 runs the Triton kernels on a CPU too, in Triton's interpreter: right, and very slow.
 

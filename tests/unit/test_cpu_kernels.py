@@ -1,0 +1,58 @@
+"""What the CPU's composition does beside the formula, which test_compose.py holds: threads, compiled code."""
+
+import pytest
+import torch
+
+from support.composition import same_bits
+from unlearngate.kernels.compose import compose
+from unlearngate.kernels.cpu import _ALONE, compose_cpu
+from unlearngate.kernels.numba_kernels import compiled
+from unlearngate.kernels.pairs import Pairs
+
+VOCAB = 4096
+ROWS = 2 * _ALONE // VOCAB + 3  # more than one thread's share, and not a multiple of it
+
+
+@pytest.fixture
+def threads():
+    """Sets how many torch has."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def compose_many(seed):
+    """Two sets in the even rows and none in the odd ones; the gates of some are closed."""
+    rng = torch.Generator().manual_seed(seed)
+    rows = sorted([*range(0, ROWS, 2)] * 2)
+    target_RV = 4 * torch.randn(ROWS, VOCAB, generator=rng)
+    assistant_NV = 2 * torch.randn(len(rows), VOCAB, generator=rng)
+    gates = (3 * torch.rand(len(rows), generator=rng)).tolist()
+    pairs = Pairs.build(rows, [1.0] * len(rows), gates, [0.01] * ROWS, vocab_size=VOCAB)
+    return target_RV, compose_cpu(target_RV, assistant_NV, pairs)
+
+
+def test_threads_change_nothing(seed, threads):
+    found = []
+    for count in (1, 2, 5):
+        threads(count)
+        found.append(compose_many(seed))
+    alone_RV, alone = found[0]
+    assert 0 < alone.open_N.sum() < len(alone.open_N), f"seed {seed}"
+    for together_RV, together in found[1:]:
+        assert same_bits(together_RV, alone_RV), f"seed {seed}"
+        assert all(torch.equal(x, y) for x, y in zip(together, alone, strict=True)), f"seed {seed}"
+
+
+def test_without_a_folder_for_compiled_code_functions_are_compiled_all_the_same():
+    from_no_file: dict = {}
+    exec("def double(x):\n    return 2 * x", from_no_file)
+    double = compiled()(from_no_file["double"])
+    assert double(4) == 8 and double.signatures
+
+
+def test_no_pair_and_no_vocab_are_composed_to_nothing():
+    for num_pairs, vocab_size in ((0, 5), (2, 0)):
+        pairs = Pairs.build([0] * num_pairs, [1.0] * num_pairs, [0.0] * num_pairs, [0.5], vocab_size=vocab_size)
+        done = compose(torch.zeros(1, vocab_size), torch.zeros(num_pairs, vocab_size), pairs)
+        assert not done.open_N.any() and done.evidence_N.shape == (num_pairs,)
