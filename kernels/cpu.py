@@ -5,7 +5,9 @@ Shape legend: R target rows, N (row, forget set) pairs, M distinct rows among th
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
 from itertools import pairwise
 
@@ -58,4 +60,13 @@ def _flat(x_RV: Tensor) -> tuple[np.ndarray, int]:
 
 @cache
 def _threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(thread_name_prefix="compose")
+    return ThreadPoolExecutor(thread_name_prefix="compose", initializer=_spread)
+
+
+def _spread() -> None:
+    """Let this thread run where any of the process's may: vLLM binds each of torch's, its parent too, to one core."""
+    cores: set[int] = set()
+    for task in os.listdir("/proc/self/task"):
+        with suppress(ProcessLookupError):  # it has ended
+            cores |= os.sched_getaffinity(int(task))
+    os.sched_setaffinity(0, cores)

@@ -1,8 +1,8 @@
 """The CPU's kernels: a row is read, decided and written while it is in the cache, in a few passes that LLVM vectorises.
 
 No fast-math: sums are kept in LANES partial sums, which is what lets a compiler vectorise them as they stand, so a
-result depends on the numbers alone and not on where they lie in memory. Partial sums of fp32 hold LANES * _SPAN numbers
-at most and are added up in fp64.
+result depends on the numbers alone and not on where they lie in memory. A partial sum of fp32 holds _SPAN numbers at
+most; they are added up in fp64.
 
 Shape legend: V vocab; a row is V contiguous fp32 logits of an array that holds all of them.
 """
@@ -26,7 +26,8 @@ _ROUND = _F(1.5 * 2**23)  # added and taken away again: rounds to a whole number
 _LN2_HIGH = _F(0.693359375)  # ln 2 in two parts; 9 bits here, so that a product with a whole number is exact
 _LN2_LOW = _F(math.log(2) - 0.693359375)
 _LOWEST = _F(-87.0)  # below it exp is 0: next to the 1 of the largest logit, nothing
-_ZERO, _ONE, _C2, _C3, _C4, _C5, _C6, _C7 = (_F(1 / math.factorial(k) if k >= 0 else 0) for k in (-1, *range(1, 8)))
+_ZERO, _ONE = _F(0), _F(1)
+_C2, _C3, _C4, _C5, _C6, _C7 = (_F(1 / math.factorial(k)) for k in range(2, 8))
 
 
 def compiled(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

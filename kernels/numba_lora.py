@@ -7,37 +7,37 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from unlearngate.kernels.numba_kernels import compiled
 
 
 @compiled(fastmath={"reassoc", "contract"})
-def add_lora_rows(y: Any, x: Any, a: Any, b: Any, sizes: Any, slot_T: Any, first: int, scale: Any) -> None:
-    """y[first + t] += scale * x[first + t] @ a[s]^T @ b[s], slice by slice of the output, for t's slot s = slot_T[t].
+def add_lora_rows(y: Any, x: Any, a: Any, b: Any, sizes: Any, slot_T: Any, first: int) -> None:
+    """y[first + t] += x[first + t] @ a[s]^T @ b[s], slice by slice of the output, for t's slot s = slot_T[t].
 
     Args:
         y: (rows, out) fp32, written.
         x: (rows, in) fp32.
         a: (slots, n * rank, in) fp32: for each of the n slices its own A.
-        b: (slots, n * rank, out) fp32: B^T of slice i in rows i * rank to (i + 1) * rank, in the columns of its output.
+        b: (slots, rank, out) fp32: B^T of each slice in the columns of its output.
         sizes: (n,) int64, of the slices of the output.
         slot_T: (T,) int64; -1 for a row without an adapter.
         first: the row of `y` and `x` that slot_T[0] is of.
-        scale: fp32.
     """
-    rank = a.shape[1] // len(sizes)
+    rank = b.shape[1]
     for t in range(len(slot_T)):
         slot = slot_T[t]
         if slot < 0:
             continue
         x_row, start = x[first + t], 0
         for piece in range(len(sizes)):
-            y_slice = y[first + t, start : start + sizes[piece]]
-            for k in range(piece * rank, (piece + 1) * rank):
-                a_row, b_row = a[slot, k], b[slot, k, start : start + sizes[piece]]
-                low = scale - scale
+            stop = start + sizes[piece]
+            y_slice = y[first + t, start:stop]
+            for k in range(rank):
+                a_row, b_row, low = a[slot, piece * rank + k], b[slot, k, start:stop], np.float32(0)
                 for i in range(len(x_row)):
                     low += a_row[i] * x_row[i]
-                low *= scale
                 for i in range(len(y_slice)):
                     y_slice[i] += low * b_row[i]
-            start += sizes[piece]
+            start = stop

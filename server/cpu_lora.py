@@ -22,9 +22,10 @@ from vllm.utils.torch_utils import direct_register_custom_op
 from unlearngate.kernels.numba_lora import add_lora_rows
 
 Group = tuple[int, slice | Tensor]  # a slot and the rows whose adapter is there
-Maps = list[tuple[Tensor, Tensor]]  # A^T and B^T, of one slice of the output after the other
 SEPARATELY = 4  # adapters in a batch that are applied one after the other; more are faster together
-FEW = 64  # rows that are faster one by one, on one core, than by matmuls on two (docs/performance.md)
+ALONE = (
+    2**22
+)  # multiplications for a linear map's rows that one core does sooner than matmuls begin: docs/performance.md
 
 
 class Padded(NamedTuple):
@@ -43,15 +44,14 @@ class Padded(NamedTuple):
 
 
 class Merged(NamedTuple):
-    """A module's adapters: the slices of A stacked, those of B each in the columns of its output, 0 beside it."""
+    """A module's adapters, as vLLM has them and, in fp32, the same memory as `add_lora_rows` reads it."""
 
-    a: list[Tensor]  # views of the slices, as vLLM has them
+    a: list[Tensor]
     b: list[Tensor]
-    of_slot: list[Maps]  # of the whole output
-    arrays: tuple[np.ndarray, np.ndarray, np.ndarray] | None  # of fp32: A, B^T and the slices' sizes
+    arrays: tuple[np.ndarray, np.ndarray, np.ndarray] | None
+    weights: int  # of one adapter
 
 
-_ONE = np.float32(1)
 _NUMBER = "unlearngate_merged_number"
 _numbers = itertools.count()
 _wrappers: weakref.WeakValueDictionary[int, GroupedLora] = weakref.WeakValueDictionary()
@@ -63,18 +63,22 @@ class GroupedLora(PunicaWrapperCPU):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.batch: Padded | list[Group] = []
-        self.few_T: np.ndarray | None = None  # the rows' slots if there are few
+        self.slot_T = np.zeros(0, np.int64)
         self.merged: list[Merged] = []
-        self._of_slot: dict[tuple[int, int], Maps] = {}
+        self._of_slot: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
         self._number = next(_numbers)  # an operation takes no objects
         _wrappers[self._number] = self
+        rows, adapters = np.zeros((0, 0), np.float32), np.zeros((0, 0, 0), np.float32)
+        add_lora_rows(
+            rows, rows, adapters, adapters, np.zeros(1, np.int64), self.slot_T, 0
+        )  # compiled before any request
 
     def update_metadata(self, *args: Any, **kwargs: Any) -> None:
         """Learn which row has which slot in the batches to come."""
         super().update_metadata(*args, **kwargs)
         slots_T = self.token_lora_indices
         self.batch = group_rows(slots_T)
-        self.few_T = slots_T.numpy().copy() if len(slots_T) <= FEW else None
+        self.slot_T = slots_T.numpy().copy()
 
     def add_lora_linear(
         self,
@@ -95,32 +99,23 @@ class GroupedLora(PunicaWrapperCPU):
         torch.ops.vllm.unlearngate_add_lora(y, x, list(lora_a_stacked), list(lora_b_stacked), scale, self._number)
 
     def merge(self, linear: BaseLinearLayerWithLoRA) -> None:
-        """Lay a module's adapters out so that two products do for all slices of its output.
+        """Lay the slices of a module's adapters side by side: A's (slots, n * rank, in), B's (slots, rank, out).
 
         vLLM goes on writing adapters, through the views of this that the module has from now on.
         """
         a, b = linear.lora_a_stacked, linear.lora_b_stacked
-        slots, _, rank, size_in = a[0].shape
+        whole_a = torch.cat([x[:, 0] for x in a], dim=1)
+        whole_b = torch.cat([x[:, 0].mT for x in b], dim=2)
         sizes = [x.shape[2] for x in b]
-        whole_a = a[0].new_zeros(slots, len(a) * rank, size_in)
-        whole_b = b[0].new_zeros(slots, len(b) * rank, sum(sizes))
-        ranks = [slice(n * rank, (n + 1) * rank) for n in range(len(a))]
-        linear.lora_a_stacked = tuple(whole_a[:, None, own] for own in ranks)
-        columns = whole_b[:, None].split(sizes, dim=-1)
-        linear.lora_b_stacked = tuple(x[:, :, own].mT for x, own in zip(columns, ranks, strict=True))
-        views = (*linear.lora_a_stacked, *linear.lora_b_stacked)
-        for view, before in zip(views, (*a, *b), strict=True):
-            view.copy_(before)
-        of_slot = [[(whole_a[slot].T, whole_b[slot])] for slot in range(slots)]
+        linear.lora_a_stacked = whole_a[:, None].chunk(len(a), dim=2)
+        linear.lora_b_stacked = tuple(x.mT for x in whole_b[:, None].split(sizes, dim=3))
         is_fp32 = whole_a.dtype == whole_b.dtype == torch.float32
         arrays = (whole_a.numpy(), whole_b.numpy(), np.array(sizes)) if is_fp32 else None
-        self.merged.append(Merged(list(linear.lora_a_stacked), list(linear.lora_b_stacked), of_slot, arrays))
-        setattr(linear, _NUMBER, (self._number, len(self.merged) - 1))
-        if arrays:  # compile now, not with the first rows that come
-            nothing = np.zeros((0, 0), np.float32)
-            add_lora_rows(nothing, nothing, *arrays, np.zeros(0, np.int64), 0, _ONE)
+        weights = whole_a[0].numel() + whole_b[0].numel()
+        setattr(linear, _NUMBER, (self._number, len(self.merged)))
+        self.merged.append(Merged(list(linear.lora_a_stacked), list(linear.lora_b_stacked), arrays, weights))
 
-    def of_slot(self, a: list[Tensor], b: list[Tensor], slot: int) -> Maps:
+    def of_slot(self, a: list[Tensor], b: list[Tensor], slot: int) -> list[tuple[Tensor, Tensor]]:
         """A^T and B^T of every slice: views of a module's weights, made once, which change as vLLM writes those."""
         key = (a[0].data_ptr(), slot)
         if key not in self._of_slot:
@@ -155,33 +150,28 @@ def _add_lora(y: Tensor, x: Tensor, a: list[Tensor], b: list[Tensor], scale: flo
         _add_together(y, x, a, b, scale, lora.batch)
         return
     for slot, rows in lora.batch:
-        _add_one(y, x, rows, lora.of_slot(a, b, slot), scale)
+        x_group = x[rows].float()
+        y_group = y[rows]  # a view if the rows are neighbours
+        start = 0
+        for a_t, b_t in lora.of_slot(a, b, slot):
+            low = (x_group @ a_t.float()).to(y.dtype)
+            size = b_t.shape[1]
+            y_group.narrow(1, start, size).addmm_(low, b_t.to(y.dtype), alpha=scale)
+            start += size
+        if isinstance(rows, Tensor):
+            y[rows] = y_group
 
 
 def _add_merged(y: Tensor, x: Tensor, wrapper: int, number: int, part: int, parts: int) -> None:
     lora = _wrappers[wrapper]
-    merged = lora.merged[number]
-    if lora.few_T is not None and merged.arrays is not None and y.dtype is torch.float32:
-        add_lora_rows(y.numpy(), x.numpy(), *merged.arrays, lora.few_T, part * len(lora.few_T), _ONE)
-        return
-    x, y = x.chunk(parts)[part], y.chunk(parts)[part]
-    if isinstance(lora.batch, Padded):
-        _add_together(y, x, merged.a, merged.b, 1.0, lora.batch)
-        return
-    for slot, rows in lora.batch:
-        _add_one(y, x, rows, merged.of_slot[slot], 1.0)
-
-
-def _add_one(y: Tensor, x: Tensor, rows: slice | Tensor, maps: Maps, scale: float) -> None:
-    x_group, y_group = x[rows].float(), y[rows]  # views if the rows are neighbours
-    start = 0
-    for a_t, b_t in maps:
-        low = (x_group @ a_t.float()).to(y.dtype)
-        size = b_t.shape[1]
-        y_group.narrow(1, start, size).addmm_(low, b_t.to(y.dtype), alpha=scale)
-        start += size
-    if isinstance(rows, Tensor):
-        y[rows] = y_group
+    merged, num_rows = lora.merged[number], len(lora.slot_T)
+    if len(y) != parts * num_rows:
+        raise RuntimeError(f"{len(y)} rows in {parts} parts are not those of the batch, {num_rows} each")
+    if merged.arrays and y.dtype is torch.float32 and num_rows * merged.weights <= ALONE:
+        add_lora_rows(y.numpy(), x.numpy(), *merged.arrays, lora.slot_T, part * num_rows)
+    else:
+        rows = slice(part * num_rows, (part + 1) * num_rows)
+        _add_lora(y[rows], x[rows], merged.a, merged.b, 1.0, wrapper)
 
 
 def _add_together(y: Tensor, x: Tensor, a: list[Tensor], b: list[Tensor], scale: float, batch: Padded) -> None:

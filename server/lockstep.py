@@ -120,14 +120,14 @@ class _StackedMethod:
     def __init__(self, method: Any, linears: Sequence[nn.Module]) -> None:
         self._method = method
         self._linears = tuple(linears)
+        self._any_adapted = any(isinstance(linear, BaseLinearLayerWithLoRA) for linear in linears)
         numbers = [merged_number(linear) for linear in linears]
         self._merged = [(part, number) for part, number in enumerate(numbers) if number]
 
     def apply(self, layer: nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
         y: Tensor = self._method.apply(layer, x, bias)
         count = len(self._linears)
-        adapted = [isinstance(linear, BaseLinearLayerWithLoRA) for linear in self._linears]
-        if self._merged or not any(adapted):
+        if self._merged or not self._any_adapted:
             for part, number in self._merged:
                 add_merged(y, x, number, part, count)
             return y

@@ -60,20 +60,21 @@ class AssistantLogits(NamedTuple):
 
 
 class _HeadRows(NamedTuple):
-    """Which rows the head is to multiply, of (R, copies * H) hidden states taken as (R * copies, H)."""
+    """Which of (R, copies, H) hidden states the head is to multiply: the target's R, then N of its assistants'."""
 
     num_rows: int
     copies: int
     chosen: Tensor | None
-    rows: Tensor  # (R + N,) int64, the target's first
+    row_X: Tensor  # (R + N,) int64
+    copy_X: Tensor
 
     @classmethod
     def of(cls, num_rows: int, copies: int, chosen: Tensor | None, device: torch.device) -> _HeadRows:
         """For the `chosen` of the assistants' rows, or all."""
         place_N = torch.arange((copies - 1) * num_rows, device=device) if chosen is None else chosen
-        target_R = torch.arange(num_rows, device=device) * copies
-        assistant_N = place_N % num_rows * copies + place_N // num_rows + 1
-        return cls(num_rows, copies, chosen, torch.cat([target_R, assistant_N]))
+        row_R = torch.arange(num_rows, device=device)
+        row_X = torch.cat([row_R, place_N % num_rows])
+        return cls(num_rows, copies, chosen, row_X, torch.cat([0 * row_R, place_N // num_rows + 1]))
 
     def are_of(self, num_rows: int, copies: int, chosen: Tensor | None) -> bool:
         """Whether these are the rows, as they are for many steps of a batch."""
@@ -172,8 +173,8 @@ class UnlearningForCausalLM(nn.Module, SupportsLoRA):
         copies = hidden_states.shape[-1] // hidden_size
         if not (self._head_rows and self._head_rows.are_of(num_rows, copies, chosen)):
             self._head_rows = _HeadRows.of(num_rows, copies, chosen, hidden_states.device)
-        hidden_XH = hidden_states.reshape(-1, hidden_size).index_select(0, self._head_rows.rows)
-        logits = self.target.compute_logits(hidden_XH)
+        hidden_RCH = hidden_states.view(num_rows, copies, hidden_size)
+        logits = self.target.compute_logits(hidden_RCH[self._head_rows.row_X, self._head_rows.copy_X])
         if logits is None:  # another rank has them
             return None
         self._assistant_logits = AssistantLogits(num_rows, chosen, logits[num_rows:])

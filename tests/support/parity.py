@@ -99,10 +99,12 @@ def start_engine(args: argparse.Namespace, target: Path):
     from vllm import EngineArgs
     from vllm.v1.engine.llm_engine import LLMEngine
 
+    from unlearngate.server import cpu_lora
     from unlearngate.server.engine import engine_options
     from unlearngate.server.registry import Registry
     from unlearngate.target import identify_target
 
+    cpu_lora.ALONE = 2**13  # so that small batches go one way and large ones the other, as with larger models
     registry = Registry(identify_target(target), args.work / "bindings")
     registry.discover(args.work / "sets", undial=args.undial)
     options = engine_options(

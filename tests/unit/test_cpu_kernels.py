@@ -5,8 +5,8 @@ import torch
 
 from support.composition import same_bits
 from unlearngate.kernels.compose import compose
-from unlearngate.kernels.cpu import _ALONE, compose_cpu
-from unlearngate.kernels.numba_kernels import compiled
+from unlearngate.kernels.cpu import _ALONE, compile_kernels, compose_cpu
+from unlearngate.kernels.numba_kernels import compiled, compose_rows
 from unlearngate.kernels.pairs import Pairs
 
 VOCAB = 4096
@@ -49,6 +49,17 @@ def test_without_a_folder_for_compiled_code_functions_are_compiled_all_the_same(
     exec("def double(x):\n    return 2 * x", from_no_file)
     double = compiled()(from_no_file["double"])
     assert double(4) == 8 and double.signatures
+
+
+def test_what_requests_run_is_compiled_beforehand(threads):
+    compile_kernels()
+    threads(2)
+    with torch.inference_mode():
+        for dtype in (torch.float32, torch.bfloat16):
+            logits_RV = torch.randn(ROWS, VOCAB + 7).to(dtype)[:, :VOCAB]
+            pairs = Pairs.build(range(ROWS), [1.0] * ROWS, [0.0] * ROWS, [0.5] * ROWS, vocab_size=VOCAB)
+            compose_cpu(logits_RV, torch.randn(ROWS, VOCAB), pairs, mode="scoring")
+    assert len(compose_rows.signatures) == 1
 
 
 def test_no_pair_and_no_vocab_are_composed_to_nothing():

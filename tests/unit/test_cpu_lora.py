@@ -7,7 +7,9 @@ import torch
 from vllm.lora.layers import LoRAMapping
 from vllm.lora.punica_wrapper.punica_selector import get_punica_wrapper
 
-from unlearngate.server.cpu_lora import FEW, GroupedLora, add_merged, merged_number
+from unlearngate.kernels.numba_lora import add_lora_rows
+from unlearngate.server import cpu_lora
+from unlearngate.server.cpu_lora import GroupedLora, add_merged, merged_number
 from unlearngate.server.vllm_compat import group_cpu_lora
 
 RANK, IN, OUTS = 4, 6, (5, 3)
@@ -20,10 +22,7 @@ BATCHES = {
     "neighbours": lambda rng: [0, 0, 34, 34, 34, 21, 21, 0],
     "none": lambda rng: [0] * 5,
     "one row": lambda rng: [50],
-    "a prompt among others": lambda rng: [9, 0, *[34] * FEW, 77],
-    "more than few rows, many adapters": lambda rng: [
-        (0, *SLOTS)[i] for i in torch.randint(0, 8, (FEW + 5,), generator=rng)
-    ],
+    "a prompt among others": lambda rng: [9, 0, *[34] * 30, 77],
 }
 
 
@@ -70,8 +69,12 @@ def test_each_row_has_its_own_adapter_and_a_plain_row_keeps_its_bits(batch, is_p
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("alone", [0, 2**22])
 @pytest.mark.parametrize("batch", BATCHES)
-def test_merged_adapters_are_added_to_their_part_of_the_rows_and_follow_what_is_loaded(batch, dtype, seed):
+def test_merged_adapters_are_added_to_their_part_of_the_rows_and_follow_what_is_loaded(
+    batch, alone, dtype, seed, monkeypatch
+):
+    monkeypatch.setattr(cpu_lora, "ALONE", alone)
     rng, wrapper = torch.Generator().manual_seed(seed), make_wrapper()
     ids = BATCHES[batch](rng)
     wrapper.update_metadata(LoRAMapping(tuple(ids), tuple(ids), False), SLOTS, len(SLOTS) + 1, 100)
@@ -94,6 +97,24 @@ def test_merged_adapters_are_added_to_their_part_of_the_rows_and_follow_what_is_
             others, own = [0] * len(ids), slice(len(ids), 2 * len(ids))
             check(y, before, x, a, b, [*others, *ids, *others], 1.0)
             assert any(ids) == (not torch.equal(y[own], before[own]))
+
+
+def test_small_batches_go_to_the_kernel_compiled_at_the_start_and_large_ones_do_not(monkeypatch):
+    wrapper, calls = make_wrapper(), []
+    monkeypatch.setattr(cpu_lora, "add_lora_rows", lambda *args: calls.append(args) or add_lora_rows(*args))
+    a, b = draw_adapters(None, torch.float32)
+    linear = SimpleNamespace(lora_a_stacked=a, lora_b_stacked=b)
+    wrapper.merge(linear)
+    weights = sum(x[0].numel() for x in (*linear.lora_a_stacked, *linear.lora_b_stacked))
+    monkeypatch.setattr(cpu_lora, "ALONE", 7 * weights)
+    for num_rows in (1, 7, 8):
+        ids = (9,) * num_rows
+        wrapper.update_metadata(LoRAMapping(ids, ids, False), SLOTS, len(SLOTS) + 1, 100)
+        with torch.inference_mode():
+            add_merged(torch.zeros(2 * num_rows, sum(OUTS)), torch.randn(2 * num_rows, IN), merged_number(linear), 1, 2)
+    assert len(calls) == 2 and len(add_lora_rows.signatures) == 1
+    with pytest.raises(RuntimeError, match="15 rows in 2 parts are not those of the batch, 8 each"):
+        add_merged(torch.zeros(15, sum(OUTS)), torch.randn(15, IN), merged_number(linear), 1, 2)
 
 
 def test_weights_that_are_written_again_and_those_of_other_modules_count(seed):
