@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from unlearngate.kernels.cpu import compose_cpu
 from unlearngate.kernels.pairs import MODES, Composition, Mode, Pairs
 
 if TYPE_CHECKING:
@@ -57,6 +56,9 @@ def compose(
         from unlearngate.kernels.triton_compose import compose_triton
 
         return compose_triton(target_RV, assistant_NV, pairs, mode=mode, scratch=scratch)
+    # Not before it is needed: vLLM 0.32 cannot start a CPU worker in a process that has imported numba.
+    from unlearngate.kernels.cpu import compose_cpu
+
     if not pairs.padded:
         return compose_cpu(target_RV, assistant_NV, pairs, mode=mode)
     used = pairs.without_padding()

@@ -19,8 +19,6 @@ from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 from vllm.utils.torch_utils import direct_register_custom_op
 
-from unlearngate.kernels.numba_lora import add_lora_rows
-
 Group = tuple[int, slice | Tensor]  # a slot and the rows whose adapter is there
 SEPARATELY = 4  # adapters in a batch that are applied one after the other; more are faster together
 ALONE = (
@@ -68,6 +66,10 @@ class GroupedLora(PunicaWrapperCPU):
         self._of_slot: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
         self._number = next(_numbers)  # an operation takes no objects
         _wrappers[self._number] = self
+        # Not before it is needed: vLLM 0.32 cannot start a CPU worker in a process that has imported numba.
+        from unlearngate.kernels.numba_lora import add_lora_rows
+
+        self.add_rows = add_lora_rows
         rows, adapters = np.zeros((0, 0), np.float32), np.zeros((0, 0, 0), np.float32)
         add_lora_rows(
             rows, rows, adapters, adapters, np.zeros(1, np.int64), self.slot_T, 0
@@ -168,7 +170,7 @@ def _add_merged(y: Tensor, x: Tensor, wrapper: int, number: int, part: int, part
     if len(y) != parts * num_rows:
         raise RuntimeError(f"{len(y)} rows in {parts} parts are not those of the batch, {num_rows} each")
     if merged.arrays and y.dtype is torch.float32 and num_rows * merged.weights <= ALONE:
-        add_lora_rows(y.numpy(), x.numpy(), *merged.arrays, lora.slot_T, part * num_rows)
+        lora.add_rows(y.numpy(), x.numpy(), *merged.arrays, lora.slot_T, part * num_rows)
     else:
         rows = slice(part * num_rows, (part + 1) * num_rows)
         _add_lora(y[rows], x[rows], merged.a, merged.b, 1.0, wrapper)

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from unlearngate.kernels.compose import compose, runs_triton
-from unlearngate.kernels.cpu import compile_kernels
 from unlearngate.kernels.pairs import Pairs
 from unlearngate.kernels.scratch import Scratch
 from unlearngate.server.branches import MAX_BRANCHES
@@ -83,6 +82,8 @@ class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         self._cached: _Batch | None = None
         self._scratch: Scratch | None = None
         if not runs_triton(self._device):
+            from unlearngate.kernels.cpu import compile_kernels
+
             compile_kernels()
         self.bad_rows = torch.zeros((), dtype=torch.int64, device=self._device)
 

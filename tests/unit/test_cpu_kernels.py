@@ -1,5 +1,8 @@
 """What the CPU's composition does beside the formula, which test_compose.py holds: threads, compiled code."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -67,3 +70,10 @@ def test_no_pair_and_no_vocab_are_composed_to_nothing():
         pairs = Pairs.build([0] * num_pairs, [1.0] * num_pairs, [0.0] * num_pairs, [0.5], vocab_size=vocab_size)
         done = compose(torch.zeros(1, vocab_size), torch.zeros(num_pairs, vocab_size), pairs)
         assert not done.open_N.any() and done.evidence_N.shape == (num_pairs,)
+
+
+def test_numba_is_imported_by_what_runs_in_a_worker_only():
+    """VLLM 0.32 looks through all modules when it starts a CPU worker, and stumbles over llvmlite's."""
+    imports = "unlearngate.cli, unlearngate.kernels.compose, unlearngate.server.processor, unlearngate.server.model"
+    program = f"import sys, {imports}; sys.exit('numba' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True).returncode == 0
