@@ -1,6 +1,6 @@
 """LoRA on a CPU by adapter: two matmuls for each of the batch's, where vLLM copies an adapter's weights for each row.
 
-A few rows go one by one through a kernel of our own (`kernels.numba_lora`), as far as their modules are merged.
+A few rows go one by one through a kernel of our own (`kernels.numba_lora`), as far as their modules are joined.
 
 vLLM's own operations also take the last slot's adapter for rows that have none (index -1): plain rows of a mixed batch
 then answer with a set of kind `undial` that another request asked for (vLLM pull request 48421, not in 0.32).
@@ -21,9 +21,8 @@ from vllm.utils.torch_utils import direct_register_custom_op
 
 Group = tuple[int, slice | Tensor]  # a slot and the rows whose adapter is there
 SEPARATELY = 4  # adapters in a batch that are applied one after the other; more are faster together
-ALONE = (
-    2**22
-)  # multiplications for a linear map's rows that one core does sooner than matmuls begin: docs/performance.md
+# Multiplications, of one linear map in a batch, that one core does sooner than matmuls are called: docs/performance.md
+ALONE = 2**22
 
 
 class Padded(NamedTuple):
@@ -41,7 +40,7 @@ class Padded(NamedTuple):
         return len(self.row_P) <= 4 * len(self.row_N)
 
 
-class Merged(NamedTuple):
+class Joined(NamedTuple):
     """A module's adapters, as vLLM has them and, in fp32, the same memory as `add_lora_rows` reads it."""
 
     a: list[Tensor]
@@ -50,7 +49,7 @@ class Merged(NamedTuple):
     weights: int  # of one adapter
 
 
-_NUMBER = "unlearngate_merged_number"
+_NUMBER = "unlearngate_joined_number"
 _numbers = itertools.count()
 _wrappers: weakref.WeakValueDictionary[int, GroupedLora] = weakref.WeakValueDictionary()
 
@@ -62,7 +61,7 @@ class GroupedLora(PunicaWrapperCPU):
         super().__init__(*args, **kwargs)
         self.batch: Padded | list[Group] = []
         self.slot_T = np.zeros(0, np.int64)
-        self.merged: list[Merged] = []
+        self.joined: list[Joined] = []
         self._of_slot: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
         self._number = next(_numbers)  # an operation takes no objects
         _wrappers[self._number] = self
@@ -71,9 +70,8 @@ class GroupedLora(PunicaWrapperCPU):
 
         self.add_rows = add_lora_rows
         rows, adapters = np.zeros((0, 0), np.float32), np.zeros((0, 0, 0), np.float32)
-        add_lora_rows(
-            rows, rows, adapters, adapters, np.zeros(1, np.int64), self.slot_T, 0
-        )  # compiled before any request
+        # Compiled before any request.
+        add_lora_rows(rows, rows, adapters, adapters, np.zeros(1, np.int64), self.slot_T, 0)
 
     def update_metadata(self, *args: Any, **kwargs: Any) -> None:
         """Learn which row has which slot in the batches to come."""
@@ -100,7 +98,7 @@ class GroupedLora(PunicaWrapperCPU):
         """
         torch.ops.vllm.unlearngate_add_lora(y, x, list(lora_a_stacked), list(lora_b_stacked), scale, self._number)
 
-    def merge(self, linear: BaseLinearLayerWithLoRA) -> None:
+    def join(self, linear: BaseLinearLayerWithLoRA) -> None:
         """Lay the slices of a module's adapters side by side: A's (slots, n * rank, in), B's (slots, rank, out).
 
         vLLM goes on writing adapters, through the views of this that the module has from now on.
@@ -114,8 +112,8 @@ class GroupedLora(PunicaWrapperCPU):
         is_fp32 = whole_a.dtype == whole_b.dtype == torch.float32
         arrays = (whole_a.numpy(), whole_b.numpy(), np.array(sizes)) if is_fp32 else None
         weights = whole_a[0].numel() + whole_b[0].numel()
-        setattr(linear, _NUMBER, (self._number, len(self.merged)))
-        self.merged.append(Merged(list(linear.lora_a_stacked), list(linear.lora_b_stacked), arrays, weights))
+        setattr(linear, _NUMBER, (self._number, len(self.joined)))
+        self.joined.append(Joined(list(linear.lora_a_stacked), list(linear.lora_b_stacked), arrays, weights))
 
     def of_slot(self, a: list[Tensor], b: list[Tensor], slot: int) -> list[tuple[Tensor, Tensor]]:
         """A^T and B^T of every slice: views of a module's weights, made once, which change as vLLM writes those."""
@@ -125,22 +123,22 @@ class GroupedLora(PunicaWrapperCPU):
         return self._of_slot[key]
 
 
-def merge_adapters(model: nn.Module) -> None:
-    """`GroupedLora.merge` for all of a model's linear maps; nothing where another class applies LoRA."""
+def join_slices(model: nn.Module) -> None:
+    """`GroupedLora.join` for all of a model's linear maps; nothing where another class applies LoRA."""
     with torch.inference_mode(False):  # or vLLM could write adapters in that mode only
         for module in model.modules():
             if isinstance(module, BaseLinearLayerWithLoRA) and isinstance(module.punica_wrapper, GroupedLora):
-                module.punica_wrapper.merge(module)
+                module.punica_wrapper.join(module)
 
 
-def merged_number(linear: nn.Module) -> tuple[int, int] | None:
-    """What `add_merged` knows a module by; None if its adapters are not merged."""
+def joined_number(linear: nn.Module) -> tuple[int, int] | None:
+    """What `add_joined` knows a module by; None if its adapters are not joined."""
     return getattr(linear, _NUMBER, None)
 
 
-def add_merged(y: Tensor, x: Tensor, number: tuple[int, int], part: int, parts: int) -> None:
-    """`GroupedLora.add_lora_linear` of a merged module for one of several equal parts of `y` and `x`."""
-    torch.ops.vllm.unlearngate_add_merged(y, x, *number, part, parts)
+def add_joined(y: Tensor, x: Tensor, number: tuple[int, int], part: int, parts: int) -> None:
+    """`GroupedLora.add_lora_linear` of a joined module for one of several equal parts of `y` and `x`."""
+    torch.ops.vllm.unlearngate_add_joined(y, x, *number, part, parts)
 
 
 # One operation each to a compiler, which must not look at a batch's rows.
@@ -164,16 +162,16 @@ def _add_lora(y: Tensor, x: Tensor, a: list[Tensor], b: list[Tensor], scale: flo
             y[rows] = y_group
 
 
-def _add_merged(y: Tensor, x: Tensor, wrapper: int, number: int, part: int, parts: int) -> None:
+def _add_joined(y: Tensor, x: Tensor, wrapper: int, number: int, part: int, parts: int) -> None:
     lora = _wrappers[wrapper]
-    merged, num_rows = lora.merged[number], len(lora.slot_T)
+    joined, num_rows = lora.joined[number], len(lora.slot_T)
     if len(y) != parts * num_rows:
         raise RuntimeError(f"{len(y)} rows in {parts} parts are not those of the batch, {num_rows} each")
-    if merged.arrays and y.dtype is torch.float32 and num_rows * merged.weights <= ALONE:
-        lora.add_rows(y.numpy(), x.numpy(), *merged.arrays, lora.slot_T, part * num_rows)
+    if joined.arrays and y.dtype is torch.float32 and num_rows * joined.weights <= ALONE:
+        lora.add_rows(y.numpy(), x.numpy(), *joined.arrays, lora.slot_T, part * num_rows)
     else:
         rows = slice(part * num_rows, (part + 1) * num_rows)
-        _add_lora(y[rows], x[rows], merged.a, merged.b, 1.0, wrapper)
+        _add_lora(y[rows], x[rows], joined.a, joined.b, 1.0, wrapper)
 
 
 def _add_together(y: Tensor, x: Tensor, a: list[Tensor], b: list[Tensor], scale: float, batch: Padded) -> None:
@@ -188,7 +186,7 @@ def _add_together(y: Tensor, x: Tensor, a: list[Tensor], b: list[Tensor], scale:
         start += size
 
 
-for _name, _function in {"unlearngate_add_lora": _add_lora, "unlearngate_add_merged": _add_merged}.items():
+for _name, _function in {"unlearngate_add_lora": _add_lora, "unlearngate_add_joined": _add_joined}.items():
     direct_register_custom_op(_name, _function, ["y"], fake_impl=lambda *_: None, dispatch_key="CPU")
 
 

@@ -21,7 +21,7 @@ from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
 from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.layers.linear import LinearBase
 
-from unlearngate.server.cpu_lora import add_merged, merged_number
+from unlearngate.server.cpu_lora import add_joined, joined_number
 
 
 @support_torch_compile(dynamic_arg_dims={"input_ids": 0, "positions": 0, "inputs_embeds": 0})
@@ -121,15 +121,15 @@ class _StackedMethod:
         self._method = method
         self._linears = tuple(linears)
         self._any_adapted = any(isinstance(linear, BaseLinearLayerWithLoRA) for linear in linears)
-        numbers = [merged_number(linear) for linear in linears]
-        self._merged = [(part, number) for part, number in enumerate(numbers) if number]
+        numbers = [joined_number(linear) for linear in linears]
+        self._joined = [(part, number) for part, number in enumerate(numbers) if number]
 
     def apply(self, layer: nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
         y: Tensor = self._method.apply(layer, x, bias)
         count = len(self._linears)
-        if self._merged or not self._any_adapted:
-            for part, number in self._merged:
-                add_merged(y, x, number, part, count)
+        if self._joined or not self._any_adapted:
+            for part, number in self._joined:
+                add_joined(y, x, number, part, count)
             return y
         parts = zip(self._linears, x.chunk(count), y.chunk(count), strict=True)
         return torch.cat([_adapted(linear, x_rows, y_rows) for linear, x_rows, y_rows in parts])

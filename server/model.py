@@ -32,7 +32,7 @@ from vllm.model_executor.models.interfaces import SupportsLoRA
 from vllm.model_executor.models.utils import init_vllm_registered_model
 
 from unlearngate.server.branches import CONFIG_FIELD, BranchOptions
-from unlearngate.server.cpu_lora import merge_adapters
+from unlearngate.server.cpu_lora import join_slices
 from unlearngate.server.lockstep import Lockstep, NeverAlone
 from unlearngate.server.refusals import refuse_unsupported
 from unlearngate.server.vllm_compat import adapts_a_row, compile_on_a_cpu, group_cpu_lora, may_vary_branches
@@ -148,7 +148,7 @@ class UnlearningForCausalLM(nn.Module, SupportsLoRA):
         if not self._ran:
             # vLLM compiles, and measures its memory, by the first batch: what later ones may do, it does.
             self._ran = True
-            merge_adapters(self)
+            join_slices(self)
             for lockstep in self._locksteps.values():
                 lockstep.stack()
             for fewer in sorted(self._locksteps)[:-1]:

@@ -9,7 +9,7 @@ from vllm.lora.punica_wrapper.punica_selector import get_punica_wrapper
 
 from unlearngate.kernels.numba_lora import add_lora_rows
 from unlearngate.server import cpu_lora
-from unlearngate.server.cpu_lora import GroupedLora, add_merged, merged_number
+from unlearngate.server.cpu_lora import GroupedLora, add_joined, joined_number
 from unlearngate.server.vllm_compat import group_cpu_lora
 
 RANK, IN, OUTS = 4, 6, (5, 3)
@@ -71,7 +71,7 @@ def test_each_row_has_its_own_adapter_and_a_plain_row_keeps_its_bits(batch, is_p
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("alone", [0, 2**22])
 @pytest.mark.parametrize("batch", BATCHES)
-def test_merged_adapters_are_added_to_their_part_of_the_rows_and_follow_what_is_loaded(
+def test_joined_slices_are_added_to_their_part_of_the_rows_and_follow_what_is_loaded(
     batch, alone, dtype, seed, monkeypatch
 ):
     monkeypatch.setattr(cpu_lora, "ALONE", alone)
@@ -82,7 +82,7 @@ def test_merged_adapters_are_added_to_their_part_of_the_rows_and_follow_what_is_
     for _ in range(2):
         a, b = draw_adapters(rng, dtype)
         linears.append(SimpleNamespace(lora_a_stacked=a, lora_b_stacked=b))
-        wrapper.merge(linears[-1])
+        wrapper.join(linears[-1])
         for after, drawn in zip((*linears[-1].lora_a_stacked, *linears[-1].lora_b_stacked), (*a, *b), strict=True):
             assert after.shape == drawn.shape and torch.equal(after, drawn)  # nothing that was loaded is lost
     for linear in linears:
@@ -93,7 +93,7 @@ def test_merged_adapters_are_added_to_their_part_of_the_rows_and_follow_what_is_
             x = torch.randn(3 * len(ids), IN, generator=rng).to(dtype)
             y = torch.randn(3 * len(ids), sum(OUTS), generator=rng).to(dtype)
             before = y.clone()
-            add_merged(y, x, merged_number(linear), 1, 3)
+            add_joined(y, x, joined_number(linear), 1, 3)
             others, own = [0] * len(ids), slice(len(ids), 2 * len(ids))
             check(y, before, x, a, b, [*others, *ids, *others], 1.0)
             assert any(ids) == (not torch.equal(y[own], before[own]))
@@ -104,17 +104,17 @@ def test_small_batches_go_to_the_kernel_compiled_at_the_start_and_large_ones_do_
     wrapper.add_rows = lambda *args: calls.append(args) or add_lora_rows(*args)
     a, b = draw_adapters(None, torch.float32)
     linear = SimpleNamespace(lora_a_stacked=a, lora_b_stacked=b)
-    wrapper.merge(linear)
+    wrapper.join(linear)
     weights = sum(x[0].numel() for x in (*linear.lora_a_stacked, *linear.lora_b_stacked))
     monkeypatch.setattr(cpu_lora, "ALONE", 7 * weights)
     for num_rows in (1, 7, 8):
         ids = (9,) * num_rows
         wrapper.update_metadata(LoRAMapping(ids, ids, False), SLOTS, len(SLOTS) + 1, 100)
         with torch.inference_mode():
-            add_merged(torch.zeros(2 * num_rows, sum(OUTS)), torch.randn(2 * num_rows, IN), merged_number(linear), 1, 2)
+            add_joined(torch.zeros(2 * num_rows, sum(OUTS)), torch.randn(2 * num_rows, IN), joined_number(linear), 1, 2)
     assert len(calls) == 2 and len(add_lora_rows.signatures) == 1
     with pytest.raises(RuntimeError, match="15 rows in 2 parts are not those of the batch, 8 each"):
-        add_merged(torch.zeros(15, sum(OUTS)), torch.randn(15, IN), merged_number(linear), 1, 2)
+        add_joined(torch.zeros(15, sum(OUTS)), torch.randn(15, IN), joined_number(linear), 1, 2)
 
 
 def test_weights_that_are_written_again_and_those_of_other_modules_count(seed):
