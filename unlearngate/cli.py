@@ -11,15 +11,15 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from unlearngate.audit_cli import app as audit_app
-from unlearngate.calibrate_cli import calibrate
-from unlearngate.command_errors import errors_as_sentences
+from unlearngate.commands._shared import errors_as_sentences
+from unlearngate.commands.audit import app as audit_app
+from unlearngate.commands.calibrate import calibrate
+from unlearngate.commands.evaluate import app as evaluate_app
+from unlearngate.commands.keys import app as keys_app
+from unlearngate.commands.reproduce import reproduce
+from unlearngate.commands.sets import app as sets_app
+from unlearngate.commands.train import app as train_app
 from unlearngate.errors import UnlearngateError
-from unlearngate.evaluate_cli import reproduce
-from unlearngate.evaluation_cli import app as evaluate_app
-from unlearngate.keys_cli import app as keys_app
-from unlearngate.sets_cli import app as sets_app
-from unlearngate.train_cli import app as train_app
 
 app = typer.Typer(
     help="Serve an LLM and take chosen knowledge away from it per request, with its weights untouched.",

@@ -5,7 +5,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from unlearngate.audit_cli import app
+from unlearngate.commands.audit import app
 from unlearngate.server.audit import Audit
 from unlearngate.server.audit_trail import read_trail
 

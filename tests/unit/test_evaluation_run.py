@@ -18,8 +18,8 @@ from unlearngate.assistant_training.qa_evaluation import answer_columns, evaluat
 from unlearngate.assistant_training.tofu import Benchmark, Question
 from unlearngate.assistant_training.tofu_evaluation import evaluate
 from unlearngate.assistant_training.training_run import load_target
+from unlearngate.commands.evaluate import app
 from unlearngate.errors import ArtefactError, UnlearngateError
-from unlearngate.evaluation_cli import app
 
 WORDS = "amber birch cedar delta ember fjord grove heath inlet jetty".split()
 

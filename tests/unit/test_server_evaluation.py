@@ -12,8 +12,8 @@ from support.chat_endpoint import Played
 from unlearngate.assistant_training.asking import Asked, ask_all, served_sets
 from unlearngate.assistant_training.server_evaluation import evaluate_server
 from unlearngate.assistant_training.tofu import Question
+from unlearngate.commands.evaluate import app
 from unlearngate.errors import UnlearngateError
-from unlearngate.evaluation_cli import app
 
 FORGET = [Question(f"who is f{i}?", f"f{i} is a baker in town", "", ()) for i in range(4)]
 RETAIN = [Question(f"who is r{i}?", f"r{i} is a clerk in town", "", ()) for i in range(3)]

@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from support.tiny import make_forget_set, make_target
 from unlearngate.artefact import ADAPTER_FILE, load_forget_set
-from unlearngate.sets_cli import app
+from unlearngate.commands.sets import app
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from unlearngate.command_errors import errors_as_sentences
+from unlearngate.commands._shared import errors_as_sentences
 from unlearngate.errors import UnlearngateError
 
 _ONLY_IN_THE_REPORT = ("forget right", "retain changed", "retain cut")  # a terminal has 80 columns

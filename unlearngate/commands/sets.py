@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from unlearngate.command_errors import errors_as_sentences
+from unlearngate.commands._shared import errors_as_sentences
 from unlearngate.errors import ArtefactError, UnlearngateError
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from unlearngate.command_errors import errors_as_sentences
+from unlearngate.commands._shared import errors_as_sentences
 
 app = typer.Typer(help="Look after the API keys of a server: unlearngate serve --keys FILE.", no_args_is_help=True)
 

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from unlearngate.command_errors import errors_as_sentences
+from unlearngate.commands._shared import errors_as_sentences
 from unlearngate.errors import UnlearngateError
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from unlearngate.command_errors import errors_as_sentences
+from unlearngate.commands._shared import errors_as_sentences
 from unlearngate.errors import UnlearngateError
 
 
