@@ -21,19 +21,19 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from rich.console import Console
 from rich.table import Table
 
-from unlearngate.server.access import Access
 from unlearngate.server.accounting import Accounting
 from unlearngate.server.audit import Audit
 from unlearngate.server.branches import MAX_BRANCHES
-from unlearngate.server.connections import GuardedHttp
 from unlearngate.server.engine import engine_options
-from unlearngate.server.gateway import Gateway
-from unlearngate.server.keyring import Keyring
-from unlearngate.server.keys import Name
+from unlearngate.server.http.access import Access
+from unlearngate.server.http.connections import GuardedHttp
+from unlearngate.server.http.gateway import Gateway
+from unlearngate.server.http.keyring import Keyring
+from unlearngate.server.http.keys import Name
+from unlearngate.server.http.readiness import Readiness, readiness_routes
 from unlearngate.server.lifecycle import Lifecycle, keep_looking
 from unlearngate.server.plugin import OWN_GROUP_VARIABLE
 from unlearngate.server.policy import Policy
-from unlearngate.server.readiness import Readiness, readiness_routes
 from unlearngate.server.refusals import refuse_arguments, refuse_unsupported
 from unlearngate.server.registry import Registry
 from unlearngate.server.store import Store
@@ -227,8 +227,8 @@ async def _run(
 
     from unlearngate.server import vllm_compat
     from unlearngate.server.adapters import Adapters
-    from unlearngate.server.admin import admin_routes
-    from unlearngate.server.app import Gate, build_app
+    from unlearngate.server.http.admin import admin_routes
+    from unlearngate.server.http.app import Gate, build_app
 
     signal.signal(signal.SIGTERM, _interrupt)
     async with vllm_compat.engine_client(arguments) as engine:

@@ -20,9 +20,9 @@ from unlearngate.errors import (
     UnknownForgetSetError,
     UnsupportedDeploymentError,
 )
-from unlearngate.server.access import Caller
 from unlearngate.server.choices import ForgetSetChoice
 from unlearngate.server.decision import By, Decision, InForce
+from unlearngate.server.http.access import Caller
 from unlearngate.server.registry import Registry
 from unlearngate.server.strength import REQUIRED_CODE, refuse_weakening, strength_of
 

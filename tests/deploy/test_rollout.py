@@ -10,7 +10,7 @@ import pytest
 
 from support.gateway_load import Load
 from unlearngate.placing import place
-from unlearngate.server.keys import KeysFile, read_keys, write_keys
+from unlearngate.server.http.keys import KeysFile, read_keys, write_keys
 
 pytestmark = pytest.mark.e2e
 

@@ -15,7 +15,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from support.demo import MODEL, QUESTION, assert_serves, serve_demo
-from unlearngate.server.keys import ApiKey, KeysFile, hash_secret, write_keys
+from unlearngate.server.http.keys import ApiKey, KeysFile, hash_secret, write_keys
 
 pytestmark = pytest.mark.e2e
 

@@ -19,7 +19,7 @@ from support.server import Server
 from support.tiny import VOCAB_SIZE, make_forget_set, make_target
 from unlearngate.artefact import ADAPTER_FILE
 from unlearngate.placing import place, remove
-from unlearngate.server.keys import ApiKey, KeysFile, hash_secret, write_keys
+from unlearngate.server.http.keys import ApiKey, KeysFile, hash_secret, write_keys
 
 pytestmark = pytest.mark.e2e
 

@@ -14,7 +14,7 @@ import httpx
 
 from support.server import Server
 from support.tiny import make_forget_set, make_target
-from unlearngate.server.keys import ApiKey, KeysFile, hash_secret, write_keys
+from unlearngate.server.http.keys import ApiKey, KeysFile, hash_secret, write_keys
 
 STRENGTH = {"weight": 1.5, "keep_ratio": 0.2, "gate_nats": 0.0}
 # A small cache: all of it is touched before the warm-up is over, and after that what grows is a leak.

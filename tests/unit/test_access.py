@@ -9,10 +9,10 @@ from fastapi.responses import JSONResponse
 from fastapi.testclient import TestClient
 
 from unlearngate.errors import UnlearngateError, UnsupportedDeploymentError
-from unlearngate.server.access import OPEN_PATHS, Access, AccessControl, require_admin, require_metrics
-from unlearngate.server.gateway import Gateway
-from unlearngate.server.keyring import Keyring
-from unlearngate.server.keys import ApiKey, KeysFile, hash_secret, write_keys
+from unlearngate.server.http.access import OPEN_PATHS, Access, AccessControl, require_admin, require_metrics
+from unlearngate.server.http.gateway import Gateway
+from unlearngate.server.http.keyring import Keyring
+from unlearngate.server.http.keys import ApiKey, KeysFile, hash_secret, write_keys
 
 GATEWAY = secrets.token_hex(32)
 PROOF = {"x-unlearngate-gateway": GATEWAY}

@@ -12,9 +12,9 @@ from fastapi.testclient import TestClient
 from support.tiny import make_forget_set, make_target
 from unlearngate.artefact import ADAPTER_FILE
 from unlearngate.errors import AuditUnavailableError, UnlearngateError
-from unlearngate.server.access import Caller
-from unlearngate.server.admin import admin_routes
-from unlearngate.server.cards import set_cards
+from unlearngate.server.http.access import Caller
+from unlearngate.server.http.admin import admin_routes
+from unlearngate.server.http.cards import set_cards
 from unlearngate.server.lifecycle import Lifecycle
 from unlearngate.server.policy import Policy
 from unlearngate.server.registry import Registry

@@ -8,8 +8,8 @@ import pytest
 from fastapi import FastAPI
 from pydantic import BaseModel, ValidationError
 
-from unlearngate.server import bodies
-from unlearngate.server.bodies import StrictRoute, read_json, stop_at_first_problem
+from unlearngate.server.http import bodies
+from unlearngate.server.http.bodies import StrictRoute, read_json, stop_at_first_problem
 
 
 class Asked(BaseModel):

@@ -8,8 +8,8 @@ import pytest
 import uvicorn
 
 from support.raw_http import Connection, chunk, head
-from unlearngate.server import connections
-from unlearngate.server.connections import MAX_HEAD_BYTES, GuardedHttp
+from unlearngate.server.http import connections
+from unlearngate.server.http.connections import MAX_HEAD_BYTES, GuardedHttp
 
 
 async def echo(scope, receive, send):

@@ -11,8 +11,8 @@ from typer.main import get_command
 from support import sizing
 from support.dockerfile import command_of, read
 from unlearngate.cli import app
-from unlearngate.server.access import OPEN_PATHS
-from unlearngate.server.gateway import REQUIRED_HEADER, SECRET_HEADER, TENANT_HEADER
+from unlearngate.server.http.access import OPEN_PATHS
+from unlearngate.server.http.gateway import REQUIRED_HEADER, SECRET_HEADER, TENANT_HEADER
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"

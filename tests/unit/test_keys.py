@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 
 from unlearngate.cli import app
 from unlearngate.errors import KeysFileError
-from unlearngate.server.keyring import Keyring
-from unlearngate.server.keys import ApiKey, KeysFile, hash_secret, new_secret, read_keys, write_keys
+from unlearngate.server.http.keyring import Keyring
+from unlearngate.server.http.keys import ApiKey, KeysFile, hash_secret, new_secret, read_keys, write_keys
 
 
 def run(*words, code=0):
@@ -97,7 +97,7 @@ def test_what_cannot_be_done_is_said_and_changes_nothing(tmp_path, words, senten
 
 def test_commands_at_the_same_time_lose_no_change(tmp_path):
     file = tmp_path / "keys"
-    command = "from unlearngate.server.keys import *; import sys\n"
+    command = "from unlearngate.server.http.keys import *; import sys\n"
     command += "with changing(Path(sys.argv[1])) as k: write_keys(Path(sys.argv[1]), k.with_key(ApiKey(id=sys.argv[2], "
     command += "tenant='t', sha256=hash_secret(new_secret()))))"
 

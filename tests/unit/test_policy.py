@@ -7,9 +7,9 @@ import pytest
 
 from support.tiny import make_forget_set, make_target
 from unlearngate.errors import InvalidRequestError, UnknownForgetSetError, UnsupportedDeploymentError
-from unlearngate.server.access import Caller
 from unlearngate.server.choices import ForgetSetChoice, parse_choices
 from unlearngate.server.decision import Decision
+from unlearngate.server.http.access import Caller
 from unlearngate.server.plan import Plan, Term, sign, verify
 from unlearngate.server.policy import Policy
 from unlearngate.server.registry import Registry

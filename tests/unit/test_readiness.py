@@ -6,11 +6,11 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from support.tiny import make_forget_set, make_target
-from unlearngate.server.access import Access
-from unlearngate.server.keyring import Keyring
-from unlearngate.server.keys import ApiKey, KeysFile, hash_secret, write_keys
+from unlearngate.server.http.access import Access
+from unlearngate.server.http.keyring import Keyring
+from unlearngate.server.http.keys import ApiKey, KeysFile, hash_secret, write_keys
+from unlearngate.server.http.readiness import READY, Readiness, readiness_routes
 from unlearngate.server.policy import Policy
-from unlearngate.server.readiness import READY, Readiness, readiness_routes
 from unlearngate.server.registry import Registry
 from unlearngate.target import identify_target
 

@@ -39,7 +39,7 @@ def keys_add(
 
     Example:  unlearngate keys add keys.json --id acme-prod --tenant acme --require acme-takedown --allow acme-extra
     """
-    from unlearngate.server.keys import ApiKey, changing, hash_secret, new_secret, write_keys
+    from unlearngate.server.http.keys import ApiKey, changing, hash_secret, new_secret, write_keys
 
     secret = new_secret()
     with errors_as_sentences(), changing(file) as keys:
@@ -60,7 +60,7 @@ def keys_add(
 @app.command("list")
 def keys_list(file: File) -> None:
     """Show the keys of a file: everything but the keys themselves, which nobody can read from it."""
-    from unlearngate.server.keys import read_keys
+    from unlearngate.server.http.keys import read_keys
 
     with errors_as_sentences():
         keys = read_keys(file).keys
@@ -75,7 +75,7 @@ def keys_list(file: File) -> None:
 @app.command("remove")
 def keys_remove(file: File, id: Annotated[str, typer.Argument(metavar="ID", help="of the key")]) -> None:
     """Take a key out of the file: a running server refuses it from its next request on."""
-    from unlearngate.server.keys import changing, read_keys, write_keys
+    from unlearngate.server.http.keys import changing, read_keys, write_keys
 
     with errors_as_sentences():
         read_keys(file)

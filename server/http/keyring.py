@@ -13,7 +13,7 @@ from pathlib import Path
 from prometheus_client import Gauge
 
 from unlearngate.errors import KeysFileError
-from unlearngate.server.keys import ApiKey, KeysFile, hash_secret, read_keys
+from unlearngate.server.http.keys import ApiKey, KeysFile, hash_secret, read_keys
 
 logger = logging.getLogger(__name__)
 

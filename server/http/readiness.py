@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse
 from prometheus_client import Gauge
 
 from unlearngate.errors import UnavailableSetError
-from unlearngate.server.access import Access, Caller
+from unlearngate.server.http.access import Access, Caller
 from unlearngate.server.policy import Policy
 
 logger = logging.getLogger(__name__)

@@ -13,9 +13,9 @@ from fastapi import Request, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from unlearngate.errors import AuthenticationError, ForbiddenError, UnlearngateError
-from unlearngate.server.gateway import Gateway, GatewayWord
-from unlearngate.server.keyring import Keyring
-from unlearngate.server.keys import ANY_SET, ApiKey
+from unlearngate.server.http.gateway import Gateway, GatewayWord
+from unlearngate.server.http.keyring import Keyring
+from unlearngate.server.http.keys import ANY_SET, ApiKey
 
 OPEN_PATHS = {"/", "/health", "/ready", "/docs", "/redoc", "/openapi.json"}
 

@@ -21,14 +21,14 @@ from vllm.entrypoints.serve.utils.api_utils import validate_json_request, with_c
 
 from unlearngate.errors import AuditUnavailableError, InvalidRequestError, UnlearngateError
 from unlearngate.server import vllm_compat
-from unlearngate.server.access import Access, AccessControl, require_metrics
 from unlearngate.server.accounting import Account, Accounting
 from unlearngate.server.adapters import Adapters
-from unlearngate.server.bodies import StrictRoute, blame_the_body, stop_at_first_problem
-from unlearngate.server.cards import model_card, model_cards, set_cards
 from unlearngate.server.choices import ForgetSetChoice, parse_choices
-from unlearngate.server.description import SetInForce, answers, errors
-from unlearngate.server.failures import answer_failures, on_our_error, refusal, status_of
+from unlearngate.server.http.access import Access, AccessControl, require_metrics
+from unlearngate.server.http.bodies import StrictRoute, blame_the_body, stop_at_first_problem
+from unlearngate.server.http.cards import model_card, model_cards, set_cards
+from unlearngate.server.http.description import SetInForce, answers, errors
+from unlearngate.server.http.failures import answer_failures, on_our_error, refusal, status_of
 from unlearngate.server.metrics import engine_text
 from unlearngate.server.plan import TOKEN_FIELD, sign
 from unlearngate.server.policy import Policy

@@ -13,10 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from unlearngate.errors import ArtefactError, ForbiddenError, InvalidRequestError, UnlearngateError
 from unlearngate.manifest import NAME_PATTERN
-from unlearngate.server.access import Caller, require_admin
-from unlearngate.server.bodies import StrictRoute
-from unlearngate.server.cards import version_cards
-from unlearngate.server.description import errors
+from unlearngate.server.http.access import Caller, require_admin
+from unlearngate.server.http.bodies import StrictRoute
+from unlearngate.server.http.cards import version_cards
+from unlearngate.server.http.description import errors
 from unlearngate.server.lifecycle import Lifecycle
 
 logger = logging.getLogger(__name__)
