@@ -30,7 +30,7 @@ class Engine:
         from vllm.v1.engine.llm_engine import LLMEngine
 
         from unlearngate.server.engine import engine_options
-        from unlearngate.server.registry import Registry
+        from unlearngate.server.sets.registry import Registry
         from unlearngate.target import identify_target
 
         self._registry: Any = None

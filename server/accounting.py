@@ -15,8 +15,8 @@ from fastapi import Request
 
 from unlearngate.errors import AuditUnavailableError, InvalidRequestError
 from unlearngate.server.audit import Audit
-from unlearngate.server.decision import Decision
 from unlearngate.server.metrics import count_request
+from unlearngate.server.sets.decision import Decision
 from unlearngate.server.usage import Meter, Usage
 
 _LONGEST_ID = 256

@@ -17,7 +17,7 @@ from unlearngate.server.http.access import Caller, require_admin
 from unlearngate.server.http.bodies import StrictRoute
 from unlearngate.server.http.cards import version_cards
 from unlearngate.server.http.description import errors
-from unlearngate.server.lifecycle import Lifecycle
+from unlearngate.server.sets.lifecycle import Lifecycle
 
 logger = logging.getLogger(__name__)
 

@@ -23,7 +23,6 @@ from unlearngate.errors import AuditUnavailableError, InvalidRequestError, Unlea
 from unlearngate.server import vllm_compat
 from unlearngate.server.accounting import Account, Accounting
 from unlearngate.server.adapters import Adapters
-from unlearngate.server.choices import ForgetSetChoice, parse_choices
 from unlearngate.server.http.access import Access, AccessControl, require_metrics
 from unlearngate.server.http.bodies import StrictRoute, blame_the_body, stop_at_first_problem
 from unlearngate.server.http.cards import model_card, model_cards, set_cards
@@ -31,7 +30,8 @@ from unlearngate.server.http.description import SetInForce, answers, errors
 from unlearngate.server.http.failures import answer_failures, on_our_error, refusal, status_of
 from unlearngate.server.metrics import engine_text
 from unlearngate.server.plan import TOKEN_FIELD, sign
-from unlearngate.server.policy import Policy
+from unlearngate.server.sets.choices import ForgetSetChoice, parse_choices
+from unlearngate.server.sets.policy import Policy
 
 logger = logging.getLogger(__name__)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from unlearngate.server.http.access import Caller
-from unlearngate.server.policy import MODEL_SEPARATOR, Policy
-from unlearngate.server.registry import Registry
+from unlearngate.server.sets.policy import MODEL_SEPARATOR, Policy
+from unlearngate.server.sets.registry import Registry
 
 _SET_FIELDS = {"version", "kind", "tap_layer", "num_layers", "rank", "recommended", "bounds", "metrics", "created_at"}
 

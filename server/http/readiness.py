@@ -16,7 +16,7 @@ from prometheus_client import Gauge
 
 from unlearngate.errors import UnavailableSetError
 from unlearngate.server.http.access import Access, Caller
-from unlearngate.server.policy import Policy
+from unlearngate.server.sets.policy import Policy
 
 logger = logging.getLogger(__name__)
 

@@ -101,7 +101,7 @@ def start_engine(args: argparse.Namespace, target: Path):
 
     from unlearngate.server import cpu_lora
     from unlearngate.server.engine import engine_options
-    from unlearngate.server.registry import Registry
+    from unlearngate.server.sets.registry import Registry
     from unlearngate.target import identify_target
 
     cpu_lora.ALONE = 2**13  # so that small batches go one way and large ones the other, as with larger models

@@ -15,10 +15,10 @@ from unlearngate.errors import AuditUnavailableError, UnlearngateError
 from unlearngate.server.http.access import Caller
 from unlearngate.server.http.admin import admin_routes
 from unlearngate.server.http.cards import set_cards
-from unlearngate.server.lifecycle import Lifecycle
-from unlearngate.server.policy import Policy
-from unlearngate.server.registry import Registry
-from unlearngate.server.store import Store
+from unlearngate.server.sets.lifecycle import Lifecycle
+from unlearngate.server.sets.policy import Policy
+from unlearngate.server.sets.registry import Registry
+from unlearngate.server.sets.store import Store
 from unlearngate.target import identify_target
 
 ADMIN = Caller(key_id="root", admin=True)

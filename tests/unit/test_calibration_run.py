@@ -24,7 +24,7 @@ from unlearngate.assistant_training.sweep import CalibrationError
 from unlearngate.assistant_training.training_run import load_target
 from unlearngate.cli import app
 from unlearngate.errors import ArtefactError
-from unlearngate.server.registry import Registry
+from unlearngate.server.sets.registry import Registry
 
 # A random assistant forgets nothing in particular: what passes here is a matter of the limits.
 LENIENT = Limits(forget_probability=0.0, forget_recited=1.0, retain_untouched=0.0, retain_lost=1.0, margin=1.0)

@@ -16,9 +16,9 @@ from support.tiny import make_forget_set, make_target
 from unlearngate.artefact import ADAPTER_FILE, MANIFEST_FILE, load_forget_set
 from unlearngate.errors import ArtefactError, ConflictError, UnknownForgetSetError
 from unlearngate.placing import place, remove
-from unlearngate.server.lifecycle import Lifecycle
-from unlearngate.server.registry import Registry
-from unlearngate.server.store import RECORD_FILE, Store
+from unlearngate.server.sets.lifecycle import Lifecycle
+from unlearngate.server.sets.registry import Registry
+from unlearngate.server.sets.store import RECORD_FILE, Store
 from unlearngate.target import identify_target
 
 
@@ -429,7 +429,7 @@ def test_a_record_that_cannot_be_used_stops_the_start_with_a_reason(open_lifecyc
 
 def test_two_servers_cannot_share_a_state(tmp_path):
     hold = (
-        "import sys, pathlib, unlearngate.server.store as s; store = s.Store(pathlib.Path(sys.argv[1])); "
+        "import sys, pathlib, unlearngate.server.sets.store as s; store = s.Store(pathlib.Path(sys.argv[1])); "
         "print('held', flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", hold, str(tmp_path / "state")]

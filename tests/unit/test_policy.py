@@ -7,12 +7,12 @@ import pytest
 
 from support.tiny import make_forget_set, make_target
 from unlearngate.errors import InvalidRequestError, UnknownForgetSetError, UnsupportedDeploymentError
-from unlearngate.server.choices import ForgetSetChoice, parse_choices
-from unlearngate.server.decision import Decision
 from unlearngate.server.http.access import Caller
 from unlearngate.server.plan import Plan, Term, sign, verify
-from unlearngate.server.policy import Policy
-from unlearngate.server.registry import Registry
+from unlearngate.server.sets.choices import ForgetSetChoice, parse_choices
+from unlearngate.server.sets.decision import Decision
+from unlearngate.server.sets.policy import Policy
+from unlearngate.server.sets.registry import Registry
 from unlearngate.target import identify_target
 
 NAME = "org/model-7b"

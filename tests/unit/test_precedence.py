@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from support.tiny import make_forget_set, make_target
 from unlearngate.errors import UnlearngateError
-from unlearngate.server.choices import ForgetSetChoice, parse_choices
 from unlearngate.server.http.access import Caller
-from unlearngate.server.policy import Policy
-from unlearngate.server.registry import Registry
+from unlearngate.server.sets.choices import ForgetSetChoice, parse_choices
+from unlearngate.server.sets.policy import Policy
+from unlearngate.server.sets.registry import Registry
 from unlearngate.target import identify_target
 
 NAME = "tiny"

@@ -10,8 +10,8 @@ from unlearngate.server.http.access import Access
 from unlearngate.server.http.keyring import Keyring
 from unlearngate.server.http.keys import ApiKey, KeysFile, hash_secret, write_keys
 from unlearngate.server.http.readiness import READY, Readiness, readiness_routes
-from unlearngate.server.policy import Policy
-from unlearngate.server.registry import Registry
+from unlearngate.server.sets.policy import Policy
+from unlearngate.server.sets.registry import Registry
 from unlearngate.target import identify_target
 
 

@@ -14,7 +14,7 @@ from unlearngate.artefact import ADAPTER_FILE, CONFIG_FILE, MANIFEST_FILE, load_
 from unlearngate.errors import ArtefactError, UnknownForgetSetError
 from unlearngate.server.bindings import write_binding
 from unlearngate.server.branches import BranchOptions
-from unlearngate.server.registry import Registry
+from unlearngate.server.sets.registry import Registry
 from unlearngate.target import identify_target
 
 

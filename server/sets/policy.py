@@ -20,11 +20,11 @@ from unlearngate.errors import (
     UnknownForgetSetError,
     UnsupportedDeploymentError,
 )
-from unlearngate.server.choices import ForgetSetChoice
-from unlearngate.server.decision import By, Decision, InForce
 from unlearngate.server.http.access import Caller
-from unlearngate.server.registry import Registry
-from unlearngate.server.strength import REQUIRED_CODE, refuse_weakening, strength_of
+from unlearngate.server.sets.choices import ForgetSetChoice
+from unlearngate.server.sets.decision import By, Decision, InForce
+from unlearngate.server.sets.registry import Registry
+from unlearngate.server.sets.strength import REQUIRED_CODE, refuse_weakening, strength_of
 
 MODEL_SEPARATOR = ":forget="
 

@@ -16,8 +16,8 @@ from typing import Any
 
 from unlearngate.artefact import ForgetSet, load_forget_set
 from unlearngate.errors import ArtefactError, ConflictError, UnknownForgetSetError
-from unlearngate.server.registry import Registry, same_name, set_folders
-from unlearngate.server.store import Record, Seen, Store
+from unlearngate.server.sets.registry import Registry, same_name, set_folders
+from unlearngate.server.sets.store import Record, Seen, Store
 
 logger = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from unlearngate.artefact import ForgetSet
 from unlearngate.errors import ForbiddenError, InvalidRequestError
 from unlearngate.manifest import Bounds, Strength
-from unlearngate.server.choices import ForgetSetChoice
-from unlearngate.server.decision import InForce
+from unlearngate.server.sets.choices import ForgetSetChoice
+from unlearngate.server.sets.decision import InForce
 
 REQUIRED_CODE = "required_forget_set"
 
