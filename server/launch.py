@@ -21,8 +21,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from rich.console import Console
 from rich.table import Table
 
-from unlearngate.server.accounting import Accounting
-from unlearngate.server.audit import Audit
+from unlearngate.server.audit.accounting import Accounting
+from unlearngate.server.audit.log import Audit
 from unlearngate.server.branches import MAX_BRANCHES
 from unlearngate.server.engine import engine_options
 from unlearngate.server.http.access import Access

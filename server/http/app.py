@@ -21,8 +21,8 @@ from vllm.entrypoints.serve.utils.api_utils import validate_json_request, with_c
 
 from unlearngate.errors import AuditUnavailableError, InvalidRequestError, UnlearngateError
 from unlearngate.server import vllm_compat
-from unlearngate.server.accounting import Account, Accounting
 from unlearngate.server.adapters import Adapters
+from unlearngate.server.audit.accounting import Account, Accounting
 from unlearngate.server.http.access import Access, AccessControl, require_metrics
 from unlearngate.server.http.bodies import StrictRoute, blame_the_body, stop_at_first_problem
 from unlearngate.server.http.cards import model_card, model_cards, set_cards

@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from unlearngate.errors import AuditUnavailableError
-from unlearngate.server.audit import Audit
-from unlearngate.server.audit_trail import BEFORE_THE_FIRST, read_trail
+from unlearngate.server.audit.log import Audit
+from unlearngate.server.audit.trail import BEFORE_THE_FIRST, read_trail
 
 LARGE = 2**30
 
@@ -170,7 +170,7 @@ FULL_DISK = """
 import json, resource, signal, sys
 from pathlib import Path
 from unlearngate.errors import AuditUnavailableError
-from unlearngate.server.audit import Audit
+from unlearngate.server.audit.log import Audit
 audit = Audit(Path(sys.argv[1]), max_bytes=2**30)
 _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), hard))

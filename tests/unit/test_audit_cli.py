@@ -6,8 +6,8 @@ import pytest
 from typer.testing import CliRunner
 
 from unlearngate.commands.audit import app
-from unlearngate.server.audit import Audit
-from unlearngate.server.audit_trail import read_trail
+from unlearngate.server.audit.log import Audit
+from unlearngate.server.audit.trail import read_trail
 
 SETS = [{"name": "anna", "version": "1", "weight": 1.5}]
 

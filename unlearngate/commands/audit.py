@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from unlearngate.commands._shared import errors_as_sentences
-from unlearngate.server.audit_trail import Trail, read_trail
+from unlearngate.server.audit.trail import Trail, read_trail
 
 app = typer.Typer(help="Read the audit log of `unlearngate serve --audit`.", no_args_is_help=True)
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from fastapi import Request
 
 from unlearngate.errors import AuditUnavailableError, InvalidRequestError
-from unlearngate.server.audit import Audit
+from unlearngate.server.audit.log import Audit
 from unlearngate.server.metrics import count_request
 from unlearngate.server.sets.decision import Decision
 from unlearngate.server.usage import Meter, Usage

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from unlearngate.errors import AuditUnavailableError
-from unlearngate.server.audit_trail import BEFORE_THE_FIRST
+from unlearngate.server.audit.trail import BEFORE_THE_FIRST
 from unlearngate.server.metrics import AUDIT_FAILURES, AUDIT_LINES
 
 logger = logging.getLogger(__name__)
