@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from unlearngate.server.plan import TOKEN_FIELD, Plan, Term, sign
+from unlearngate.server.engine.plan import TOKEN_FIELD, Plan, Term, sign
 
 
 class Engine:
@@ -29,7 +29,7 @@ class Engine:
         from vllm import EngineArgs
         from vllm.v1.engine.llm_engine import LLMEngine
 
-        from unlearngate.server.engine import engine_options
+        from unlearngate.server.engine.options import engine_options
         from unlearngate.server.sets.registry import Registry
         from unlearngate.target import identify_target
 
@@ -89,7 +89,7 @@ class Engine:
     def _add(self, names: list[str], prompt: list[int], new_tokens: int) -> None:
         from vllm import SamplingParams
 
-        from unlearngate.server.vllm_compat import LoRARequest
+        from unlearngate.server.engine.compat import LoRARequest
 
         self._count += 1
         binding = self._registry.bindings.bind([self._registry.get(n) for n in sorted(names)]) if names else None

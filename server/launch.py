@@ -23,8 +23,11 @@ from rich.table import Table
 
 from unlearngate.server.audit.accounting import Accounting
 from unlearngate.server.audit.log import Audit
-from unlearngate.server.branches import MAX_BRANCHES
-from unlearngate.server.engine import engine_options
+from unlearngate.server.engine.branches import MAX_BRANCHES
+from unlearngate.server.engine.options import engine_options
+from unlearngate.server.engine.refusals import refuse_arguments, refuse_unsupported
+from unlearngate.server.engine.tally import Tally
+from unlearngate.server.engine.usage import Meter
 from unlearngate.server.http.access import Access
 from unlearngate.server.http.connections import GuardedHttp
 from unlearngate.server.http.gateway import Gateway
@@ -32,13 +35,10 @@ from unlearngate.server.http.keyring import Keyring
 from unlearngate.server.http.keys import Name
 from unlearngate.server.http.readiness import Readiness, readiness_routes
 from unlearngate.server.plugin import OWN_GROUP_VARIABLE
-from unlearngate.server.refusals import refuse_arguments, refuse_unsupported
 from unlearngate.server.sets.lifecycle import Lifecycle, keep_looking
 from unlearngate.server.sets.policy import Policy
 from unlearngate.server.sets.registry import Registry
 from unlearngate.server.sets.store import Store
-from unlearngate.server.tally import Tally
-from unlearngate.server.usage import Meter
 from unlearngate.target import identify_target
 
 logger = logging.getLogger(__name__)
@@ -118,10 +118,12 @@ def serve(config: ServerConfig) -> int:
                 required_sets=config.required_sets,
             )
             policy.refuse_impossible(access.known_callers())
-            from unlearngate.server import vllm_compat  # takes seconds: everything above should fail before
+            from unlearngate.server.engine import (
+                compat as vllm_compat,  # takes seconds: everything above should fail before
+            )
 
             arguments = _engine_namespace(config, registry)
-            engine_config = vllm_compat.engine_config(arguments)
+            engine_config = compat.engine_config(arguments)
             refuse_unsupported(engine_config)
             tally = Tally.create(
                 Path(scratch),
@@ -197,9 +199,9 @@ def _engine_namespace(config: ServerConfig, registry: Registry) -> Any:
     refuse_arguments(config.engine_arguments, [_flag(name) for name in options])
     for name, value in options.items():
         words += _as_words(_flag(name), value)
-    from unlearngate.server import vllm_compat
+    from unlearngate.server.engine import compat
 
-    return vllm_compat.parse_engine_arguments(words)
+    return compat.parse_engine_arguments(words)
 
 
 def _flag(name: str) -> str:
@@ -225,18 +227,18 @@ async def _run(
 ) -> int:
     from starlette.datastructures import State
 
-    from unlearngate.server import vllm_compat
-    from unlearngate.server.adapters import Adapters
+    from unlearngate.server.engine import compat
+    from unlearngate.server.engine.adapters import Adapters
     from unlearngate.server.http.admin import admin_routes
     from unlearngate.server.http.app import Gate, build_app
 
     signal.signal(signal.SIGTERM, _interrupt)
-    async with vllm_compat.engine_client(arguments) as engine:
+    async with compat.engine_client(arguments) as engine:
         state = State()
-        await vllm_compat.init_handlers(engine, state, arguments)
-        vllm_compat.check_adapters(engine)
-        vllm_compat.drop_adapter_info(engine)
-        vllm_compat.count_tokens(engine, accounting.meter)
+        await compat.init_handlers(engine, state, arguments)
+        compat.check_adapters(engine)
+        compat.drop_adapter_info(engine)
+        compat.count_tokens(engine, accounting.meter)
         adapters = Adapters(policy.registry.bindings, engine, state, capacity=config.max_known)
         app = build_app(Gate(policy, adapters, accounting, state), access)
         app.include_router(admin_routes(lifecycle))

@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
     from unlearngate.artefact import ForgetSet
-    from unlearngate.server.tally import Tally
+    from unlearngate.server.engine.tally import Tally
 
 REQUESTS = Counter("unlearngate_requests_total", "Requests by forget set in force ('none' if none was)", ["forget_set"])
 ENDINGS = Counter("unlearngate_endings_total", "How admitted requests ended", ["finish"])

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 
-from unlearngate.server.branches import ARCHITECTURE
+from unlearngate.server.engine.branches import ARCHITECTURE
 
 OWN_GROUP_VARIABLE = "UNLEARNGATE_OWN_GROUP"
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h

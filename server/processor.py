@@ -18,10 +18,8 @@ from torch import Tensor
 from unlearngate.kernels.compose import compose, runs_triton
 from unlearngate.kernels.pairs import Pairs
 from unlearngate.kernels.scratch import Scratch
-from unlearngate.server.branches import MAX_BRANCHES
-from unlearngate.server.plan import TOKEN_FIELD, Plan, verify
-from unlearngate.server.recorder import Recorder
-from unlearngate.server.vllm_compat import (
+from unlearngate.server.engine.branches import MAX_BRANCHES
+from unlearngate.server.engine.compat import (
     BatchUpdate,
     LogitsContext,
     MoveDirectionality,
@@ -29,6 +27,8 @@ from unlearngate.server.vllm_compat import (
     V2LogitsProcessor,
     penalise_after_composing,
 )
+from unlearngate.server.engine.plan import TOKEN_FIELD, Plan, verify
+from unlearngate.server.recorder import Recorder
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -65,7 +65,7 @@ class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
             raise ValueError("prompt_logprobs are the plain target's in every mode of vLLM, so they are not served")
 
     def __init__(self, vllm_config: Any, *runner: Any) -> None:
-        from unlearngate.server.refusals import refuse_unsupported
+        from unlearngate.server.engine.refusals import refuse_unsupported
 
         refuse_unsupported(vllm_config)
         # V1 passes (device, is_pin_memory), V2 one object with the request states.

@@ -15,9 +15,9 @@ from fastapi import Request
 
 from unlearngate.errors import AuditUnavailableError, InvalidRequestError
 from unlearngate.server.audit.log import Audit
+from unlearngate.server.engine.usage import Meter, Usage
 from unlearngate.server.metrics import count_request
 from unlearngate.server.sets.decision import Decision
-from unlearngate.server.usage import Meter, Usage
 
 _LONGEST_ID = 256
 _SYNC_EVERY_S = 1.0

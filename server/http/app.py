@@ -20,16 +20,16 @@ from vllm.entrypoints.openai.completion.protocol import CompletionRequest, Compl
 from vllm.entrypoints.serve.utils.api_utils import validate_json_request, with_cancellation
 
 from unlearngate.errors import AuditUnavailableError, InvalidRequestError, UnlearngateError
-from unlearngate.server import vllm_compat
-from unlearngate.server.adapters import Adapters
 from unlearngate.server.audit.accounting import Account, Accounting
+from unlearngate.server.engine import compat
+from unlearngate.server.engine.adapters import Adapters
+from unlearngate.server.engine.plan import TOKEN_FIELD, sign
 from unlearngate.server.http.access import Access, AccessControl, require_metrics
 from unlearngate.server.http.bodies import StrictRoute, blame_the_body, stop_at_first_problem
 from unlearngate.server.http.cards import model_card, model_cards, set_cards
 from unlearngate.server.http.description import SetInForce, answers, errors
 from unlearngate.server.http.failures import answer_failures, on_our_error, refusal, status_of
 from unlearngate.server.metrics import engine_text
-from unlearngate.server.plan import TOKEN_FIELD, sign
 from unlearngate.server.sets.choices import ForgetSetChoice, parse_choices
 from unlearngate.server.sets.policy import Policy
 
@@ -102,7 +102,7 @@ class Gate:
 
         Raises: UnlearngateError if the request cannot be honoured; what vLLM raises otherwise.
         """
-        account = self.accounting.open(vllm_compat.response_id(request, raw_request), raw_request)
+        account = self.accounting.open(compat.response_id(request, raw_request), raw_request)
         try:
             _refuse_not_composed(request)
             decision = self.policy.decide(request.model, request.forget_sets, raw_request.state.caller)
@@ -223,7 +223,7 @@ def build_app(gate: Gate, access: Access) -> FastAPI:
         responses=errors(400, 401, 403),
     )
     async def metrics() -> Response:
-        exposition = vllm_compat.prometheus_text() + engine_text(gate.accounting.meter.tally)
+        exposition = compat.prometheus_text() + engine_text(gate.accounting.meter.tally)
         return Response(exposition, media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/", include_in_schema=False)

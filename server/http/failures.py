@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from unlearngate.errors import UnlearngateError
-from unlearngate.server import vllm_compat
+from unlearngate.server.engine import compat
 from unlearngate.server.metrics import REFUSALS
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ def answer_failures(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _on_malformed)
     app.add_exception_handler(HTTPException, _on_http_error)
     # vLLM's own errors, and the plain Python ones that its handlers still raise.
-    for kind in (vllm_compat.VLLMError, ValueError, TypeError, OverflowError, NotImplementedError, Exception):
+    for kind in (compat.VLLMError, ValueError, TypeError, OverflowError, NotImplementedError, Exception):
         app.add_exception_handler(kind, _on_engine_error)
 
 
@@ -56,7 +56,7 @@ def refusal(status: int, message: str, param: str | None, code: str | None = Non
 
 def status_of(error: Exception) -> int:
     """The HTTP status that this error is answered with."""
-    return error.http_status if isinstance(error, UnlearngateError) else vllm_compat.describe_error(error)[0]
+    return error.http_status if isinstance(error, UnlearngateError) else compat.describe_error(error)[0]
 
 
 async def _on_malformed(_: Request, error: Exception) -> Response:
@@ -72,7 +72,7 @@ async def _on_http_error(_: Request, error: Exception) -> Response:
 
 
 async def _on_engine_error(_: Request, error: Exception) -> Response:
-    status, message, param = vllm_compat.describe_error(error)
+    status, message, param = compat.describe_error(error)
     if status >= 500:
         logger.error("a request failed", exc_info=error)
     return refusal(status, message, param)

@@ -11,7 +11,7 @@ import pytest
 from support import sizing
 from support.sizing_run import BLOCK_SIZE, BRANCHES, MAX_LOADED
 from support.tiny import family_config
-from unlearngate.server.tally import Tally
+from unlearngate.server.engine.tally import Tally
 
 pytestmark = pytest.mark.e2e
 LAYERS, RANK = 2, 8

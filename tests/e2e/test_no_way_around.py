@@ -38,10 +38,10 @@ from support.ways import (
     SIGNED_PLAIN,
     SPELLINGS,
 )
-from unlearngate.server.branches import BranchOptions
-from unlearngate.server.engine import engine_options
+from unlearngate.server.engine.branches import BranchOptions
+from unlearngate.server.engine.compat import parse_engine_arguments
+from unlearngate.server.engine.options import engine_options
 from unlearngate.server.launch import _as_words as as_words
-from unlearngate.server.vllm_compat import parse_engine_arguments
 
 pytestmark = pytest.mark.e2e
 

@@ -38,10 +38,10 @@ from vllm.v1.worker.gpu_input_batch import CachedRequestState, InputBatch
 from support.tiny import EOS, VOCAB_SIZE, make_target
 from unlearngate.server import model as served
 from unlearngate.server import plugin
-from unlearngate.server.branches import BranchOptions
-from unlearngate.server.engine import engine_options
-from unlearngate.server.plan import TOKEN_FIELD, Plan, Term, sign
-from unlearngate.server.refusals import PROCESSOR
+from unlearngate.server.engine.branches import BranchOptions
+from unlearngate.server.engine.options import engine_options
+from unlearngate.server.engine.plan import TOKEN_FIELD, Plan, Term, sign
+from unlearngate.server.engine.refusals import PROCESSOR
 
 CPU = torch.device("cpu")
 MAX_REQUESTS, MAX_LEN = 8, 64

@@ -100,7 +100,7 @@ def start_engine(args: argparse.Namespace, target: Path):
     from vllm.v1.engine.llm_engine import LLMEngine
 
     from unlearngate.server import cpu_lora
-    from unlearngate.server.engine import engine_options
+    from unlearngate.server.engine.options import engine_options
     from unlearngate.server.sets.registry import Registry
     from unlearngate.target import identify_target
 
@@ -167,8 +167,8 @@ def drive(engine, requests: list[dict], rng: random.Random) -> None:
     """Feed the engine a few requests per step, so that batches are always mixed, and abort some midway."""
     from vllm import SamplingParams
 
-    from unlearngate.server.plan import TOKEN_FIELD, Plan, Term, sign
-    from unlearngate.server.vllm_compat import LoRARequest
+    from unlearngate.server.engine.compat import LoRARequest
+    from unlearngate.server.engine.plan import TOKEN_FIELD, Plan, Term, sign
 
     waiting = list(enumerate(requests))
     running = {}

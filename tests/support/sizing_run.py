@@ -25,7 +25,7 @@ def main() -> None:
     from vllm.v1.engine.llm_engine import LLMEngine
 
     from support.tiny import make_forget_set, make_target
-    from unlearngate.server.engine import engine_options
+    from unlearngate.server.engine.options import engine_options
     from unlearngate.server.model import UnlearningForCausalLM, loaded_model
     from unlearngate.server.sets.registry import Registry
     from unlearngate.target import identify_target

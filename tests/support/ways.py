@@ -7,7 +7,7 @@ the field steers it; REFUSED, an error.
 from __future__ import annotations
 
 from support.tiny import VOCAB_SIZE, make_tokenizer
-from unlearngate.server.plan import TOKEN_FIELD, Plan, sign
+from unlearngate.server.engine.plan import TOKEN_FIELD, Plan, sign
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 COMPOSED, STEERED, REFUSED = "composed", "steered", "refused"

@@ -6,9 +6,9 @@ from vllm import EngineArgs, envs
 from support.tiny import make_target
 from unlearngate.errors import UnsupportedDeploymentError
 from unlearngate.server import plugin
-from unlearngate.server.branches import ARCHITECTURE, BranchOptions
-from unlearngate.server.engine import engine_options
-from unlearngate.server.refusals import refuse_arguments, refuse_unsupported
+from unlearngate.server.engine.branches import ARCHITECTURE, BranchOptions
+from unlearngate.server.engine.options import engine_options
+from unlearngate.server.engine.refusals import refuse_arguments, refuse_unsupported
 
 
 @pytest.fixture(scope="module")

@@ -25,11 +25,12 @@ from support.tiny import EOS, VOCAB_SIZE, make_forget_set, make_target
 from unlearngate.artefact import ADAPTER_FILE, CONFIG_FILE, MANIFEST_FILE, load_forget_set
 from unlearngate.errors import ArtefactError
 from unlearngate.server import model as served
-from unlearngate.server import plugin, vllm_compat
-from unlearngate.server.bindings import Bindings
-from unlearngate.server.branches import CONFIG_FIELD, BranchOptions
-from unlearngate.server.engine import engine_options
-from unlearngate.server.plan import KEY_VARIABLE, TOKEN_FIELD, Plan, Term, sign
+from unlearngate.server import plugin
+from unlearngate.server.engine import compat
+from unlearngate.server.engine.bindings import Bindings
+from unlearngate.server.engine.branches import CONFIG_FIELD, BranchOptions
+from unlearngate.server.engine.options import engine_options
+from unlearngate.server.engine.plan import KEY_VARIABLE, TOKEN_FIELD, Plan, Term, sign
 from unlearngate.server.processor import ComposeLogitsProcessor
 from unlearngate.target import file_digest
 
@@ -164,7 +165,7 @@ def test_a_token_runs_with_its_own_adapter_only(target, carried):
     """A1-adapter-check: whatever gave the request another adapter on its way."""
     ran = []
     engine = SimpleNamespace(generate=lambda *_, lora_request: ran.append(lora_request))
-    vllm_compat.check_adapters(engine)
+    compat.check_adapters(engine)
     lora = None if carried is None else SimpleNamespace(lora_int_id=carried)
     with pytest.raises(RuntimeError, match="a request for adapter 7 was about to run with adapter"):
         engine.generate([5], params(sign(ANNA)), lora_request=lora)

@@ -23,12 +23,12 @@ from unlearngate.kernels.pairs import Pairs
 from unlearngate.kernels.reference import compose_reference
 from unlearngate.server import model as served
 from unlearngate.server import plugin
-from unlearngate.server.branches import BranchOptions
-from unlearngate.server.engine import engine_options
-from unlearngate.server.plan import TOKEN_FIELD, Plan, Term, sign
+from unlearngate.server.engine.branches import BranchOptions
+from unlearngate.server.engine.options import engine_options
+from unlearngate.server.engine.plan import TOKEN_FIELD, Plan, Term, sign
+from unlearngate.server.engine.refusals import PROCESSOR
+from unlearngate.server.engine.tally import TALLY_VARIABLE, Tally
 from unlearngate.server.processor import ComposeLogitsProcessor
-from unlearngate.server.refusals import PROCESSOR
-from unlearngate.server.tally import TALLY_VARIABLE, Tally
 from unlearngate.target import identify_target
 
 MAX_REQUESTS = 8

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from unlearngate.errors import UnsupportedDeploymentError
-from unlearngate.server.branches import ARCHITECTURE, CONFIG_FIELD, TARGET_ARCHITECTURES, BranchOptions
-from unlearngate.server.plan import ensure_key
-from unlearngate.server.refusals import PROCESSOR
+from unlearngate.server.engine.branches import ARCHITECTURE, CONFIG_FIELD, TARGET_ARCHITECTURES, BranchOptions
+from unlearngate.server.engine.plan import ensure_key
+from unlearngate.server.engine.refusals import PROCESSOR
 
 
 def engine_options(branches: BranchOptions, *, max_rank: int, max_loaded: int, max_known: int) -> dict[str, Any]:

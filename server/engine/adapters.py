@@ -14,8 +14,8 @@ from typing import Any
 
 from unlearngate.artefact import ForgetSet
 from unlearngate.errors import BusyError, UnlearngateError
-from unlearngate.server import vllm_compat
-from unlearngate.server.bindings import Binding, Bindings
+from unlearngate.server.engine import compat
+from unlearngate.server.engine.bindings import Binding, Bindings
 from unlearngate.server.metrics import ADAPTER_EVICTIONS, ADAPTER_LOADS
 
 
@@ -71,7 +71,7 @@ class Adapters:
             self.release(loading.result())
 
     async def _load(self, binding: Binding) -> None:
-        adapter = vllm_compat.LoRARequest(binding.name, binding.adapter_id, str(binding.folder))
+        adapter = compat.LoRARequest(binding.name, binding.adapter_id, str(binding.folder))
         try:
             loaded = await self._engine.add_lora(adapter)
         except BaseException:
@@ -81,7 +81,7 @@ class Adapters:
             self._bindings.unbind(binding)
             raise UnlearngateError(f"the engine could not load the adapter {binding.name}")
         ADAPTER_LOADS.inc()
-        vllm_compat.bind_adapter(self._state, adapter)
+        compat.bind_adapter(self._state, adapter)
 
     async def _make_room(self) -> None:
         if len(self._in_use) < self._capacity:
@@ -93,7 +93,7 @@ class Adapters:
                 "or start the server with a larger --max-known"
             )
         del self._in_use[oldest]
-        vllm_compat.unbind_adapter(self._state, oldest.name)
+        compat.unbind_adapter(self._state, oldest.name)
         await self._engine.remove_lora(oldest.adapter_id)
         ADAPTER_EVICTIONS.inc()
         await asyncio.to_thread(self._bindings.unbind, oldest)

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from unlearngate.errors import UnlearngateError
-from unlearngate.server.branches import MAX_BRANCHES
+from unlearngate.server.engine.branches import MAX_BRANCHES
 
 TALLY_VARIABLE = "UNLEARNGATE_TALLY"
 _HEADER_BYTES = 64

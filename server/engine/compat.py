@@ -19,8 +19,8 @@ from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsContext
 from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor as V2LogitsProcessor
 
 from unlearngate.errors import UnsupportedDeploymentError
-from unlearngate.server.plan import TOKEN_FIELD, sign, verify
-from unlearngate.server.usage import Meter
+from unlearngate.server.engine.plan import TOKEN_FIELD, sign, verify
+from unlearngate.server.engine.usage import Meter
 
 __all__ = [
     "BatchUpdate",

@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from unlearngate.errors import UnsupportedDeploymentError
-from unlearngate.server.branches import CONFIG_FIELD, MAX_BRANCHES, TARGET_ARCHITECTURES, BranchOptions
+from unlearngate.server.engine.branches import CONFIG_FIELD, MAX_BRANCHES, TARGET_ARCHITECTURES, BranchOptions
 
 # 0.32 is what the tests run; 0.33 has the same seams, as far as they were read.
 SUPPORTED_VERSIONS = ("0.32", "0.33")
