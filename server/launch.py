@@ -34,11 +34,11 @@ from unlearngate.server.http.gateway import Gateway
 from unlearngate.server.http.keyring import Keyring
 from unlearngate.server.http.keys import Name
 from unlearngate.server.http.readiness import Readiness, readiness_routes
-from unlearngate.server.plugin import OWN_GROUP_VARIABLE
 from unlearngate.server.sets.lifecycle import Lifecycle, keep_looking
 from unlearngate.server.sets.policy import Policy
 from unlearngate.server.sets.registry import Registry
 from unlearngate.server.sets.store import Store
+from unlearngate.server.worker.plugin import OWN_GROUP_VARIABLE
 from unlearngate.target import identify_target
 
 logger = logging.getLogger(__name__)

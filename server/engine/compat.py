@@ -228,7 +228,7 @@ def group_cpu_lora() -> None:
     """Let engines of this process apply LoRA on a CPU by `cpu_lora.GroupedLora`."""
     from vllm.platforms.cpu import CpuPlatform
 
-    CpuPlatform.get_punica_wrapper = classmethod(lambda cls: "unlearngate.server.cpu_lora.GroupedLora")
+    CpuPlatform.get_punica_wrapper = classmethod(lambda cls: "unlearngate.server.worker.cpu_lora.GroupedLora")
 
 
 @cache

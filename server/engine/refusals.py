@@ -15,7 +15,7 @@ from unlearngate.server.engine.branches import CONFIG_FIELD, MAX_BRANCHES, TARGE
 
 # 0.32 is what the tests run; 0.33 has the same seams, as far as they were read.
 SUPPORTED_VERSIONS = ("0.32", "0.33")
-PROCESSOR = "unlearngate.server.processor:ComposeLogitsProcessor"
+PROCESSOR = "unlearngate.server.worker.processor:ComposeLogitsProcessor"
 ANY_VERSION_VARIABLE = "UNLEARNGATE_ANY_VLLM"
 _FORBIDDEN_VARIABLES = {
     "VLLM_SERVER_DEV_MODE": "opens routes that run code in the workers",

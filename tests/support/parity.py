@@ -99,9 +99,9 @@ def start_engine(args: argparse.Namespace, target: Path):
     from vllm import EngineArgs
     from vllm.v1.engine.llm_engine import LLMEngine
 
-    from unlearngate.server import cpu_lora
     from unlearngate.server.engine.options import engine_options
     from unlearngate.server.sets.registry import Registry
+    from unlearngate.server.worker import cpu_lora
     from unlearngate.target import identify_target
 
     cpu_lora.ALONE = 2**13  # so that small batches go one way and large ones the other, as with larger models
@@ -214,7 +214,7 @@ def drive(engine, requests: list[dict], rng: random.Random) -> None:
 
 def drive_few(engine, registry, rng: random.Random) -> list[dict]:
     """Requests without any set, then with at most one each: no more branches run than the batch needs."""
-    from unlearngate.server.model import loaded_model
+    from unlearngate.server.worker.model import loaded_model
 
     model, prefixes, asked = loaded_model(), draw_prefixes(rng), []
     for most in (0, 1):
@@ -235,7 +235,7 @@ def drive_few(engine, registry, rng: random.Random) -> list[dict]:
 
 def check_branches_have_no_weights() -> None:
     """Every parameter of a branch is the target's very object, also after loading, and nothing is packed for it."""
-    from unlearngate.server.model import loaded_model
+    from unlearngate.server.worker.model import loaded_model
 
     model = loaded_model()
     targets = {id(parameter) for parameter in model.target.parameters()}

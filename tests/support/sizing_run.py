@@ -26,8 +26,8 @@ def main() -> None:
 
     from support.tiny import make_forget_set, make_target
     from unlearngate.server.engine.options import engine_options
-    from unlearngate.server.model import UnlearningForCausalLM, loaded_model
     from unlearngate.server.sets.registry import Registry
+    from unlearngate.server.worker.model import UnlearningForCausalLM, loaded_model
     from unlearngate.target import identify_target
 
     target = make_target(work / "target", seed=1)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from unlearngate.server.model import _HeadRows
+from unlearngate.server.worker.model import _HeadRows
 
 HIDDEN = 3
 

@@ -5,10 +5,10 @@ from vllm import EngineArgs, envs
 
 from support.tiny import make_target
 from unlearngate.errors import UnsupportedDeploymentError
-from unlearngate.server import plugin
 from unlearngate.server.engine.branches import ARCHITECTURE, BranchOptions
 from unlearngate.server.engine.options import engine_options
 from unlearngate.server.engine.refusals import refuse_arguments, refuse_unsupported
+from unlearngate.server.worker import plugin
 
 
 @pytest.fixture(scope="module")

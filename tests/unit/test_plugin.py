@@ -11,7 +11,7 @@ import pytest
 
 SERVER = """
 import multiprocessing, os, time
-from unlearngate.server.plugin import leave_group_and_end_with_parent
+from unlearngate.server.worker.plugin import leave_group_and_end_with_parent
 
 def engine(depth):
     leave_group_and_end_with_parent()

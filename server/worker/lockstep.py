@@ -21,7 +21,7 @@ from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
 from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.layers.linear import LinearBase
 
-from unlearngate.server.cpu_lora import add_joined, joined_number
+from unlearngate.server.worker.cpu_lora import add_joined, joined_number
 
 
 @support_torch_compile(dynamic_arg_dims={"input_ids": 0, "positions": 0, "inputs_embeds": 0})

@@ -19,7 +19,7 @@ def register() -> None:
     from vllm import ModelRegistry
 
     if ARCHITECTURE not in ModelRegistry.get_supported_archs():
-        ModelRegistry.register_model(ARCHITECTURE, f"unlearngate.server.model:{ARCHITECTURE}")
+        ModelRegistry.register_model(ARCHITECTURE, f"unlearngate.server.worker.model:{ARCHITECTURE}")
     if os.environ.get(OWN_GROUP_VARIABLE) == "1":
         leave_group_and_end_with_parent()
 

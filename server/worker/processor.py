@@ -28,7 +28,7 @@ from unlearngate.server.engine.compat import (
     penalise_after_composing,
 )
 from unlearngate.server.engine.plan import TOKEN_FIELD, Plan, verify
-from unlearngate.server.recorder import Recorder
+from unlearngate.server.worker.recorder import Recorder
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -184,7 +184,7 @@ class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
             batch: what is in force.
             knows_rows: whether a step's rows are known before its logits, as they are on V1.
         """
-        from unlearngate.server.model import loaded_model
+        from unlearngate.server.worker.model import loaded_model
 
         model = loaded_model()
         num_rows, chosen, assistant_NV = model.take_assistant_logits()
