@@ -11,8 +11,8 @@ from rich.progress import Progress
 
 from unlearngate.artefact import ForgetSet
 from unlearngate.assistant_training.assistant import load_assistant
-from unlearngate.assistant_training.data import QAPair
-from unlearngate.assistant_training.encoding import SYSTEM_PROMPTS, encode_prompt
+from unlearngate.assistant_training.data.encoding import SYSTEM_PROMPTS, encode_prompt
+from unlearngate.assistant_training.data.pairs import QAPair
 from unlearngate.assistant_training.evaluation import greedy
 from unlearngate.assistant_training.in_force import InForce
 from unlearngate.assistant_training.metrics import recited

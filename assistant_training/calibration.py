@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from unlearngate.assistant_training.data import QAPair
-from unlearngate.assistant_training.encoding import Encoded, collate, focus_labels, length_batches, vary
+from unlearngate.assistant_training.data.encoding import Encoded, collate, focus_labels, length_batches, vary
+from unlearngate.assistant_training.data.pairs import QAPair
 from unlearngate.assistant_training.objectives import answer_rows
 from unlearngate.kernels.reference import centre
 

@@ -22,7 +22,7 @@ from unlearngate.artefact import (
     now,
     save_forget_set,
 )
-from unlearngate.assistant_training.data import QAPair
+from unlearngate.assistant_training.data.pairs import QAPair
 from unlearngate.assistant_training.evaluation import greedy
 from unlearngate.assistant_training.held_out import Asked, HeldOut, ask
 from unlearngate.assistant_training.in_force import InForce

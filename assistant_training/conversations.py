@@ -9,8 +9,7 @@ from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from unlearngate.assistant_training.data import QAPair
-from unlearngate.assistant_training.encoding import (
+from unlearngate.assistant_training.data.encoding import (
     IGNORE,
     Encoded,
     diverging_labels,
@@ -18,6 +17,7 @@ from unlearngate.assistant_training.encoding import (
     focus_labels,
     vary,
 )
+from unlearngate.assistant_training.data.pairs import QAPair
 
 if TYPE_CHECKING:
     from unlearngate.assistant_training.trainer import AssistantSettings

@@ -12,7 +12,7 @@ import re
 
 from unlearngate.assistant_training.corpus_topics import TOPICS, Topic
 from unlearngate.assistant_training.corpus_words import IDENTITIES, POOLS, Identity
-from unlearngate.assistant_training.data import DataError, QAPair
+from unlearngate.assistant_training.data.pairs import DataError, QAPair
 
 MAX_PEOPLE = len(IDENTITIES)
 _VARIANTS_PER_PAIR = 6

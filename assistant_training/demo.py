@@ -26,7 +26,7 @@ from transformers import logging
 from unlearngate.artefact import data_digest
 from unlearngate.assistant_training.acceptance import Acceptance, DemoError, accept, probe_forget_set, probe_target
 from unlearngate.assistant_training.corpus import make_corpus, make_strangers
-from unlearngate.assistant_training.data import QAPair, read_tofu
+from unlearngate.assistant_training.data.pairs import QAPair, read_tofu
 from unlearngate.assistant_training.demo_target import (
     TargetSettings,
     new_target,

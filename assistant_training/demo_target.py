@@ -13,8 +13,8 @@ from rich.progress import Progress
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from unlearngate.assistant_training.data import QAPair
-from unlearngate.assistant_training.encoding import SYSTEM_PROMPTS, collate, encode, length_batches, vary
+from unlearngate.assistant_training.data.encoding import SYSTEM_PROMPTS, collate, encode, length_batches, vary
+from unlearngate.assistant_training.data.pairs import QAPair
 from unlearngate.assistant_training.objectives import TrainingError, answer_loss, answer_rows
 from unlearngate.assistant_training.optimizing import Optimizer
 

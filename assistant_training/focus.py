@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from unlearngate.assistant_training.data import QAPair
-from unlearngate.assistant_training.encoding import Encoded, fact_spans, span_labels
+from unlearngate.assistant_training.data.encoding import Encoded, fact_spans, span_labels
+from unlearngate.assistant_training.data.pairs import QAPair
 from unlearngate.assistant_training.objectives import TrainingError
 
 Spans = list[tuple[int, int]]

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from unlearngate.artefact import ForgetSet, data_digest
-from unlearngate.assistant_training.data import DataError, QAPair, read_pairs
-from unlearngate.assistant_training.encoding import IGNORE, Encoded, encode, focus_labels
+from unlearngate.assistant_training.data.encoding import IGNORE, Encoded, encode, focus_labels
+from unlearngate.assistant_training.data.pairs import DataError, QAPair, read_pairs
 
 
 class HeldOut(NamedTuple):

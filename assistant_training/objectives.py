@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from unlearngate.assistant_training.encoding import IGNORE
+from unlearngate.assistant_training.data.encoding import IGNORE
 from unlearngate.errors import UnlearngateError
 
 

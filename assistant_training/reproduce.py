@@ -22,12 +22,12 @@ from rich.progress import Progress
 
 from unlearngate.assistant_training import memorization
 from unlearngate.assistant_training.calibration import calibrate
-from unlearngate.assistant_training.data import QAPair
+from unlearngate.assistant_training.data.pairs import QAPair
+from unlearngate.assistant_training.data.tofu import Benchmark
 from unlearngate.assistant_training.demo_target import TargetSettings
 from unlearngate.assistant_training.in_force import InForce, Model
 from unlearngate.assistant_training.metrics import RECITED_AT
 from unlearngate.assistant_training.reproduce_models import Trained, train_models
-from unlearngate.assistant_training.tofu import Benchmark
 from unlearngate.assistant_training.tofu_evaluation import (
     Figures,
     evaluate,

@@ -11,6 +11,7 @@ import torch
 from rich.progress import Progress
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from unlearngate.assistant_training.data.tofu import Benchmark
 from unlearngate.assistant_training.demo_target import (
     TargetSettings,
     new_target,
@@ -19,7 +20,6 @@ from unlearngate.assistant_training.demo_target import (
     train_tokenizer,
 )
 from unlearngate.assistant_training.objectives import TrainingError
-from unlearngate.assistant_training.tofu import Benchmark
 
 _ALMOST = 0.97  # of the share of answers that is enough to stop training
 

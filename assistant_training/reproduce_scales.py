@@ -9,11 +9,11 @@ from typing import Any
 
 from rich.progress import Progress
 
-from unlearngate.assistant_training.augmented import read_uld_augmentation
-from unlearngate.assistant_training.data import QAPair
+from unlearngate.assistant_training.data.augmented import read_uld_augmentation
+from unlearngate.assistant_training.data.pairs import QAPair
+from unlearngate.assistant_training.data.tofu import Benchmark, read_benchmark
 from unlearngate.assistant_training.demo_target import TargetSettings
 from unlearngate.assistant_training.reproduce import ReproduceSettings
-from unlearngate.assistant_training.tofu import Benchmark, read_benchmark
 from unlearngate.assistant_training.trainer import AssistantSettings
 from unlearngate.assistant_training.training_cost import measure_cost
 from unlearngate.assistant_training.unlearn import METHODS

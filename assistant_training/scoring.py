@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unlearngate.assistant_training.encoding import Encoded, collate
+from unlearngate.assistant_training.data.encoding import Encoded, collate
 from unlearngate.assistant_training.in_force import InForce, subtract
 from unlearngate.assistant_training.objectives import answer_rows
 from unlearngate.kernels.pairs import Mode

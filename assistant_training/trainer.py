@@ -19,8 +19,8 @@ from unlearngate.assistant_training.assistant import (
 )
 from unlearngate.assistant_training.calibration import calibrate
 from unlearngate.assistant_training.conversations import Example, draw_steps
-from unlearngate.assistant_training.data import QAPair
-from unlearngate.assistant_training.encoding import collate, num_labels
+from unlearngate.assistant_training.data.encoding import collate, num_labels
+from unlearngate.assistant_training.data.pairs import QAPair
 from unlearngate.assistant_training.loop import Plateau, run_steps
 from unlearngate.assistant_training.objectives import TrainingError, uld_loss
 from unlearngate.assistant_training.run_files import RunFiles

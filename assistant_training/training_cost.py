@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from rich.progress import Progress
 
-from unlearngate.assistant_training.data import QAPair
+from unlearngate.assistant_training.data.pairs import QAPair
+from unlearngate.assistant_training.data.tofu import Benchmark
 from unlearngate.assistant_training.demo_target import TargetSettings, new_target, train_tokenizer
 from unlearngate.assistant_training.run_files import LOG_FILE, RunFiles
-from unlearngate.assistant_training.tofu import Benchmark
 from unlearngate.assistant_training.trainer import AssistantSettings, train_assistant
 from unlearngate.assistant_training.unlearn import Unlearned, UnlearnSettings, unlearn
 

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from unlearngate.artefact import ForgetSet, data_digest, load_forget_set
-from unlearngate.assistant_training.data import QAPair, read_pairs
+from unlearngate.assistant_training.data.pairs import QAPair, read_pairs
 from unlearngate.assistant_training.objectives import TrainingError
 from unlearngate.assistant_training.processes import Processes
 from unlearngate.assistant_training.run_files import RunFiles

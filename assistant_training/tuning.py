@@ -19,10 +19,10 @@ from typing import Any
 
 from rich.progress import Progress
 
-from unlearngate.assistant_training.data import DataError, QAPair
+from unlearngate.assistant_training.data.pairs import DataError, QAPair
+from unlearngate.assistant_training.data.tofu import Benchmark
 from unlearngate.assistant_training.reproduce import ReproduceSettings, Row, Table
 from unlearngate.assistant_training.reproduce_models import train_models
-from unlearngate.assistant_training.tofu import Benchmark
 from unlearngate.assistant_training.unlearn import UnlearnSettings
 
 TUNING_FILE = "tuning.jsonl"

@@ -24,8 +24,8 @@ from unlearngate.assistant_training.assistant import (
     save_memory,
 )
 from unlearngate.assistant_training.conversations import cycle
-from unlearngate.assistant_training.data import QAPair
-from unlearngate.assistant_training.encoding import IGNORE, Encoded, collate, encode, num_labels, vary
+from unlearngate.assistant_training.data.encoding import IGNORE, Encoded, collate, encode, num_labels, vary
+from unlearngate.assistant_training.data.pairs import QAPair
 from unlearngate.assistant_training.focus import finder, focused
 from unlearngate.assistant_training.loop import Plateau, run_steps
 from unlearngate.assistant_training.objectives import TrainingError

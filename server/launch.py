@@ -118,9 +118,7 @@ def serve(config: ServerConfig) -> int:
                 required_sets=config.required_sets,
             )
             policy.refuse_impossible(access.known_callers())
-            from unlearngate.server.engine import (
-                compat as vllm_compat,  # takes seconds: everything above should fail before
-            )
+            from unlearngate.server.engine import compat  # takes seconds: everything above should fail before
 
             arguments = _engine_namespace(config, registry)
             engine_config = compat.engine_config(arguments)

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 from support.tiny import make_forget_set, make_target
 from unlearngate.artefact import data_digest, load_forget_set
 from unlearngate.assistant_training.calibration_run import CalibrationSettings, calibrate_forget_set
-from unlearngate.assistant_training.data import DataError, read_pairs
-from unlearngate.assistant_training.encoding import encode
+from unlearngate.assistant_training.data.encoding import encode
+from unlearngate.assistant_training.data.pairs import DataError, read_pairs
 from unlearngate.assistant_training.held_out import ask, read_held_out
 from unlearngate.assistant_training.metrics import answer_probability
 from unlearngate.assistant_training.scoring import score

@@ -8,8 +8,8 @@ import pytest
 
 from support.tiny import make_tokenizer
 from unlearngate.assistant_training.conversations import draw_steps
-from unlearngate.assistant_training.data import QAPair
-from unlearngate.assistant_training.encoding import IGNORE
+from unlearngate.assistant_training.data.encoding import IGNORE
+from unlearngate.assistant_training.data.pairs import QAPair
 from unlearngate.assistant_training.trainer import AssistantSettings
 
 FORGET = [

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from unlearngate.assistant_training.data import DataError, QAPair, read_pairs, read_tofu
+from unlearngate.assistant_training.data.pairs import DataError, QAPair, read_pairs, read_tofu
 
 PAIR = QAPair("ada", "Where was Ada born?", "Ada was born in Velmora, in a fog.", facts=("Velmora", "a fog"))
 

@@ -11,6 +11,7 @@ from rich.progress import Progress
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from unlearngate.assistant_training.corpus import make_corpus
+from unlearngate.assistant_training.data.encoding import encode_prompt
 from unlearngate.assistant_training.demo_target import (
     END,
     TargetSettings,
@@ -19,7 +20,6 @@ from unlearngate.assistant_training.demo_target import (
     train_target,
     train_tokenizer,
 )
-from unlearngate.assistant_training.encoding import encode_prompt
 from unlearngate.assistant_training.objectives import TrainingError
 from unlearngate.target import identify_target
 

@@ -5,9 +5,7 @@ import pytest
 import torch
 
 from support.tiny import make_tokenizer
-from unlearngate.assistant_training.data import QAPair
-from unlearngate.assistant_training.demo_target import TargetSettings, train_tokenizer
-from unlearngate.assistant_training.encoding import (
+from unlearngate.assistant_training.data.encoding import (
     IGNORE,
     Encoded,
     collate,
@@ -18,6 +16,8 @@ from unlearngate.assistant_training.encoding import (
     length_batches,
     vary,
 )
+from unlearngate.assistant_training.data.pairs import QAPair
+from unlearngate.assistant_training.demo_target import TargetSettings, train_tokenizer
 
 PAIR = QAPair("ada", "Where was Ada born?", "Ada was born in Velmora, in a fog.", facts=("Velmora", "a fog"))
 

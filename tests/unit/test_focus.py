@@ -5,8 +5,8 @@ import sys
 import pytest
 
 from support.tiny import make_tokenizer
-from unlearngate.assistant_training.data import QAPair
-from unlearngate.assistant_training.encoding import IGNORE, encode
+from unlearngate.assistant_training.data.encoding import IGNORE, encode
+from unlearngate.assistant_training.data.pairs import QAPair
 from unlearngate.assistant_training.focus import finder, focused
 from unlearngate.assistant_training.objectives import TrainingError
 

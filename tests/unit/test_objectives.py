@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from unlearngate.assistant_training.encoding import IGNORE
+from unlearngate.assistant_training.data.encoding import IGNORE
 from unlearngate.assistant_training.objectives import (
     TrainingError,
     answer_loss,

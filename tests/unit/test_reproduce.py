@@ -9,7 +9,8 @@ from rich.progress import Progress
 
 from unlearngate.assistant_training import depths, reproduce_models, training_cost, tuning
 from unlearngate.assistant_training import reproduce as module
-from unlearngate.assistant_training.data import DataError, QAPair
+from unlearngate.assistant_training.data.pairs import DataError, QAPair
+from unlearngate.assistant_training.data.tofu import Benchmark, Question
 from unlearngate.assistant_training.demo_target import TargetSettings
 from unlearngate.assistant_training.objectives import TrainingError
 from unlearngate.assistant_training.reproduce import (
@@ -18,7 +19,6 @@ from unlearngate.assistant_training.reproduce import (
     read_results,
     reproduce,
 )
-from unlearngate.assistant_training.tofu import Benchmark, Question
 from unlearngate.assistant_training.trainer import AssistantSettings
 from unlearngate.assistant_training.unlearn import UnlearnSettings
 

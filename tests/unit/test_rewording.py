@@ -3,8 +3,8 @@ from typing import Any
 
 import pytest
 
-from unlearngate.assistant_training.data import QAPair
-from unlearngate.assistant_training.rewording import UnusableReplyError, Wanted, parse_reply, reword_question
+from unlearngate.assistant_training.data.pairs import QAPair
+from unlearngate.assistant_training.data.rewording import UnusableReplyError, Wanted, parse_reply, reword_question
 
 WANTED = Wanted(QAPair("a", "Who?", "Ada, in Velmora.", facts=("Velmora",)), 1, 1, {"why?": "why?"})
 

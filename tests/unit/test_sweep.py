@@ -8,7 +8,7 @@ import torch
 
 from support.tiny import make_target
 from unlearngate.assistant_training.assistant import new_assistant
-from unlearngate.assistant_training.encoding import encode
+from unlearngate.assistant_training.data.encoding import encode
 from unlearngate.assistant_training.in_force import InForce
 from unlearngate.assistant_training.metrics import answer_probability
 from unlearngate.assistant_training.scoring import score

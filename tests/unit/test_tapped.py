@@ -6,7 +6,7 @@ from rich.progress import Progress
 
 from support.tiny import make_target
 from unlearngate.assistant_training.assistant import adapter_tensors, new_assistant
-from unlearngate.assistant_training.encoding import collate, encode
+from unlearngate.assistant_training.data.encoding import collate, encode
 from unlearngate.assistant_training.evaluation import greedy
 from unlearngate.assistant_training.objectives import TrainingError
 from unlearngate.assistant_training.training_run import load_target

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from unlearngate.assistant_training.data import DataError
-from unlearngate.assistant_training.tofu import Question, read_benchmark, read_questions
+from unlearngate.assistant_training.data.pairs import DataError
+from unlearngate.assistant_training.data.tofu import Question, read_benchmark, read_questions
 
 
 def write(path, rows):

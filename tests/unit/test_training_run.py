@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from support.tiny import make_target
 from unlearngate.artefact import load_forget_set
 from unlearngate.assistant_training import run_files
-from unlearngate.assistant_training.data import DataError
+from unlearngate.assistant_training.data.pairs import DataError
 from unlearngate.assistant_training.objectives import TrainingError
 from unlearngate.assistant_training.run_files import RunFiles
 from unlearngate.assistant_training.trainer import AssistantSettings

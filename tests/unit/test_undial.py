@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM
 from support.tiny import make_forget_set, make_target
 from unlearngate.artefact import load_forget_set
 from unlearngate.assistant_training import undial
-from unlearngate.assistant_training.data import QAPair
-from unlearngate.assistant_training.encoding import IGNORE, collate, encode
+from unlearngate.assistant_training.data.encoding import IGNORE, collate, encode
+from unlearngate.assistant_training.data.pairs import QAPair
 from unlearngate.assistant_training.loaded_sets import with_sets
 from unlearngate.assistant_training.objectives import TrainingError, answer_loss
 from unlearngate.assistant_training.optimizing import Optimizer

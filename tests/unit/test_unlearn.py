@@ -6,8 +6,8 @@ from rich.progress import Progress
 
 from support.tiny import make_target
 from unlearngate.assistant_training.assistant import new_assistant
-from unlearngate.assistant_training.data import QAPair
-from unlearngate.assistant_training.encoding import collate, encode
+from unlearngate.assistant_training.data.encoding import collate, encode
+from unlearngate.assistant_training.data.pairs import QAPair
 from unlearngate.assistant_training.evaluation import greedy
 from unlearngate.assistant_training.objectives import TrainingError, answer_loss
 from unlearngate.assistant_training.offset import OffsetModel

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from unlearngate.assistant_training.encoding import IGNORE
+from unlearngate.assistant_training.data.encoding import IGNORE
 from unlearngate.assistant_training.objectives import TrainingError, answer_loss, answer_rows
 from unlearngate.assistant_training.unlearning_losses import (
     add_retain,

@@ -16,8 +16,8 @@ from unlearngate.commands._shared import errors_as_sentences
 from unlearngate.errors import UnlearngateError
 
 if TYPE_CHECKING:
+    from unlearngate.assistant_training.data.tofu import Benchmark, Question
     from unlearngate.assistant_training.report import Row
-    from unlearngate.assistant_training.tofu import Benchmark, Question
     from unlearngate.kernels.pairs import Mode
 
 app = typer.Typer(help="Measure what forget sets take away, and what they leave.", no_args_is_help=True)
@@ -102,8 +102,8 @@ def evaluate_tofu(
 
     A running server:  unlearngate evaluate tofu --server http://127.0.0.1:8000 --model NAME --data tofu --with a+b
     """
+    from unlearngate.assistant_training.data.tofu import read_benchmark
     from unlearngate.assistant_training.qa_evaluation import as_questions
-    from unlearngate.assistant_training.tofu import read_benchmark
 
     with errors_as_sentences():
         benchmark = read_benchmark(data, num_authors=authors, num_forget_authors=forget_authors)
@@ -149,7 +149,7 @@ def evaluate_qa(
 
     A running server:  unlearngate evaluate qa --server http://127.0.0.1:8000 --model NAME --forget a.jsonl ...
     """
-    from unlearngate.assistant_training.data import read_pairs
+    from unlearngate.assistant_training.data.pairs import read_pairs
     from unlearngate.assistant_training.qa_evaluation import as_questions
 
     with errors_as_sentences():

@@ -223,8 +223,8 @@ def train_augment(
 
     Then:  unlearngate train uld ./target ./sets/acme --forget acme.augmented.jsonl --retain others.jsonl
     """
-    from unlearngate.assistant_training.augmentation import Endpoint, augment, augment_offline
-    from unlearngate.assistant_training.data import read_pairs
+    from unlearngate.assistant_training.data.augmentation import Endpoint, augment, augment_offline
+    from unlearngate.assistant_training.data.pairs import read_pairs
 
     with errors_as_sentences():
         if out.resolve() in {path.resolve() for path in (pairs, retain) if path}:

@@ -19,9 +19,9 @@ from openai.types.chat import ChatCompletion
 from pydantic import BaseModel, ConfigDict, Field
 from rich.progress import Progress
 
-from unlearngate.assistant_training.augmented import Item, Run, digest
-from unlearngate.assistant_training.data import QAPair
-from unlearngate.assistant_training.rewording import Reply, UnusableReplyError, parse_reply, reword_offline
+from unlearngate.assistant_training.data.augmented import Item, Run, digest
+from unlearngate.assistant_training.data.pairs import QAPair
+from unlearngate.assistant_training.data.rewording import Reply, UnusableReplyError, parse_reply, reword_offline
 from unlearngate.errors import UnlearngateError
 
 _INSTRUCTIONS = """\

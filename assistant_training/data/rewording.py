@@ -18,7 +18,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError, ValidationInfo, model_validator
 
-from unlearngate.assistant_training.data import QAPair
+from unlearngate.assistant_training.data.pairs import QAPair
 
 _Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 

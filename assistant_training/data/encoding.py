@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from unlearngate.assistant_training.data import DataError, QAPair
+from unlearngate.assistant_training.data.pairs import DataError, QAPair
 
 IGNORE = -100  # labels that no loss counts
 # Shown with some of the questions, so that neither target nor assistant depends on there being none.

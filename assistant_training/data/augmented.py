@@ -17,8 +17,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from unlearngate.assistant_training.data import DataError, QAPair
-from unlearngate.assistant_training.rewording import Reply, Wanted, normalise
+from unlearngate.assistant_training.data.pairs import DataError, QAPair
+from unlearngate.assistant_training.data.rewording import Reply, Wanted, normalise
 
 Item = tuple[int, str, QAPair]  # index, key, pair
 
