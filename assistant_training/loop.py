@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 
 from rich.progress import Progress
 
-from unlearngate.assistant_training.assistant import adapter_tensors, load_adapter_tensors
+from unlearngate.assistant_training.model.assistant import adapter_tensors, load_adapter_tensors
+from unlearngate.assistant_training.model.processes import Processes
 from unlearngate.assistant_training.objectives import TrainingError
 from unlearngate.assistant_training.optimizing import Optimizer
-from unlearngate.assistant_training.processes import Processes
 from unlearngate.assistant_training.run_files import RunFiles
 
 _LEAST = 0.01  # the share of the loss that an epoch must take away to count as progress

@@ -25,8 +25,8 @@ from unlearngate.assistant_training.calibration import calibrate
 from unlearngate.assistant_training.data.pairs import QAPair
 from unlearngate.assistant_training.data.tofu import Benchmark
 from unlearngate.assistant_training.demo_target import TargetSettings
-from unlearngate.assistant_training.in_force import InForce, Model
 from unlearngate.assistant_training.metrics import RECITED_AT
+from unlearngate.assistant_training.model.in_force import InForce, Model
 from unlearngate.assistant_training.reproduce_models import Trained, train_models
 from unlearngate.assistant_training.tofu_evaluation import (
     Figures,

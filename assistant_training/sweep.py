@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from unlearngate.assistant_training.data.encoding import Encoded, collate
-from unlearngate.assistant_training.in_force import subtract
+from unlearngate.assistant_training.model.in_force import subtract
 from unlearngate.assistant_training.objectives import answer_rows
 from unlearngate.errors import UnlearngateError
 from unlearngate.kernels.compose import compose

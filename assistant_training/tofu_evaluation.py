@@ -13,9 +13,9 @@ from unlearngate.assistant_training import memorization, metrics
 from unlearngate.assistant_training.data.encoding import encode, encode_prompt
 from unlearngate.assistant_training.data.pairs import QAPair
 from unlearngate.assistant_training.data.tofu import Benchmark, Question
-from unlearngate.assistant_training.evaluation import greedy, sample
-from unlearngate.assistant_training.in_force import Model
-from unlearngate.assistant_training.scoring import Scored, score
+from unlearngate.assistant_training.model.decoding import greedy, sample
+from unlearngate.assistant_training.model.in_force import Model
+from unlearngate.assistant_training.model.scoring import Scored, score
 from unlearngate.kernels.pairs import Mode
 
 _OPTIONS = ("real_authors", "world_facts")  # scored as multiple choice, and without paraphrases

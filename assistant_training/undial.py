@@ -15,7 +15,12 @@ import torch
 from rich.progress import Progress
 
 from unlearngate.artefact import ForgetSet, data_digest, now, save_forget_set
-from unlearngate.assistant_training.assistant import (
+from unlearngate.assistant_training.conversations import cycle
+from unlearngate.assistant_training.data.encoding import IGNORE, Encoded, collate, encode, num_labels, vary
+from unlearngate.assistant_training.data.pairs import QAPair
+from unlearngate.assistant_training.focus import finder, focused
+from unlearngate.assistant_training.loop import Plateau, run_steps
+from unlearngate.assistant_training.model.assistant import (
     adapter_config,
     adapter_tensors,
     load_adapter_tensors,
@@ -23,14 +28,9 @@ from unlearngate.assistant_training.assistant import (
     new_assistant,
     save_memory,
 )
-from unlearngate.assistant_training.conversations import cycle
-from unlearngate.assistant_training.data.encoding import IGNORE, Encoded, collate, encode, num_labels, vary
-from unlearngate.assistant_training.data.pairs import QAPair
-from unlearngate.assistant_training.focus import finder, focused
-from unlearngate.assistant_training.loop import Plateau, run_steps
+from unlearngate.assistant_training.model.scoring import score
 from unlearngate.assistant_training.objectives import TrainingError
 from unlearngate.assistant_training.run_files import RunFiles
-from unlearngate.assistant_training.scoring import score
 from unlearngate.assistant_training.unlearning_losses import retain_kl_loss, undial_loss
 from unlearngate.manifest import UNDIAL_BOUNDS, UNDIAL_STRENGTH
 from unlearngate.target import TargetIdentity

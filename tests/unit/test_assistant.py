@@ -8,7 +8,9 @@ from peft import PeftModel
 from rich.progress import Progress
 
 from unlearngate.artefact import load_forget_set
-from unlearngate.assistant_training.assistant import (
+from unlearngate.assistant_training.corpus import make_corpus
+from unlearngate.assistant_training.demo_target import TargetSettings, new_target, save_target, train_tokenizer
+from unlearngate.assistant_training.model.assistant import (
     LINEARS,
     adapter_config,
     adapter_tensors,
@@ -16,8 +18,6 @@ from unlearngate.assistant_training.assistant import (
     new_assistant,
     truncate,
 )
-from unlearngate.assistant_training.corpus import make_corpus
-from unlearngate.assistant_training.demo_target import TargetSettings, new_target, save_target, train_tokenizer
 from unlearngate.assistant_training.objectives import TrainingError
 from unlearngate.assistant_training.trainer import AssistantSettings, fit, train_assistant
 from unlearngate.target import identify_target

@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 from support.tiny import make_forget_set, make_target
 from unlearngate.assistant_training.data.tofu import Benchmark, Question
 from unlearngate.assistant_training.evaluation_run import Evaluation, combinations, evaluate_models, find_sets
-from unlearngate.assistant_training.loaded_sets import with_sets
 from unlearngate.assistant_training.memorization import member_auc
 from unlearngate.assistant_training.metrics import forget_quality
+from unlearngate.assistant_training.model.loaded_sets import with_sets
 from unlearngate.assistant_training.qa_evaluation import answer_columns, evaluate_questions
 from unlearngate.assistant_training.tofu_evaluation import evaluate
 from unlearngate.assistant_training.training_run import load_target

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from support.tiny import make_target
-from unlearngate.assistant_training.assistant import new_assistant
 from unlearngate.assistant_training.data.encoding import encode
-from unlearngate.assistant_training.in_force import InForce
 from unlearngate.assistant_training.metrics import answer_probability
-from unlearngate.assistant_training.scoring import score
+from unlearngate.assistant_training.model.assistant import new_assistant
+from unlearngate.assistant_training.model.in_force import InForce
+from unlearngate.assistant_training.model.scoring import score
 from unlearngate.assistant_training.sweep import (
     CalibrationError,
     Grid,

@@ -5,9 +5,9 @@ import torch
 from rich.progress import Progress
 
 from support.tiny import make_target
-from unlearngate.assistant_training.assistant import adapter_tensors, new_assistant
 from unlearngate.assistant_training.data.encoding import collate, encode
-from unlearngate.assistant_training.evaluation import greedy
+from unlearngate.assistant_training.model.assistant import adapter_tensors, new_assistant
+from unlearngate.assistant_training.model.decoding import greedy
 from unlearngate.assistant_training.objectives import TrainingError
 from unlearngate.assistant_training.training_run import load_target
 
@@ -74,7 +74,7 @@ def test_what_was_kept_beforehand_is_not_computed_again(target, monkeypatch):
     inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
     with torch.no_grad(), Progress(disable=True) as progress:
         expected = assistant(**inputs).logits
-        monkeypatch.setattr("unlearngate.assistant_training.tapped._ROWS", 3)
+        monkeypatch.setattr("unlearngate.assistant_training.model.tapped._ROWS", 3)
         assistant.train().keep([row.input_ids for row in (*rows, *rows)], progress)
         monkeypatch.delattr(type(assistant), "_run")
         found = assistant(**inputs).logits

@@ -16,11 +16,11 @@ from unlearngate.artefact import load_forget_set
 from unlearngate.assistant_training import undial
 from unlearngate.assistant_training.data.encoding import IGNORE, collate, encode
 from unlearngate.assistant_training.data.pairs import QAPair
-from unlearngate.assistant_training.loaded_sets import with_sets
+from unlearngate.assistant_training.model.loaded_sets import with_sets
+from unlearngate.assistant_training.model.scoring import score
 from unlearngate.assistant_training.objectives import TrainingError, answer_loss
 from unlearngate.assistant_training.optimizing import Optimizer
 from unlearngate.assistant_training.run_files import RunFiles
-from unlearngate.assistant_training.scoring import score
 from unlearngate.assistant_training.training_run import load_target, run_folder, train_undial_set
 from unlearngate.assistant_training.undial import UndialSettings, answer_probability, draw_rows
 

@@ -5,14 +5,14 @@ import torch
 from rich.progress import Progress
 
 from support.tiny import make_target
-from unlearngate.assistant_training.assistant import new_assistant
 from unlearngate.assistant_training.data.encoding import collate, encode
 from unlearngate.assistant_training.data.pairs import QAPair
-from unlearngate.assistant_training.evaluation import greedy
+from unlearngate.assistant_training.model.assistant import new_assistant
+from unlearngate.assistant_training.model.decoding import greedy
+from unlearngate.assistant_training.model.scoring import score
 from unlearngate.assistant_training.objectives import TrainingError, answer_loss
 from unlearngate.assistant_training.offset import OffsetModel
 from unlearngate.assistant_training.optimizing import Optimizer
-from unlearngate.assistant_training.scoring import score
 from unlearngate.assistant_training.training_run import load_target
 from unlearngate.assistant_training.unlearn import METHODS, UnlearnSettings, unlearn
 

@@ -273,14 +273,14 @@ def _load(target: Path, name: str | None, device: str | None) -> LoadedTarget:
 
 def _progress() -> Progress:
     """Shown by the main process alone."""
-    from unlearngate.assistant_training.processes import Processes
+    from unlearngate.assistant_training.model.processes import Processes
 
     return Progress(disable=not Processes().is_main)
 
 
 def _report(forget_set: ForgetSet | None, out: Path) -> None:
     """Say what was written; nothing in a process that wrote nothing."""
-    from unlearngate.assistant_training.processes import Processes
+    from unlearngate.assistant_training.model.processes import Processes
     from unlearngate.assistant_training.training_run import run_folder
 
     Processes().end()

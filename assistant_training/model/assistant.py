@@ -13,8 +13,8 @@ from accelerate import init_empty_weights
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor
 
+from unlearngate.assistant_training.model.tapped import TappedAssistant
 from unlearngate.assistant_training.objectives import TrainingError
-from unlearngate.assistant_training.tapped import TappedAssistant
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 

@@ -8,8 +8,8 @@ from typing import Any
 from peft import PeftModel
 
 from unlearngate.artefact import ForgetSet
-from unlearngate.assistant_training.assistant import load_assistant, truncate
-from unlearngate.assistant_training.in_force import InForce, Model
+from unlearngate.assistant_training.model.assistant import load_assistant, truncate
+from unlearngate.assistant_training.model.in_force import InForce, Model
 from unlearngate.assistant_training.objectives import TrainingError
 from unlearngate.manifest import Strength
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unlearngate.assistant_training.in_force import InForce, subtract
+from unlearngate.assistant_training.model.in_force import InForce, subtract
 
 
 @torch.inference_mode()

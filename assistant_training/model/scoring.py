@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from unlearngate.assistant_training.data.encoding import Encoded, collate
-from unlearngate.assistant_training.in_force import InForce, subtract
+from unlearngate.assistant_training.model.in_force import InForce, subtract
 from unlearngate.assistant_training.objectives import answer_rows
 from unlearngate.kernels.pairs import Mode
 
