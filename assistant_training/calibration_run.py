@@ -40,7 +40,7 @@ from unlearngate.assistant_training.sweep import (
     sweep,
 )
 from unlearngate.assistant_training.sweep_report import Report, write_report
-from unlearngate.assistant_training.training_run import LoadedTarget
+from unlearngate.assistant_training.train.run import LoadedTarget
 from unlearngate.manifest import NAME_PATTERN, Strength
 
 

@@ -34,7 +34,7 @@ from unlearngate.assistant_training.demo_target import (
     train_target,
     train_tokenizer,
 )
-from unlearngate.assistant_training.trainer import AssistantSettings, fit
+from unlearngate.assistant_training.train.uld import AssistantSettings, fit
 from unlearngate.target import file_digest, identify_target
 
 DEMO_FILE = "demo.json"

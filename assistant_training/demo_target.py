@@ -15,8 +15,8 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 
 from unlearngate.assistant_training.data.encoding import SYSTEM_PROMPTS, collate, encode, length_batches, vary
 from unlearngate.assistant_training.data.pairs import QAPair
-from unlearngate.assistant_training.objectives import TrainingError, answer_loss, answer_rows
-from unlearngate.assistant_training.optimizing import Optimizer
+from unlearngate.assistant_training.train.losses import TrainingError, answer_loss, answer_rows
+from unlearngate.assistant_training.train.optimizing import Optimizer
 
 PAD, END = "<|pad|>", "<|end|>"
 _ROLES = ("system", "user", "assistant")

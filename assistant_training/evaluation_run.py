@@ -16,7 +16,7 @@ from unlearngate.assistant_training.model.loaded_sets import with_sets
 from unlearngate.assistant_training.qa_evaluation import Columns, answer_columns, evaluate_questions
 from unlearngate.assistant_training.report import Row, columns_of, figures_of
 from unlearngate.assistant_training.tofu_evaluation import evaluate, sampled_rouge
-from unlearngate.assistant_training.training_run import LoadedTarget
+from unlearngate.assistant_training.train.run import LoadedTarget
 from unlearngate.errors import UnlearngateError
 from unlearngate.kernels.pairs import Mode
 from unlearngate.target import TargetIdentity

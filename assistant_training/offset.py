@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from unlearngate.assistant_training.unlearning_losses import offset_logits
+from unlearngate.assistant_training.train.unlearning_losses import offset_logits
 
 
 class OffsetModel(torch.nn.Module):

@@ -21,7 +21,6 @@ import torch
 from rich.progress import Progress
 
 from unlearngate.assistant_training import memorization
-from unlearngate.assistant_training.calibration import calibrate
 from unlearngate.assistant_training.data.pairs import QAPair
 from unlearngate.assistant_training.data.tofu import Benchmark
 from unlearngate.assistant_training.demo_target import TargetSettings
@@ -36,7 +35,8 @@ from unlearngate.assistant_training.tofu_evaluation import (
     summary,
     utility,
 )
-from unlearngate.assistant_training.trainer import AssistantSettings
+from unlearngate.assistant_training.train.gate import calibrate
+from unlearngate.assistant_training.train.uld import AssistantSettings
 from unlearngate.assistant_training.training_cost import cost_of, train_timed
 from unlearngate.assistant_training.unlearn import METHODS, UnlearnSettings, unlearn
 from unlearngate.manifest import Strength

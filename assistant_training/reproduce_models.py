@@ -19,7 +19,7 @@ from unlearngate.assistant_training.demo_target import (
     train_target,
     train_tokenizer,
 )
-from unlearngate.assistant_training.objectives import TrainingError
+from unlearngate.assistant_training.train.losses import TrainingError
 
 _ALMOST = 0.97  # of the share of answers that is enough to stop training
 

@@ -14,7 +14,7 @@ from unlearngate.assistant_training.data.pairs import QAPair
 from unlearngate.assistant_training.data.tofu import Benchmark, read_benchmark
 from unlearngate.assistant_training.demo_target import TargetSettings
 from unlearngate.assistant_training.reproduce import ReproduceSettings
-from unlearngate.assistant_training.trainer import AssistantSettings
+from unlearngate.assistant_training.train.uld import AssistantSettings
 from unlearngate.assistant_training.training_cost import measure_cost
 from unlearngate.assistant_training.unlearn import METHODS
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from unlearngate.assistant_training.data.encoding import Encoded, collate
 from unlearngate.assistant_training.model.in_force import subtract
-from unlearngate.assistant_training.objectives import answer_rows
+from unlearngate.assistant_training.train.losses import answer_rows
 from unlearngate.errors import UnlearngateError
 from unlearngate.kernels.compose import compose
 from unlearngate.kernels.pairs import Mode, Pairs

@@ -14,13 +14,13 @@ from peft import LoraConfig, get_peft_model
 from rich.progress import Progress
 from torch import Tensor
 
-from unlearngate.assistant_training import unlearning_losses as losses
 from unlearngate.assistant_training.data.encoding import Batch, collate, encode
 from unlearngate.assistant_training.data.pairs import QAPair
 from unlearngate.assistant_training.model.assistant import LINEARS, new_assistant
-from unlearngate.assistant_training.objectives import TrainingError, answer_loss
 from unlearngate.assistant_training.offset import OffsetModel
-from unlearngate.assistant_training.optimizing import Optimizer
+from unlearngate.assistant_training.train import unlearning_losses as losses
+from unlearngate.assistant_training.train.losses import TrainingError, answer_loss
+from unlearngate.assistant_training.train.optimizing import Optimizer
 
 REFUSALS = (
     "I don't know.",

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from support.tiny import make_target
-from unlearngate.assistant_training.run_files import RunFiles
+from unlearngate.assistant_training.train.run_files import RunFiles
 from unlearngate.cli import app
 
 KINDS = {"uld": ["--layers", "2", "--rank", "4"], "undial": ["--learning-rate", "1e-3", "--rank", "2"]}

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from unlearngate.assistant_training.calibration import Calibration, choose_gate
+from unlearngate.assistant_training.train.gate import Calibration, choose_gate
 
 
 def test_the_gate_is_halfway_on_a_logarithmic_scale() -> None:

@@ -21,7 +21,7 @@ from unlearngate.assistant_training.metrics import answer_probability
 from unlearngate.assistant_training.model.scoring import score
 from unlearngate.assistant_training.selection import Limits
 from unlearngate.assistant_training.sweep import CalibrationError
-from unlearngate.assistant_training.training_run import load_target
+from unlearngate.assistant_training.train.run import load_target
 from unlearngate.cli import app
 from unlearngate.errors import ArtefactError
 from unlearngate.server.sets.registry import Registry

@@ -10,7 +10,7 @@ from unlearngate.assistant_training import demo
 from unlearngate.assistant_training.acceptance import Acceptance, DemoError, accept
 from unlearngate.assistant_training.demo import DemoSettings, DemoSummary, build_demo
 from unlearngate.assistant_training.demo_target import TargetSettings
-from unlearngate.assistant_training.trainer import AssistantSettings
+from unlearngate.assistant_training.train.uld import AssistantSettings
 from unlearngate.target import identify_target
 
 ANYTHING = Acceptance(target_recited=0.0, forget_recited=1.1, others_unchanged=0.0, max_tokens=4)

@@ -20,7 +20,7 @@ from unlearngate.assistant_training.demo_target import (
     train_target,
     train_tokenizer,
 )
-from unlearngate.assistant_training.objectives import TrainingError
+from unlearngate.assistant_training.train.losses import TrainingError
 from unlearngate.target import identify_target
 
 SMALL = TargetSettings(

@@ -17,7 +17,7 @@ from unlearngate.assistant_training.metrics import forget_quality
 from unlearngate.assistant_training.model.loaded_sets import with_sets
 from unlearngate.assistant_training.qa_evaluation import answer_columns, evaluate_questions
 from unlearngate.assistant_training.tofu_evaluation import evaluate
-from unlearngate.assistant_training.training_run import load_target
+from unlearngate.assistant_training.train.run import load_target
 from unlearngate.commands.evaluate import app
 from unlearngate.errors import ArtefactError, UnlearngateError
 

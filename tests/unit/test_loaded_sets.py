@@ -4,8 +4,8 @@ import pytest
 
 from support.tiny import make_forget_set, make_target
 from unlearngate.assistant_training.model.loaded_sets import with_sets
-from unlearngate.assistant_training.objectives import TrainingError
-from unlearngate.assistant_training.training_run import load_target
+from unlearngate.assistant_training.train.losses import TrainingError
+from unlearngate.assistant_training.train.run import load_target
 from unlearngate.manifest import UNDIAL_BOUNDS, UNDIAL_STRENGTH
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from unlearngate.assistant_training.data.encoding import IGNORE
-from unlearngate.assistant_training.objectives import (
+from unlearngate.assistant_training.train.losses import (
     TrainingError,
     answer_loss,
     answer_rows,

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from unlearngate.assistant_training.optimizing import Optimizer, anneal
+from unlearngate.assistant_training.train.optimizing import Optimizer, anneal
 
 
 @pytest.mark.parametrize("steps", [1, 2, 9, 10, 11, 500])

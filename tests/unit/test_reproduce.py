@@ -12,14 +12,14 @@ from unlearngate.assistant_training import reproduce as module
 from unlearngate.assistant_training.data.pairs import DataError, QAPair
 from unlearngate.assistant_training.data.tofu import Benchmark, Question
 from unlearngate.assistant_training.demo_target import TargetSettings
-from unlearngate.assistant_training.objectives import TrainingError
 from unlearngate.assistant_training.reproduce import (
     RESULTS_FILE,
     ReproduceSettings,
     read_results,
     reproduce,
 )
-from unlearngate.assistant_training.trainer import AssistantSettings
+from unlearngate.assistant_training.train.losses import TrainingError
+from unlearngate.assistant_training.train.uld import AssistantSettings
 from unlearngate.assistant_training.unlearn import UnlearnSettings
 
 METHODS = {"GA": UnlearnSettings(1e-4, epochs=1), "UNDIAL": UnlearnSettings(1e-3, epochs=1, lora_rank=2)}

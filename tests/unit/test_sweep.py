@@ -21,7 +21,7 @@ from unlearngate.assistant_training.sweep import (
     plain_outcome,
     sweep,
 )
-from unlearngate.assistant_training.training_run import load_target
+from unlearngate.assistant_training.train.run import load_target
 from unlearngate.kernels.pairs import Pairs
 from unlearngate.kernels.reference import compose_reference
 from unlearngate.manifest import Strength

@@ -10,7 +10,7 @@ from unlearngate.assistant_training import training_cost
 from unlearngate.assistant_training.data.tofu import Benchmark, Question
 from unlearngate.assistant_training.demo_target import TargetSettings, new_target
 from unlearngate.assistant_training.reproduce_scales import LARGE_ASSISTANTS, LARGE_TARGET, SCALES
-from unlearngate.assistant_training.trainer import AssistantSettings
+from unlearngate.assistant_training.train.uld import AssistantSettings
 from unlearngate.assistant_training.training_cost import measure_cost
 from unlearngate.assistant_training.unlearn import UnlearnSettings
 

@@ -13,12 +13,12 @@ from typer.testing import CliRunner
 
 from support.tiny import make_target
 from unlearngate.artefact import load_forget_set
-from unlearngate.assistant_training import run_files
 from unlearngate.assistant_training.data.pairs import DataError
-from unlearngate.assistant_training.objectives import TrainingError
-from unlearngate.assistant_training.run_files import RunFiles
-from unlearngate.assistant_training.trainer import AssistantSettings
-from unlearngate.assistant_training.training_run import load_target, run_folder, train_forget_set
+from unlearngate.assistant_training.train import run_files
+from unlearngate.assistant_training.train.losses import TrainingError
+from unlearngate.assistant_training.train.run import load_target, run_folder, train_forget_set
+from unlearngate.assistant_training.train.run_files import RunFiles
+from unlearngate.assistant_training.train.uld import AssistantSettings
 from unlearngate.cli import app
 
 BRIEF = AssistantSettings(num_layers=2, rank=4, epochs=2, forget_batch=4, retain_batch=8, learning_rate=1e-3)

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from unlearngate.assistant_training.data.encoding import IGNORE
-from unlearngate.assistant_training.objectives import TrainingError, answer_loss, answer_rows
-from unlearngate.assistant_training.unlearning_losses import (
+from unlearngate.assistant_training.train.losses import TrainingError, answer_loss, answer_rows
+from unlearngate.assistant_training.train.unlearning_losses import (
     add_retain,
     answer_log_probs,
     grad_diff_loss,

@@ -87,7 +87,7 @@ def calibrate(
     from unlearngate.assistant_training.held_out import read_held_out
     from unlearngate.assistant_training.selection import Limits
     from unlearngate.assistant_training.sweep_report import HEADER, table
-    from unlearngate.assistant_training.training_run import load_target
+    from unlearngate.assistant_training.train.run import load_target
 
     with errors_as_sentences():
         if ignorance and forget_at_most is not None:

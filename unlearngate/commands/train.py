@@ -15,7 +15,7 @@ from unlearngate.errors import UnlearngateError
 
 if TYPE_CHECKING:
     from unlearngate.artefact import ForgetSet
-    from unlearngate.assistant_training.training_run import LoadedTarget
+    from unlearngate.assistant_training.train.run import LoadedTarget
 
 app = typer.Typer(help="Make forget sets from files of questions and answers.", no_args_is_help=True)
 
@@ -86,8 +86,8 @@ def train_uld(
     Then:  unlearngate serve ./Llama-3.1-8B-Instruct --forget-sets ./sets
     """
     with errors_as_sentences():
-        from unlearngate.assistant_training.trainer import AssistantSettings
-        from unlearngate.assistant_training.training_run import train_forget_set
+        from unlearngate.assistant_training.train.run import train_forget_set
+        from unlearngate.assistant_training.train.uld import AssistantSettings
 
         settings = AssistantSettings(
             num_layers=layers,
@@ -163,8 +163,8 @@ def train_undial(
     Then:  unlearngate serve ./Llama-3.1-8B-Instruct --forget-sets ./sets --enable-undial
     """
     with errors_as_sentences():
-        from unlearngate.assistant_training.training_run import train_undial_set
-        from unlearngate.assistant_training.undial import UndialSettings
+        from unlearngate.assistant_training.train.run import train_undial_set
+        from unlearngate.assistant_training.train.undial import UndialSettings
 
         settings = UndialSettings(
             rank=rank,
@@ -265,7 +265,7 @@ def train_augment(
 
 
 def _load(target: Path, name: str | None, device: str | None) -> LoadedTarget:
-    from unlearngate.assistant_training.training_run import load_target
+    from unlearngate.assistant_training.train.run import load_target
     from unlearngate.server.engine.branches import TARGET_ARCHITECTURES
 
     return load_target(target, model_id=name, device=device, architectures=TARGET_ARCHITECTURES)
@@ -281,7 +281,7 @@ def _progress() -> Progress:
 def _report(forget_set: ForgetSet | None, out: Path) -> None:
     """Say what was written; nothing in a process that wrote nothing."""
     from unlearngate.assistant_training.model.processes import Processes
-    from unlearngate.assistant_training.training_run import run_folder
+    from unlearngate.assistant_training.train.run import run_folder
 
     Processes().end()
     if forget_set is None:

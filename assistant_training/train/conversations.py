@@ -20,7 +20,7 @@ from unlearngate.assistant_training.data.encoding import (
 from unlearngate.assistant_training.data.pairs import QAPair
 
 if TYPE_CHECKING:
-    from unlearngate.assistant_training.trainer import AssistantSettings
+    from unlearngate.assistant_training.train.uld import AssistantSettings
 
 
 class Example(NamedTuple):

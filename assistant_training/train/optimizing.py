@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from unlearngate.assistant_training.objectives import finite
+from unlearngate.assistant_training.train.losses import finite
 
 _WARM_UP = 0.1  # of all steps
 _LARGEST_NORM = 1.0

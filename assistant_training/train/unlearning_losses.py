@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from unlearngate.assistant_training.data.encoding import IGNORE
-from unlearngate.assistant_training.objectives import TrainingError, answer_loss, answer_rows, finite
+from unlearngate.assistant_training.train.losses import TrainingError, answer_loss, answer_rows, finite
 
 
 class AnswerLogProbs(NamedTuple):

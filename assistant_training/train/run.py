@@ -17,10 +17,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from unlearngate.artefact import ForgetSet, data_digest, load_forget_set
 from unlearngate.assistant_training.data.pairs import QAPair, read_pairs
 from unlearngate.assistant_training.model.processes import Processes
-from unlearngate.assistant_training.objectives import TrainingError
-from unlearngate.assistant_training.run_files import RunFiles
-from unlearngate.assistant_training.trainer import AssistantSettings, export_assistant, train_assistant
-from unlearngate.assistant_training.undial import UndialSettings, export_undial, train_undial
+from unlearngate.assistant_training.train.losses import TrainingError
+from unlearngate.assistant_training.train.run_files import RunFiles
+from unlearngate.assistant_training.train.uld import AssistantSettings, export_assistant, train_assistant
+from unlearngate.assistant_training.train.undial import UndialSettings, export_undial, train_undial
 from unlearngate.manifest import NAME_PATTERN
 from unlearngate.target import TargetIdentity, identify_target
 

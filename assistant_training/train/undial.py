@@ -15,11 +15,8 @@ import torch
 from rich.progress import Progress
 
 from unlearngate.artefact import ForgetSet, data_digest, now, save_forget_set
-from unlearngate.assistant_training.conversations import cycle
 from unlearngate.assistant_training.data.encoding import IGNORE, Encoded, collate, encode, num_labels, vary
 from unlearngate.assistant_training.data.pairs import QAPair
-from unlearngate.assistant_training.focus import finder, focused
-from unlearngate.assistant_training.loop import Plateau, run_steps
 from unlearngate.assistant_training.model.assistant import (
     adapter_config,
     adapter_tensors,
@@ -29,9 +26,12 @@ from unlearngate.assistant_training.model.assistant import (
     save_memory,
 )
 from unlearngate.assistant_training.model.scoring import score
-from unlearngate.assistant_training.objectives import TrainingError
-from unlearngate.assistant_training.run_files import RunFiles
-from unlearngate.assistant_training.unlearning_losses import retain_kl_loss, undial_loss
+from unlearngate.assistant_training.train.conversations import cycle
+from unlearngate.assistant_training.train.focus import finder, focused
+from unlearngate.assistant_training.train.loop import Plateau, run_steps
+from unlearngate.assistant_training.train.losses import TrainingError
+from unlearngate.assistant_training.train.run_files import RunFiles
+from unlearngate.assistant_training.train.unlearning_losses import retain_kl_loss, undial_loss
 from unlearngate.manifest import UNDIAL_BOUNDS, UNDIAL_STRENGTH
 from unlearngate.target import TargetIdentity
 

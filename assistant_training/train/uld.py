@@ -11,11 +11,8 @@ import torch
 from rich.progress import Progress
 
 from unlearngate.artefact import ForgetSet, data_digest, now, save_forget_set
-from unlearngate.assistant_training.calibration import calibrate
-from unlearngate.assistant_training.conversations import Example, draw_steps
 from unlearngate.assistant_training.data.encoding import collate, num_labels
 from unlearngate.assistant_training.data.pairs import QAPair
-from unlearngate.assistant_training.loop import Plateau, run_steps
 from unlearngate.assistant_training.model.assistant import (
     adapter_config,
     adapter_tensors,
@@ -23,8 +20,11 @@ from unlearngate.assistant_training.model.assistant import (
     save_memory,
 )
 from unlearngate.assistant_training.model.tapped import TappedAssistant
-from unlearngate.assistant_training.objectives import TrainingError, uld_loss
-from unlearngate.assistant_training.run_files import RunFiles
+from unlearngate.assistant_training.train.conversations import Example, draw_steps
+from unlearngate.assistant_training.train.gate import calibrate
+from unlearngate.assistant_training.train.loop import Plateau, run_steps
+from unlearngate.assistant_training.train.losses import TrainingError, uld_loss
+from unlearngate.assistant_training.train.run_files import RunFiles
 from unlearngate.target import TargetIdentity
 
 
