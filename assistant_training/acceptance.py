@@ -12,7 +12,7 @@ from rich.progress import Progress
 from unlearngate.artefact import ForgetSet
 from unlearngate.assistant_training.data.encoding import SYSTEM_PROMPTS, encode_prompt
 from unlearngate.assistant_training.data.pairs import QAPair
-from unlearngate.assistant_training.metrics import recited
+from unlearngate.assistant_training.evaluate.metrics import recited
 from unlearngate.assistant_training.model.assistant import load_assistant
 from unlearngate.assistant_training.model.decoding import greedy
 from unlearngate.assistant_training.model.in_force import InForce

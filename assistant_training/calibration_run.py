@@ -23,8 +23,8 @@ from unlearngate.artefact import (
     save_forget_set,
 )
 from unlearngate.assistant_training.data.pairs import QAPair
+from unlearngate.assistant_training.evaluate.metrics import answer_probability, recited, rouge_recall
 from unlearngate.assistant_training.held_out import Asked, HeldOut, ask
-from unlearngate.assistant_training.metrics import answer_probability, recited, rouge_recall
 from unlearngate.assistant_training.model.decoding import greedy
 from unlearngate.assistant_training.model.in_force import InForce
 from unlearngate.assistant_training.model.loaded_sets import assistant_of

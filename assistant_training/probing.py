@@ -9,8 +9,8 @@ from pathlib import Path
 
 from rich.progress import Progress
 
-from unlearngate.assistant_training.asking import Answer, Asked, ask_all
-from unlearngate.assistant_training.metrics import recited
+from unlearngate.assistant_training.evaluate.asking import Answer, Asked, ask_all
+from unlearngate.assistant_training.evaluate.metrics import recited
 from unlearngate.errors import UnlearngateError
 
 

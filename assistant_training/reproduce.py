@@ -20,14 +20,12 @@ import numpy as np
 import torch
 from rich.progress import Progress
 
-from unlearngate.assistant_training import memorization
 from unlearngate.assistant_training.data.pairs import QAPair
 from unlearngate.assistant_training.data.tofu import Benchmark
 from unlearngate.assistant_training.demo_target import TargetSettings
-from unlearngate.assistant_training.metrics import RECITED_AT
-from unlearngate.assistant_training.model.in_force import InForce, Model
-from unlearngate.assistant_training.reproduce_models import Trained, train_models
-from unlearngate.assistant_training.tofu_evaluation import (
+from unlearngate.assistant_training.evaluate import memorization
+from unlearngate.assistant_training.evaluate.metrics import RECITED_AT
+from unlearngate.assistant_training.evaluate.tofu import (
     Figures,
     evaluate,
     membership,
@@ -35,6 +33,8 @@ from unlearngate.assistant_training.tofu_evaluation import (
     summary,
     utility,
 )
+from unlearngate.assistant_training.model.in_force import InForce, Model
+from unlearngate.assistant_training.reproduce_models import Trained, train_models
 from unlearngate.assistant_training.train.gate import calibrate
 from unlearngate.assistant_training.train.uld import AssistantSettings
 from unlearngate.assistant_training.training_cost import cost_of, train_timed

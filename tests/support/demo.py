@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 
 from support.server import Server
-from unlearngate.assistant_training.metrics import recited
+from unlearngate.assistant_training.evaluate.metrics import recited
 from unlearngate.assistant_training.probing import Probe, read_probes
 from unlearngate.cli import demo_folder
 

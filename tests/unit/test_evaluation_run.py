@@ -11,12 +11,12 @@ from typer.testing import CliRunner
 
 from support.tiny import make_forget_set, make_target
 from unlearngate.assistant_training.data.tofu import Benchmark, Question
-from unlearngate.assistant_training.evaluation_run import Evaluation, combinations, evaluate_models, find_sets
-from unlearngate.assistant_training.memorization import member_auc
-from unlearngate.assistant_training.metrics import forget_quality
+from unlearngate.assistant_training.evaluate.memorization import member_auc
+from unlearngate.assistant_training.evaluate.metrics import forget_quality
+from unlearngate.assistant_training.evaluate.qa import answer_columns, evaluate_questions
+from unlearngate.assistant_training.evaluate.run import Evaluation, combinations, evaluate_models, find_sets
+from unlearngate.assistant_training.evaluate.tofu import evaluate
 from unlearngate.assistant_training.model.loaded_sets import with_sets
-from unlearngate.assistant_training.qa_evaluation import answer_columns, evaluate_questions
-from unlearngate.assistant_training.tofu_evaluation import evaluate
 from unlearngate.assistant_training.train.run import load_target
 from unlearngate.commands.evaluate import app
 from unlearngate.errors import ArtefactError, UnlearngateError

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unlearngate.assistant_training.memorization import (
+from unlearngate.assistant_training.evaluate.memorization import (
     best_of_k,
     exact_memorization,
     extraction_strength,

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unlearngate.assistant_training.metrics import (
+from unlearngate.assistant_training.evaluate.metrics import (
     UTILITY_METRICS,
     UTILITY_SETS,
     answer_probability,

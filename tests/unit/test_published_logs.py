@@ -8,8 +8,9 @@ saves/eval/tofu_Llama-3.2-1B-Instruct_retain99/TOFU_EVAL.json (retain model): fo
 import numpy as np
 import pytest
 
-from unlearngate.assistant_training.memorization import member_auc
-from unlearngate.assistant_training.metrics import (
+from unlearngate.assistant_training.evaluate.figures import figures_of
+from unlearngate.assistant_training.evaluate.memorization import member_auc
+from unlearngate.assistant_training.evaluate.metrics import (
     UTILITY_METRICS,
     UTILITY_SETS,
     answer_probability,
@@ -17,7 +18,6 @@ from unlearngate.assistant_training.metrics import (
     model_utility,
     truth_ratio,
 )
-from unlearngate.assistant_training.report import figures_of
 
 TARGET_RATIOS = [
     0.5327843, 0.2114612, 0.7223057, 1.1586248, 0.3466380, 0.1685763, 0.4201352, 0.2385178, 0.9367620, 0.1447047,

@@ -7,10 +7,10 @@ import math
 import numpy as np
 import pytest
 
-from unlearngate.assistant_training import memorization, metrics
-from unlearngate.assistant_training.report import Figure, Row, columns_of, figures_of
-from unlearngate.assistant_training.report_files import markdown, write_report
-from unlearngate.assistant_training.tofu_evaluation import SetFigures
+from unlearngate.assistant_training.evaluate import memorization, metrics
+from unlearngate.assistant_training.evaluate.figures import Figure, Row, columns_of, figures_of
+from unlearngate.assistant_training.evaluate.report import markdown, write_report
+from unlearngate.assistant_training.evaluate.tofu import SetFigures
 
 
 def tofu_columns(rng, num_questions):

@@ -9,9 +9,9 @@ from fastapi import Request, Response
 from typer.testing import CliRunner
 
 from support.chat_endpoint import Played
-from unlearngate.assistant_training.asking import Asked, ask_all, served_sets
 from unlearngate.assistant_training.data.tofu import Question
-from unlearngate.assistant_training.server_evaluation import evaluate_server
+from unlearngate.assistant_training.evaluate.asking import Asked, ask_all, served_sets
+from unlearngate.assistant_training.evaluate.served import evaluate_server
 from unlearngate.commands.evaluate import app
 from unlearngate.errors import UnlearngateError
 

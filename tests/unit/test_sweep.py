@@ -8,7 +8,7 @@ import torch
 
 from support.tiny import make_target
 from unlearngate.assistant_training.data.encoding import encode
-from unlearngate.assistant_training.metrics import answer_probability
+from unlearngate.assistant_training.evaluate.metrics import answer_probability
 from unlearngate.assistant_training.model.assistant import new_assistant
 from unlearngate.assistant_training.model.in_force import InForce
 from unlearngate.assistant_training.model.scoring import score

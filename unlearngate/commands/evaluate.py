@@ -17,7 +17,7 @@ from unlearngate.errors import UnlearngateError
 
 if TYPE_CHECKING:
     from unlearngate.assistant_training.data.tofu import Benchmark, Question
-    from unlearngate.assistant_training.report import Row
+    from unlearngate.assistant_training.evaluate.figures import Row
     from unlearngate.kernels.pairs import Mode
 
 app = typer.Typer(help="Measure what forget sets take away, and what they leave.", no_args_is_help=True)
@@ -103,7 +103,7 @@ def evaluate_tofu(
     A running server:  unlearngate evaluate tofu --server http://127.0.0.1:8000 --model NAME --data tofu --with a+b
     """
     from unlearngate.assistant_training.data.tofu import read_benchmark
-    from unlearngate.assistant_training.qa_evaluation import as_questions
+    from unlearngate.assistant_training.evaluate.qa import as_questions
 
     with errors_as_sentences():
         benchmark = read_benchmark(data, num_authors=authors, num_forget_authors=forget_authors)
@@ -150,7 +150,7 @@ def evaluate_qa(
     A running server:  unlearngate evaluate qa --server http://127.0.0.1:8000 --model NAME --forget a.jsonl ...
     """
     from unlearngate.assistant_training.data.pairs import read_pairs
-    from unlearngate.assistant_training.qa_evaluation import as_questions
+    from unlearngate.assistant_training.evaluate.qa import as_questions
 
     with errors_as_sentences():
         if holdout and server:
@@ -192,7 +192,7 @@ def _evaluate(
     settings: dict[str, Any],
     options: _Options,
 ) -> None:
-    from unlearngate.assistant_training.report_files import markdown, write_report
+    from unlearngate.assistant_training.evaluate.report import markdown, write_report
 
     named = {**settings, **{key: str(value) for key, value in asdict(options).items() if value not in (None, [])}}
     rows = _ask(options, asked) if options.server else _run(options, asked, holdout)
@@ -204,7 +204,7 @@ def _evaluate(
 
 
 def _run(options: _Options, asked: Benchmark | dict[str, list[Question]], holdout: Sequence[Question]) -> list[Row]:
-    from unlearngate.assistant_training import evaluation_run
+    from unlearngate.assistant_training.evaluate import run as evaluation_run
     from unlearngate.assistant_training.train.run import load_target
 
     if not options.target or options.model:
@@ -231,9 +231,9 @@ def _run(options: _Options, asked: Benchmark | dict[str, list[Question]], holdou
 def _ask(options: _Options, asked: Benchmark | dict[str, list[Question]]) -> list[Row]:
     from openai import OpenAIError
 
-    from unlearngate.assistant_training import evaluation_run
-    from unlearngate.assistant_training.asking import served_sets
-    from unlearngate.assistant_training.server_evaluation import evaluate_server
+    from unlearngate.assistant_training.evaluate import run as evaluation_run
+    from unlearngate.assistant_training.evaluate.asking import served_sets
+    from unlearngate.assistant_training.evaluate.served import evaluate_server
 
     in_process = options.target or options.sets or options.retain_model or options.mode != ModeChoice.scoring
     if in_process or not options.server or not options.model:

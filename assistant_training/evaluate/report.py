@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from unlearngate.assistant_training.report import Figure, Row
+from unlearngate.assistant_training.evaluate.figures import Figure, Row
 
 NOTES = (
     "Nothing was selected: every row is a model or a combination of sets as it was given, at its recommended strength.",

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from unlearngate.assistant_training import memorization, metrics
 from unlearngate.assistant_training.data.encoding import encode, encode_prompt
 from unlearngate.assistant_training.data.pairs import QAPair
 from unlearngate.assistant_training.data.tofu import Benchmark, Question
+from unlearngate.assistant_training.evaluate import memorization, metrics
 from unlearngate.assistant_training.model.decoding import greedy, sample
 from unlearngate.assistant_training.model.in_force import Model
 from unlearngate.assistant_training.model.scoring import Scored, score

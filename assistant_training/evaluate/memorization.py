@@ -11,7 +11,7 @@ import math
 import numpy as np
 from torch import Tensor
 
-from unlearngate.assistant_training.metrics import Values, checked, checked_log_probs
+from unlearngate.assistant_training.evaluate.metrics import Values, checked, checked_log_probs
 
 _LEAST_STD_NATS = 1e-3  # a certain model's spread; OpenUnlearning's 1e-6 as a variance
 

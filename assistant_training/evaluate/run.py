@@ -11,11 +11,11 @@ from rich.progress import Progress
 
 from unlearngate.artefact import MANIFEST_FILE, ForgetSet, load_forget_set
 from unlearngate.assistant_training.data.tofu import Benchmark, Question
+from unlearngate.assistant_training.evaluate.figures import Row, columns_of, figures_of
+from unlearngate.assistant_training.evaluate.qa import Columns, answer_columns, evaluate_questions
+from unlearngate.assistant_training.evaluate.tofu import evaluate, sampled_rouge
 from unlearngate.assistant_training.model.in_force import Model
 from unlearngate.assistant_training.model.loaded_sets import with_sets
-from unlearngate.assistant_training.qa_evaluation import Columns, answer_columns, evaluate_questions
-from unlearngate.assistant_training.report import Row, columns_of, figures_of
-from unlearngate.assistant_training.tofu_evaluation import evaluate, sampled_rouge
 from unlearngate.assistant_training.train.run import LoadedTarget
 from unlearngate.errors import UnlearngateError
 from unlearngate.kernels.pairs import Mode

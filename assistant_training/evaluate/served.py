@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from rich.progress import Progress
 
-from unlearngate.assistant_training.asking import Answer, Asked, ask_all
 from unlearngate.assistant_training.data.tofu import Question
-from unlearngate.assistant_training.evaluation_run import Combination, add_unchanged
-from unlearngate.assistant_training.metrics import rouge_recall
-from unlearngate.assistant_training.qa_evaluation import Columns
-from unlearngate.assistant_training.report import Row, figures_of
+from unlearngate.assistant_training.evaluate.asking import Answer, Asked, ask_all
+from unlearngate.assistant_training.evaluate.figures import Row, figures_of
+from unlearngate.assistant_training.evaluate.metrics import rouge_recall
+from unlearngate.assistant_training.evaluate.qa import Columns
+from unlearngate.assistant_training.evaluate.run import Combination, add_unchanged
 
 
 def evaluate_server(

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from unlearngate.assistant_training import memorization, metrics
 from unlearngate.assistant_training.data.encoding import encode, encode_prompt
 from unlearngate.assistant_training.data.pairs import QAPair
 from unlearngate.assistant_training.data.tofu import Question
+from unlearngate.assistant_training.evaluate import memorization, metrics
 from unlearngate.assistant_training.model.decoding import greedy
 from unlearngate.assistant_training.model.in_force import Model
 from unlearngate.assistant_training.model.scoring import Scored, score

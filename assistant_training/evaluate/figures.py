@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from unlearngate.assistant_training import memorization, metrics
-from unlearngate.assistant_training.qa_evaluation import Columns
-from unlearngate.assistant_training.tofu_evaluation import SetFigures
+from unlearngate.assistant_training.evaluate import memorization, metrics
+from unlearngate.assistant_training.evaluate.qa import Columns
+from unlearngate.assistant_training.evaluate.tofu import SetFigures
 
 MEMBERSHIP_SCORES = {"loss_score": "mia_loss", "min_k_score": "mia_min_k", "min_k_plus_score": "mia_min_k_plus"}
 _NO_FIGURES = {"question", "answer", "generated", "token_ids", "num_positions"}
