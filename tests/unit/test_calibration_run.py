@@ -13,14 +13,14 @@ from typer.testing import CliRunner
 
 from support.tiny import make_forget_set, make_target
 from unlearngate.artefact import data_digest, load_forget_set
-from unlearngate.assistant_training.calibration_run import CalibrationSettings, calibrate_forget_set
+from unlearngate.assistant_training.calibrate.held_out import ask, read_held_out
+from unlearngate.assistant_training.calibrate.run import CalibrationSettings, calibrate_forget_set
+from unlearngate.assistant_training.calibrate.selection import Limits
+from unlearngate.assistant_training.calibrate.sweep import CalibrationError
 from unlearngate.assistant_training.data.encoding import encode
 from unlearngate.assistant_training.data.pairs import DataError, read_pairs
 from unlearngate.assistant_training.evaluate.metrics import answer_probability
-from unlearngate.assistant_training.held_out import ask, read_held_out
 from unlearngate.assistant_training.model.scoring import score
-from unlearngate.assistant_training.selection import Limits
-from unlearngate.assistant_training.sweep import CalibrationError
 from unlearngate.assistant_training.train.run import load_target
 from unlearngate.cli import app
 from unlearngate.errors import ArtefactError

@@ -7,12 +7,7 @@ import pytest
 import torch
 
 from support.tiny import make_target
-from unlearngate.assistant_training.data.encoding import encode
-from unlearngate.assistant_training.evaluate.metrics import answer_probability
-from unlearngate.assistant_training.model.assistant import new_assistant
-from unlearngate.assistant_training.model.in_force import InForce
-from unlearngate.assistant_training.model.scoring import score
-from unlearngate.assistant_training.sweep import (
+from unlearngate.assistant_training.calibrate.sweep import (
     CalibrationError,
     Grid,
     measure,
@@ -21,6 +16,11 @@ from unlearngate.assistant_training.sweep import (
     plain_outcome,
     sweep,
 )
+from unlearngate.assistant_training.data.encoding import encode
+from unlearngate.assistant_training.evaluate.metrics import answer_probability
+from unlearngate.assistant_training.model.assistant import new_assistant
+from unlearngate.assistant_training.model.in_force import InForce
+from unlearngate.assistant_training.model.scoring import score
 from unlearngate.assistant_training.train.run import load_target
 from unlearngate.kernels.pairs import Pairs
 from unlearngate.kernels.reference import compose_reference

@@ -83,10 +83,10 @@ def calibrate(
     from rich.progress import Progress
 
     from unlearngate.artefact import load_forget_set
-    from unlearngate.assistant_training.calibration_run import CalibrationSettings, calibrate_forget_set
-    from unlearngate.assistant_training.held_out import read_held_out
-    from unlearngate.assistant_training.selection import Limits
-    from unlearngate.assistant_training.sweep_report import HEADER, table
+    from unlearngate.assistant_training.calibrate.held_out import read_held_out
+    from unlearngate.assistant_training.calibrate.report import HEADER, table
+    from unlearngate.assistant_training.calibrate.run import CalibrationSettings, calibrate_forget_set
+    from unlearngate.assistant_training.calibrate.selection import Limits
     from unlearngate.assistant_training.train.run import load_target
 
     with errors_as_sentences():

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from unlearngate.assistant_training.sweep import CalibrationError, Grid, Setting
+from unlearngate.assistant_training.calibrate.sweep import CalibrationError, Grid, Setting
 from unlearngate.manifest import Bounds, Strength, StrengthBounds
 
 
