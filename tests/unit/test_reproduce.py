@@ -7,12 +7,15 @@ import pytest
 import torch
 from rich.progress import Progress
 
-from unlearngate.assistant_training import depths, reproduce_models, training_cost, tuning
-from unlearngate.assistant_training import reproduce as module
 from unlearngate.assistant_training.data.pairs import DataError, QAPair
 from unlearngate.assistant_training.data.tofu import Benchmark, Question
 from unlearngate.assistant_training.demo_target import TargetSettings
-from unlearngate.assistant_training.reproduce import (
+from unlearngate.assistant_training.reproduce import cost as training_cost
+from unlearngate.assistant_training.reproduce import depths, tuning
+from unlearngate.assistant_training.reproduce import models as reproduce_models
+from unlearngate.assistant_training.reproduce import run as module
+from unlearngate.assistant_training.reproduce.baselines import UnlearnSettings
+from unlearngate.assistant_training.reproduce.run import (
     RESULTS_FILE,
     ReproduceSettings,
     read_results,
@@ -20,7 +23,6 @@ from unlearngate.assistant_training.reproduce import (
 )
 from unlearngate.assistant_training.train.losses import TrainingError
 from unlearngate.assistant_training.train.uld import AssistantSettings
-from unlearngate.assistant_training.unlearn import UnlearnSettings
 
 METHODS = {"GA": UnlearnSettings(1e-4, epochs=1), "UNDIAL": UnlearnSettings(1e-3, epochs=1, lora_rank=2)}
 BRIEF = {"rank": 2, "epochs": 1, "forget_batch": 8, "retain_batch": 16}

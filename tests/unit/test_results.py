@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from unlearngate.assistant_training.results import goals, markdown, summarize, write_results
+from unlearngate.assistant_training.reproduce.results import goals, markdown, summarize, write_results
 
 ROWS = [
     {"seed": 0, "model": "target", "forget_quality": 1e-9, "utility": 0.5},

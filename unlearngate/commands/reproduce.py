@@ -63,12 +63,12 @@ def reproduce(
     from rich.progress import Progress
     from transformers.utils.logging import disable_progress_bar
 
-    from unlearngate.assistant_training.depths import DEPTHS_FILE, with_depths, write_depths
-    from unlearngate.assistant_training.reproduce import reproduce as run
-    from unlearngate.assistant_training.reproduce_scales import SCALES, large_costs, read_augmented_forget
-    from unlearngate.assistant_training.results import markdown, write_results
-    from unlearngate.assistant_training.tuning import tune as try_settings
-    from unlearngate.assistant_training.tuning import with_tuned
+    from unlearngate.assistant_training.reproduce.depths import DEPTHS_FILE, with_depths, write_depths
+    from unlearngate.assistant_training.reproduce.results import markdown, write_results
+    from unlearngate.assistant_training.reproduce.run import reproduce as run
+    from unlearngate.assistant_training.reproduce.scales import SCALES, large_costs, read_augmented_forget
+    from unlearngate.assistant_training.reproduce.tuning import tune as try_settings
+    from unlearngate.assistant_training.reproduce.tuning import with_tuned
 
     disable_progress_bar()  # ours are shown
     console = Console()

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from unlearngate.assistant_training.reproduce import GATED, ReproduceSettings, Row
-from unlearngate.assistant_training.results import TABLES, Summary, markdown_table, summarize
+from unlearngate.assistant_training.reproduce.results import TABLES, Summary, markdown_table, summarize
+from unlearngate.assistant_training.reproduce.run import GATED, ReproduceSettings, Row
 from unlearngate.assistant_training.train.uld import AssistantSettings
 
 DEPTHS_FILE = "depths.jsonl"

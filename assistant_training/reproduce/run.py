@@ -34,11 +34,11 @@ from unlearngate.assistant_training.evaluate.tofu import (
     utility,
 )
 from unlearngate.assistant_training.model.in_force import InForce, Model
-from unlearngate.assistant_training.reproduce_models import Trained, train_models
+from unlearngate.assistant_training.reproduce.baselines import METHODS, UnlearnSettings, unlearn
+from unlearngate.assistant_training.reproduce.cost import cost_of, train_timed
+from unlearngate.assistant_training.reproduce.models import Trained, train_models
 from unlearngate.assistant_training.train.gate import calibrate
 from unlearngate.assistant_training.train.uld import AssistantSettings
-from unlearngate.assistant_training.training_cost import cost_of, train_timed
-from unlearngate.assistant_training.unlearn import METHODS, UnlearnSettings, unlearn
 from unlearngate.manifest import Strength
 
 RESULTS_FILE = "results.jsonl"

@@ -13,10 +13,10 @@ from unlearngate.assistant_training.data.augmented import read_uld_augmentation
 from unlearngate.assistant_training.data.pairs import QAPair
 from unlearngate.assistant_training.data.tofu import Benchmark, read_benchmark
 from unlearngate.assistant_training.demo_target import TargetSettings
-from unlearngate.assistant_training.reproduce import ReproduceSettings
+from unlearngate.assistant_training.reproduce.baselines import METHODS
+from unlearngate.assistant_training.reproduce.cost import measure_cost
+from unlearngate.assistant_training.reproduce.run import ReproduceSettings
 from unlearngate.assistant_training.train.uld import AssistantSettings
-from unlearngate.assistant_training.training_cost import measure_cost
-from unlearngate.assistant_training.unlearn import METHODS
 
 _AUGMENTED = "forget10"  # ULD's file of it holds the pairs of the smaller forget sets too
 

@@ -21,9 +21,9 @@ from rich.progress import Progress
 
 from unlearngate.assistant_training.data.pairs import DataError, QAPair
 from unlearngate.assistant_training.data.tofu import Benchmark
-from unlearngate.assistant_training.reproduce import ReproduceSettings, Row, Table
-from unlearngate.assistant_training.reproduce_models import train_models
-from unlearngate.assistant_training.unlearn import UnlearnSettings
+from unlearngate.assistant_training.reproduce.baselines import UnlearnSettings
+from unlearngate.assistant_training.reproduce.models import train_models
+from unlearngate.assistant_training.reproduce.run import ReproduceSettings, Row, Table
 
 TUNING_FILE = "tuning.jsonl"
 TUNED_FILE = "tuned.json"

@@ -17,7 +17,7 @@ from torch import Tensor
 from unlearngate.assistant_training.data.encoding import Batch, collate, encode
 from unlearngate.assistant_training.data.pairs import QAPair
 from unlearngate.assistant_training.model.assistant import LINEARS, new_assistant
-from unlearngate.assistant_training.offset import OffsetModel
+from unlearngate.assistant_training.reproduce.offset import OffsetModel
 from unlearngate.assistant_training.train import unlearning_losses as losses
 from unlearngate.assistant_training.train.losses import TrainingError, answer_loss
 from unlearngate.assistant_training.train.optimizing import Optimizer
