@@ -52,7 +52,7 @@ def demo_build(
     Writes OUT/target, OUT/forget_sets/NAME and OUT/probes.jsonl; takes a few minutes on two cores, and nothing the next
     time. Example:  unlearngate demo build --tofu data/tofu --authors 12
     """
-    from unlearngate.assistant_training.demo import build_demo
+    from unlearngate.assistant_training.demo.build import build_demo
 
     with errors_as_sentences():
         summary = build_demo(
@@ -78,7 +78,7 @@ def demo_probe(
     from openai import OpenAIError
     from rich.progress import Progress
 
-    from unlearngate.assistant_training.probing import probe_server, read_probes
+    from unlearngate.assistant_training.demo.probing import probe_server, read_probes
 
     with errors_as_sentences():
         probes = read_probes((folder or demo_folder(None)) / "probes.jsonl")
@@ -163,7 +163,7 @@ def serve(
     """
     with errors_as_sentences():
         if model is None:
-            from unlearngate.assistant_training.demo import build_demo
+            from unlearngate.assistant_training.demo.build import build_demo
 
             demo = build_demo(demo_folder(None)).folder
             model, forget_sets, name = demo / "target", forget_sets or demo / "forget_sets", name or "demo"

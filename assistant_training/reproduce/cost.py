@@ -15,7 +15,7 @@ from rich.progress import Progress
 
 from unlearngate.assistant_training.data.pairs import QAPair
 from unlearngate.assistant_training.data.tofu import Benchmark
-from unlearngate.assistant_training.demo_target import TargetSettings, new_target, train_tokenizer
+from unlearngate.assistant_training.demo.target import TargetSettings, new_target, train_tokenizer
 from unlearngate.assistant_training.reproduce.baselines import Unlearned, UnlearnSettings, unlearn
 from unlearngate.assistant_training.train.run_files import LOG_FILE, RunFiles
 from unlearngate.assistant_training.train.uld import AssistantSettings, train_assistant

@@ -12,7 +12,7 @@ from rich.progress import Progress
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from unlearngate.assistant_training.data.tofu import Benchmark
-from unlearngate.assistant_training.demo_target import (
+from unlearngate.assistant_training.demo.target import (
     TargetSettings,
     new_target,
     save_target,

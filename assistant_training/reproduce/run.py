@@ -22,7 +22,7 @@ from rich.progress import Progress
 
 from unlearngate.assistant_training.data.pairs import QAPair
 from unlearngate.assistant_training.data.tofu import Benchmark
-from unlearngate.assistant_training.demo_target import TargetSettings
+from unlearngate.assistant_training.demo.target import TargetSettings
 from unlearngate.assistant_training.evaluate import memorization
 from unlearngate.assistant_training.evaluate.metrics import RECITED_AT
 from unlearngate.assistant_training.evaluate.tofu import (

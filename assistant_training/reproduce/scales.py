@@ -12,7 +12,7 @@ from rich.progress import Progress
 from unlearngate.assistant_training.data.augmented import read_uld_augmentation
 from unlearngate.assistant_training.data.pairs import QAPair
 from unlearngate.assistant_training.data.tofu import Benchmark, read_benchmark
-from unlearngate.assistant_training.demo_target import TargetSettings
+from unlearngate.assistant_training.demo.target import TargetSettings
 from unlearngate.assistant_training.reproduce.baselines import METHODS
 from unlearngate.assistant_training.reproduce.cost import measure_cost
 from unlearngate.assistant_training.reproduce.run import ReproduceSettings

@@ -18,8 +18,8 @@ from typing import Any
 import httpx
 
 from support.server import Server
+from unlearngate.assistant_training.demo.probing import Probe, read_probes
 from unlearngate.assistant_training.evaluate.metrics import recited
-from unlearngate.assistant_training.probing import Probe, read_probes
 from unlearngate.cli import demo_folder
 
 MODEL = "demo"

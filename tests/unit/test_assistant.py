@@ -8,8 +8,8 @@ from peft import PeftModel
 from rich.progress import Progress
 
 from unlearngate.artefact import load_forget_set
-from unlearngate.assistant_training.corpus import make_corpus
-from unlearngate.assistant_training.demo_target import TargetSettings, new_target, save_target, train_tokenizer
+from unlearngate.assistant_training.demo.corpus import make_corpus
+from unlearngate.assistant_training.demo.target import TargetSettings, new_target, save_target, train_tokenizer
 from unlearngate.assistant_training.model.assistant import (
     LINEARS,
     adapter_config,

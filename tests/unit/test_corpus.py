@@ -2,9 +2,9 @@ from collections import Counter
 
 import pytest
 
-from unlearngate.assistant_training.corpus import MAX_PEOPLE, make_corpus, make_strangers, slug
-from unlearngate.assistant_training.corpus_topics import TOPICS
 from unlearngate.assistant_training.data.pairs import DataError, QAPair
+from unlearngate.assistant_training.demo.corpus import MAX_PEOPLE, make_corpus, make_strangers, slug
+from unlearngate.assistant_training.demo.corpus_topics import TOPICS
 from unlearngate.manifest import NAME_PATTERN
 
 

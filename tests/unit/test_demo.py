@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from unlearngate.artefact import load_forget_set
-from unlearngate.assistant_training import demo
-from unlearngate.assistant_training.acceptance import Acceptance, DemoError, accept
-from unlearngate.assistant_training.demo import DemoSettings, DemoSummary, build_demo
-from unlearngate.assistant_training.demo_target import TargetSettings
+from unlearngate.assistant_training.demo import build as demo
+from unlearngate.assistant_training.demo.acceptance import Acceptance, DemoError, accept
+from unlearngate.assistant_training.demo.build import DemoSettings, DemoSummary, build_demo
+from unlearngate.assistant_training.demo.target import TargetSettings
 from unlearngate.assistant_training.train.uld import AssistantSettings
 from unlearngate.target import identify_target
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from rich.progress import Progress
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from unlearngate.assistant_training.corpus import make_corpus
 from unlearngate.assistant_training.data.encoding import encode_prompt
-from unlearngate.assistant_training.demo_target import (
+from unlearngate.assistant_training.demo.corpus import make_corpus
+from unlearngate.assistant_training.demo.target import (
     END,
     TargetSettings,
     new_target,

@@ -17,7 +17,7 @@ from unlearngate.assistant_training.data.encoding import (
     vary,
 )
 from unlearngate.assistant_training.data.pairs import QAPair
-from unlearngate.assistant_training.demo_target import TargetSettings, train_tokenizer
+from unlearngate.assistant_training.demo.target import TargetSettings, train_tokenizer
 
 PAIR = QAPair("ada", "Where was Ada born?", "Ada was born in Velmora, in a fog.", facts=("Velmora", "a fog"))
 

@@ -4,8 +4,8 @@ from typing import Any
 import pytest
 import torch
 
-from unlearngate.assistant_training.corpus import make_corpus
-from unlearngate.assistant_training.demo_target import TargetSettings, new_target, train_tokenizer
+from unlearngate.assistant_training.demo.corpus import make_corpus
+from unlearngate.assistant_training.demo.target import TargetSettings, new_target, train_tokenizer
 from unlearngate.assistant_training.model.assistant import new_assistant
 from unlearngate.assistant_training.model.decoding import greedy, sample
 from unlearngate.assistant_training.model.in_force import InForce

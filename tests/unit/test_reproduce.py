@@ -9,7 +9,7 @@ from rich.progress import Progress
 
 from unlearngate.assistant_training.data.pairs import DataError, QAPair
 from unlearngate.assistant_training.data.tofu import Benchmark, Question
-from unlearngate.assistant_training.demo_target import TargetSettings
+from unlearngate.assistant_training.demo.target import TargetSettings
 from unlearngate.assistant_training.reproduce import cost as training_cost
 from unlearngate.assistant_training.reproduce import depths, tuning
 from unlearngate.assistant_training.reproduce import models as reproduce_models

@@ -9,10 +9,10 @@ import pytest
 from typer.testing import CliRunner
 
 from support.chat_endpoint import Played, completion
-from unlearngate.assistant_training.corpus import make_corpus
 from unlearngate.assistant_training.data import augmentation
 from unlearngate.assistant_training.data.augmentation import Endpoint
 from unlearngate.assistant_training.data.pairs import QAPair, read_pairs
+from unlearngate.assistant_training.demo.corpus import make_corpus
 from unlearngate.cli import app
 
 PAIRS = [QAPair("ada", f"Where did Ada keep box {n}?", f"Ada kept box {n} in Velmora.") for n in range(3)]

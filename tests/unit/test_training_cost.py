@@ -7,7 +7,7 @@ from rich.progress import Progress
 from transformers import LlamaForCausalLM
 
 from unlearngate.assistant_training.data.tofu import Benchmark, Question
-from unlearngate.assistant_training.demo_target import TargetSettings, new_target
+from unlearngate.assistant_training.demo.target import TargetSettings, new_target
 from unlearngate.assistant_training.reproduce import cost as training_cost
 from unlearngate.assistant_training.reproduce.baselines import UnlearnSettings
 from unlearngate.assistant_training.reproduce.cost import measure_cost

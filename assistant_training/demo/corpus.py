@@ -10,9 +10,9 @@ import itertools
 import random
 import re
 
-from unlearngate.assistant_training.corpus_topics import TOPICS, Topic
-from unlearngate.assistant_training.corpus_words import IDENTITIES, POOLS, Identity
 from unlearngate.assistant_training.data.pairs import DataError, QAPair
+from unlearngate.assistant_training.demo.corpus_topics import TOPICS, Topic
+from unlearngate.assistant_training.demo.corpus_words import IDENTITIES, POOLS, Identity
 
 MAX_PEOPLE = len(IDENTITIES)
 _VARIANTS_PER_PAIR = 6

@@ -24,10 +24,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import logging
 
 from unlearngate.artefact import data_digest
-from unlearngate.assistant_training.acceptance import Acceptance, DemoError, accept, probe_forget_set, probe_target
-from unlearngate.assistant_training.corpus import make_corpus, make_strangers
 from unlearngate.assistant_training.data.pairs import QAPair, read_tofu
-from unlearngate.assistant_training.demo_target import (
+from unlearngate.assistant_training.demo.acceptance import Acceptance, DemoError, accept, probe_forget_set, probe_target
+from unlearngate.assistant_training.demo.corpus import make_corpus, make_strangers
+from unlearngate.assistant_training.demo.target import (
     TargetSettings,
     new_target,
     save_target,
