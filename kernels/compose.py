@@ -57,7 +57,7 @@ def compose(
 
         return compose_triton(target_RV, assistant_NV, pairs, mode=mode, scratch=scratch)
     # Not before it is needed: vLLM 0.32 cannot start a CPU worker in a process that has imported numba.
-    from unlearngate.kernels.cpu import compose_cpu
+    from unlearngate.kernels.numba_compose import compose_cpu
 
     if not pairs.padded:
         return compose_cpu(target_RV, assistant_NV, pairs, mode=mode)

@@ -82,7 +82,7 @@ class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         self._cached: _Batch | None = None
         self._scratch: Scratch | None = None
         if not runs_triton(self._device):
-            from unlearngate.kernels.cpu import compile_kernels
+            from unlearngate.kernels.numba_compose import compile_kernels
 
             compile_kernels()
         self.bad_rows = torch.zeros((), dtype=torch.int64, device=self._device)

@@ -8,7 +8,7 @@ import torch
 
 from support.composition import same_bits
 from unlearngate.kernels.compose import compose
-from unlearngate.kernels.cpu import _ALONE, compile_kernels, compose_cpu
+from unlearngate.kernels.numba_compose import _ALONE, compile_kernels, compose_cpu
 from unlearngate.kernels.numba_kernels import compiled, compose_rows
 from unlearngate.kernels.pairs import Pairs
 
