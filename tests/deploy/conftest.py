@@ -4,9 +4,9 @@ import random
 
 import pytest
 
+from support.deploy.replicas import two_replicas
+from support.engine.tiny import VOCAB_SIZE
 from support.figures import print_figures, pytest_terminal_summary
-from support.replicas import two_replicas
-from support.tiny import VOCAB_SIZE
 
 __all__ = ["print_figures", "pytest_terminal_summary"]
 

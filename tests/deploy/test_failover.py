@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from support.gateway_load import Load
+from support.deploy.gateway_load import Load
 
 pytestmark = pytest.mark.e2e
 

@@ -10,7 +10,7 @@ import httpx
 import openai
 import pytest
 
-from support.gateway_load import Outcome, ask, reported
+from support.deploy.gateway_load import Outcome, ask, reported
 from support.server import free_port
 
 pytestmark = pytest.mark.e2e

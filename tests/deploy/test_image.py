@@ -12,10 +12,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from support.dockerfile import CleanFolder, Stage, command_of, read
-from support.nobody import NOBODY, as_nobody, give
+from support.attacks.unprivileged import NOBODY, as_nobody, give
+from support.deploy.dockerfile import CleanFolder, Stage, command_of, read
+from support.engine.tiny import make_forget_set, make_target
 from support.server import free_port
-from support.tiny import make_forget_set, make_target
 
 pytestmark = pytest.mark.e2e
 

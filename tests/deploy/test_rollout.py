@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import httpx
 import pytest
 
-from support.gateway_load import Load
+from support.deploy.gateway_load import Load
 from unlearngate.placing import place
 from unlearngate.server.http.keys import KeysFile, read_keys, write_keys
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from support import sizing
-from support.sizing_run import BLOCK_SIZE, BRANCHES, MAX_LOADED
-from support.tiny import family_config
+from support.deploy import sizing
+from support.deploy.sizing_run import BLOCK_SIZE, BRANCHES, MAX_LOADED
+from support.engine.tiny import family_config
 from unlearngate.server.engine.tally import Tally
 
 pytestmark = pytest.mark.e2e

@@ -14,9 +14,9 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from support.reference import Reference, Term
+from support.engine.reference import Reference, Term
+from support.engine.tiny import VOCAB_SIZE, make_forget_set, make_target
 from support.server import Server
-from support.tiny import VOCAB_SIZE, make_forget_set, make_target
 
 pytestmark = pytest.mark.e2e
 

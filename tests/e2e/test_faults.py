@@ -9,7 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from support.crowd import hang_up, stream_all
+from support.attacks.malformed import BODIES, GOOD, JSON
+from support.attacks.many_clients import hang_up, stream_all
+from support.attacks.raw_http import CHAT, Connection, chunk, head, request
 from support.demo import (
     QUESTION,
     SET,
@@ -25,8 +27,6 @@ from support.demo import (
     resident_bytes,
     serve_demo,
 )
-from support.malformed import BODIES, GOOD, JSON
-from support.raw_http import CHAT, Connection, chunk, head, request
 
 pytestmark = pytest.mark.e2e
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from support.reference import Reference, Term
+from support.engine.reference import Reference, Term
+from support.engine.tiny import VOCAB_SIZE, make_forget_set, make_target
 from support.server import Server
-from support.tiny import VOCAB_SIZE, make_forget_set, make_target
 from unlearngate.artefact import ADAPTER_FILE
 from unlearngate.placing import place, remove
 from unlearngate.server.http.keys import ApiKey, KeysFile, hash_secret, write_keys

@@ -18,11 +18,7 @@ import pytest
 from vllm.entrypoints.launchers.app import build_app
 from vllm.tasks import FRONTEND_TASKS, GENERATION_TASKS
 
-from support.oracle import Oracle, logprob_error
-from support.reference import Reference, Term
-from support.server import Server
-from support.tiny import STRENGTH, VOCAB_SIZE, make_forget_set, make_target, make_tokenizer
-from support.ways import (
+from support.attacks.leak_attempts import (
     BODIES,
     CHAT,
     COMPLETIONS,
@@ -38,6 +34,10 @@ from support.ways import (
     SIGNED_PLAIN,
     SPELLINGS,
 )
+from support.attacks.leak_oracle import Oracle, logprob_error
+from support.engine.reference import Reference, Term
+from support.engine.tiny import STRENGTH, VOCAB_SIZE, make_forget_set, make_target, make_tokenizer
+from support.server import Server
 from unlearngate.server.engine.branches import BranchOptions
 from unlearngate.server.engine.compat import parse_engine_arguments
 from unlearngate.server.engine.options import engine_options

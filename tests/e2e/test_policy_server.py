@@ -8,8 +8,8 @@ import openai
 import pytest
 from typer.testing import CliRunner
 
+from support.engine.tiny import make_forget_set, make_target
 from support.server import Server
-from support.tiny import make_forget_set, make_target
 from unlearngate.cli import app
 
 pytestmark = pytest.mark.e2e

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from support.engine.tiny import make_forget_set, make_target
 from support.server import Server
-from support.tiny import make_forget_set, make_target
 
 pytestmark = pytest.mark.e2e
 

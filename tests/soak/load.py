@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 import httpx
 from soak.world import STRENGTH, World
 
-from support.reference import Reference, Term
+from support.engine.reference import Reference, Term
+from support.engine.tiny import VOCAB_SIZE
 from support.server import Server
-from support.tiny import VOCAB_SIZE
 
 TIMEOUT_S = 120
 _TOLERANCE = 2e-3  # of a logit: above it, an answer is wrong

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import httpx
 
+from support.engine.tiny import make_forget_set, make_target
 from support.server import Server
-from support.tiny import make_forget_set, make_target
 from unlearngate.server.http.keys import ApiKey, KeysFile, hash_secret, write_keys
 
 STRENGTH = {"weight": 1.5, "keep_ratio": 0.2, "gate_nats": 0.0}

@@ -9,7 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.testclient import TestClient
 
-from support.tiny import make_forget_set, make_target
+from support.engine.tiny import make_forget_set, make_target
 from unlearngate.artefact import ADAPTER_FILE
 from unlearngate.errors import AuditUnavailableError, UnlearngateError
 from unlearngate.server.http.access import Caller

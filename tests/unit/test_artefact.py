@@ -11,7 +11,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from support.tiny import BOUNDS, STRENGTH, make_forget_set, make_target
+from support.engine.tiny import BOUNDS, STRENGTH, make_forget_set, make_target
 from unlearngate.artefact import (
     ADAPTER_FILE,
     CONFIG_FILE,

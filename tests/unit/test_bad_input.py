@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from support.tiny import make_target
+from support.engine.tiny import make_target
 from unlearngate.assistant_training.train.run_files import RunFiles
 from unlearngate.cli import app
 

@@ -11,7 +11,7 @@ from rich.progress import Progress
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from support.tiny import make_forget_set, make_target
+from support.engine.tiny import make_forget_set, make_target
 from unlearngate.artefact import data_digest, load_forget_set
 from unlearngate.assistant_training.calibrate.held_out import ask, read_held_out
 from unlearngate.assistant_training.calibrate.run import CalibrationSettings, calibrate_forget_set

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from support.composition import (
+from support.engine.composition import (
     DTYPES,
     EPS32,
     MODES,

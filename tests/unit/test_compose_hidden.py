@@ -6,7 +6,7 @@ import os
 import pytest
 import torch
 
-from support.composition import DEVICE, EPS32, MODES, K, draw_case, on_device, same_bits
+from support.engine.composition import DEVICE, EPS32, MODES, K, draw_case, on_device, same_bits
 from unlearngate.kernels.compose import compose
 from unlearngate.kernels.compose_hidden import compose_hidden, recomputing_pays
 from unlearngate.kernels.pairs import Composition, Pairs

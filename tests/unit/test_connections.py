@@ -7,7 +7,7 @@ import threading
 import pytest
 import uvicorn
 
-from support.raw_http import Connection, chunk, head
+from support.attacks.raw_http import Connection, chunk, head
 from unlearngate.server.http import connections
 from unlearngate.server.http.connections import MAX_HEAD_BYTES, GuardedHttp
 

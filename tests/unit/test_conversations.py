@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from support.tiny import make_tokenizer
+from support.engine.tiny import make_tokenizer
 from unlearngate.assistant_training.data.encoding import IGNORE
 from unlearngate.assistant_training.data.pairs import QAPair
 from unlearngate.assistant_training.train.conversations import draw_steps

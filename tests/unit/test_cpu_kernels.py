@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from support.composition import same_bits
+from support.engine.composition import same_bits
 from unlearngate.kernels.compose import compose
 from unlearngate.kernels.numba_compose import _ALONE, compile_kernels, compose_cpu
 from unlearngate.kernels.numba_kernels import compiled, compose_rows

@@ -8,8 +8,8 @@ import pytest
 import yaml
 from typer.main import get_command
 
-from support import sizing
-from support.dockerfile import command_of, read
+from support.deploy import sizing
+from support.deploy.dockerfile import command_of, read
 from unlearngate.cli import app
 from unlearngate.server.http.access import OPEN_PATHS
 from unlearngate.server.http.gateway import REQUIRED_HEADER, SECRET_HEADER, TENANT_HEADER

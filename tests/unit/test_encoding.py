@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import torch
 
-from support.tiny import make_tokenizer
+from support.engine.tiny import make_tokenizer
 from unlearngate.assistant_training.data.encoding import (
     IGNORE,
     Encoded,

@@ -9,7 +9,7 @@ import torch
 from rich.progress import Progress
 from typer.testing import CliRunner
 
-from support.tiny import make_forget_set, make_target
+from support.engine.tiny import make_forget_set, make_target
 from unlearngate.assistant_training.data.tofu import Benchmark, Question
 from unlearngate.assistant_training.evaluate.memorization import member_auc
 from unlearngate.assistant_training.evaluate.metrics import forget_quality

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from support.tiny import make_tokenizer
+from support.engine.tiny import make_tokenizer
 from unlearngate.assistant_training.data.encoding import IGNORE, encode
 from unlearngate.assistant_training.data.pairs import QAPair
 from unlearngate.assistant_training.train.focus import finder, focused

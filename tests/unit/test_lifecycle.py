@@ -12,7 +12,7 @@ from contextlib import closing
 
 import pytest
 
-from support.tiny import make_forget_set, make_target
+from support.engine.tiny import make_forget_set, make_target
 from unlearngate.artefact import ADAPTER_FILE, MANIFEST_FILE, load_forget_set
 from unlearngate.errors import ArtefactError, ConflictError, UnknownForgetSetError
 from unlearngate.placing import place, remove

@@ -2,7 +2,7 @@
 
 import pytest
 
-from support.tiny import make_forget_set, make_target
+from support.engine.tiny import make_forget_set, make_target
 from unlearngate.assistant_training.model.loaded_sets import with_sets
 from unlearngate.assistant_training.train.losses import TrainingError
 from unlearngate.assistant_training.train.run import load_target

@@ -3,7 +3,7 @@
 import pytest
 from vllm import EngineArgs, envs
 
-from support.tiny import make_target
+from support.engine.tiny import make_target
 from unlearngate.errors import UnsupportedDeploymentError
 from unlearngate.server.engine.branches import ARCHITECTURE, BranchOptions
 from unlearngate.server.engine.options import engine_options

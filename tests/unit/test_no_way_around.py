@@ -21,7 +21,7 @@ from vllm.v1.sample.logits_processor import LogitsProcessors
 from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsContext
 from vllm.v1.worker.gpu_input_batch import CachedRequestState, InputBatch
 
-from support.tiny import EOS, VOCAB_SIZE, make_forget_set, make_target
+from support.engine.tiny import EOS, VOCAB_SIZE, make_forget_set, make_target
 from unlearngate.artefact import ADAPTER_FILE, CONFIG_FILE, MANIFEST_FILE, load_forget_set
 from unlearngate.errors import ArtefactError
 from unlearngate.server.engine import compat

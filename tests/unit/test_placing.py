@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from support.tiny import make_forget_set, make_target
+from support.engine.tiny import make_forget_set, make_target
 from unlearngate import placing
 from unlearngate.artefact import ADAPTER_FILE, MANIFEST_FILE, load_forget_set
 from unlearngate.errors import ArtefactError

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from support.tiny import make_forget_set, make_target
+from support.engine.tiny import make_forget_set, make_target
 from unlearngate.errors import InvalidRequestError, UnknownForgetSetError, UnsupportedDeploymentError
 from unlearngate.server.engine.plan import Plan, Term, sign, verify
 from unlearngate.server.http.access import Caller

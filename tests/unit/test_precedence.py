@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import seed as hypothesis_seed
 from hypothesis import strategies as st
 
-from support.tiny import make_forget_set, make_target
+from support.engine.tiny import make_forget_set, make_target
 from unlearngate.errors import UnlearngateError
 from unlearngate.server.http.access import Caller
 from unlearngate.server.sets.choices import ForgetSetChoice, parse_choices

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from support.tiny import make_target
+from support.engine.tiny import make_target
 from unlearngate.cli import app
 
 # Shorter answers first, so that the processes' shares are of different lengths.

@@ -18,7 +18,7 @@ from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor
 from vllm.v1.worker.gpu.sample.logits_processor.loader import _load_v2_logitsprocs_by_fqcns
 from vllm.v1.worker.gpu_input_batch import CachedRequestState, InputBatch
 
-from support.tiny import EOS, VOCAB_SIZE, make_target
+from support.engine.tiny import EOS, VOCAB_SIZE, make_target
 from unlearngate.kernels.pairs import Pairs
 from unlearngate.kernels.reference import compose_reference
 from unlearngate.server.engine.branches import BranchOptions

@@ -5,7 +5,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from support.tiny import make_forget_set, make_target
+from support.engine.tiny import make_forget_set, make_target
 from unlearngate.server.http.access import Access
 from unlearngate.server.http.keyring import Keyring
 from unlearngate.server.http.keys import ApiKey, KeysFile, hash_secret, write_keys

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from support.tiny import make_forget_set, make_target
+from support.engine.tiny import make_forget_set, make_target
 from unlearngate.artefact import ADAPTER_FILE, CONFIG_FILE, MANIFEST_FILE, load_forget_set, save_forget_set
 from unlearngate.errors import ArtefactError, UnknownForgetSetError
 from unlearngate.server.engine.bindings import write_binding

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from support.tiny import make_target
+from support.engine.tiny import make_target
 from unlearngate.assistant_training.data.encoding import IGNORE, encode
 from unlearngate.assistant_training.model.assistant import new_assistant
 from unlearngate.assistant_training.model.in_force import InForce

@@ -5,7 +5,7 @@ import shutil
 import pytest
 from typer.testing import CliRunner
 
-from support.tiny import make_forget_set, make_target
+from support.engine.tiny import make_forget_set, make_target
 from unlearngate.artefact import ADAPTER_FILE, load_forget_set
 from unlearngate.commands.sets import app
 

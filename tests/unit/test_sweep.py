@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from support.tiny import make_target
+from support.engine.tiny import make_target
 from unlearngate.assistant_training.calibrate.sweep import (
     CalibrationError,
     Grid,

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from support.tiny import family_config, make_target
+from support.engine.tiny import family_config, make_target
 from unlearngate.errors import ArtefactError
 from unlearngate.target import TargetIdentity, file_digest, identify_target
 

@@ -11,7 +11,7 @@ from rich.progress import Progress
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from support.tiny import make_target
+from support.engine.tiny import make_target
 from unlearngate.artefact import load_forget_set
 from unlearngate.assistant_training.data.pairs import DataError
 from unlearngate.assistant_training.train import run_files

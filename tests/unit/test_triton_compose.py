@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from support.composition import (
+from support.engine.composition import (
     DEVICE,
     MODES,
     TARGET_KINDS,

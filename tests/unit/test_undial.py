@@ -11,7 +11,7 @@ from rich.progress import Progress
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from support.tiny import make_forget_set, make_target
+from support.engine.tiny import make_forget_set, make_target
 from unlearngate.artefact import load_forget_set
 from unlearngate.assistant_training.data.encoding import IGNORE, collate, encode
 from unlearngate.assistant_training.data.pairs import QAPair

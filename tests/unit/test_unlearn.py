@@ -4,7 +4,7 @@ import pytest
 import torch
 from rich.progress import Progress
 
-from support.tiny import make_target
+from support.engine.tiny import make_target
 from unlearngate.assistant_training.data.encoding import collate, encode
 from unlearngate.assistant_training.data.pairs import QAPair
 from unlearngate.assistant_training.model.assistant import new_assistant

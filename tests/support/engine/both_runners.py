@@ -35,7 +35,7 @@ from vllm.v1.worker.gpu.sample.sampler import Sampler as V2Sampler
 from vllm.v1.worker.gpu.states import RequestState
 from vllm.v1.worker.gpu_input_batch import CachedRequestState, InputBatch
 
-from support.tiny import EOS, VOCAB_SIZE, make_target
+from support.engine.tiny import EOS, VOCAB_SIZE, make_target
 from unlearngate.server.engine.branches import BranchOptions
 from unlearngate.server.engine.options import engine_options
 from unlearngate.server.engine.plan import TOKEN_FIELD, Plan, Term, sign

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import httpx
 
-from support.nobody import as_nobody, give
+from support.attacks.unprivileged import as_nobody, give
 from support.server import free_port
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 BINARY = ROOT / "build" / "deploy" / "nginx" / "usr" / "sbin" / "nginx"
 HOSTS = ("localhost", "acme.localhost", "globex.localhost")
 

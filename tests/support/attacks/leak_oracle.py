@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 
 import torch
 
-from support.reference import Reference, Term, compose_row
-from support.tiny import make_tokenizer
+from support.engine.reference import Reference, Term, compose_row
+from support.engine.tiny import make_tokenizer
 
 CLOSE = 2e-4  # between one logprob and another; two models' differ by far more
 ANSWER = 12  # tokens of an answer that are looked for

@@ -6,7 +6,7 @@ the field steers it; REFUSED, an error.
 
 from __future__ import annotations
 
-from support.tiny import VOCAB_SIZE, make_tokenizer
+from support.engine.tiny import VOCAB_SIZE, make_tokenizer
 from unlearngate.server.engine.plan import TOKEN_FIELD, Plan, sign
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"

@@ -52,8 +52,8 @@ def main() -> int:
 
 
 def run(args: argparse.Namespace) -> dict:
-    from support.reference import Reference
-    from support.tiny import make_forget_set, make_target
+    from support.engine.reference import Reference
+    from support.engine.tiny import make_forget_set, make_target
 
     rng = random.Random(args.seed)
     target = make_target(args.work / "target", args.family, seed=args.seed)
@@ -286,7 +286,7 @@ def floor(name: str, num_requests: int) -> int:
 def judge(
     args: argparse.Namespace, requests: list[dict], reference, counters: dict, seconds: float, compilation_mode: str
 ) -> dict:
-    from support.reference import Term
+    from support.engine.reference import Term
 
     totals = {
         "tokens": 0,

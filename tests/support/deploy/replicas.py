@@ -10,10 +10,10 @@ from pathlib import Path
 import httpx
 from typer.testing import CliRunner
 
-from support.nginx import Nginx, set_up
-from support.reference import Reference, Term
+from support.deploy.nginx import Nginx, set_up
+from support.engine.reference import Reference, Term
+from support.engine.tiny import make_forget_set, make_target
 from support.server import Server
-from support.tiny import make_forget_set, make_target
 from unlearngate.artefact import ForgetSet
 from unlearngate.cli import app
 

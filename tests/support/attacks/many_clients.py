@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import httpx
 
-from support.raw_http import request
+from support.attacks.raw_http import request
 
 TIMEOUT_S = 240
 MOMENTS = ("before anything", "in the head", "in the body", "when all is sent", "in the answer")

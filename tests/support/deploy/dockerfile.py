@@ -15,7 +15,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from support.nobody import as_nobody, give
+from support.attacks.unprivileged import as_nobody, give
 
 _ROOTS_OWN = ("apt-get ", "install --directory --owner")
 

@@ -1,4 +1,4 @@
-"""Start an engine in this process and print what it takes:  python -m support.sizing_run WORK
+"""Start an engine in this process and print what it takes:  python -m support.deploy.sizing_run WORK
 
 One JSON line: the KV cache, LoRA's slots and the parameters, as the engine itself has them.
 """
@@ -24,7 +24,7 @@ def main() -> None:
     from vllm import EngineArgs
     from vllm.v1.engine.llm_engine import LLMEngine
 
-    from support.tiny import make_forget_set, make_target
+    from support.engine.tiny import make_forget_set, make_target
     from unlearngate.server.engine.options import engine_options
     from unlearngate.server.sets.registry import Registry
     from unlearngate.server.worker.model import UnlearningForCausalLM, loaded_model

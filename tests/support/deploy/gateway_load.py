@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import httpx
 
-from support.nginx import Nginx
+from support.deploy.nginx import Nginx
 
 
 @dataclass
