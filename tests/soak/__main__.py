@@ -19,7 +19,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from soak.changes import Changes
 from soak.load import Load
 from soak.report import Report, Sample, memory
-from soak.world import World, call
+from soak.server import World, call
 
 from support.server import Server
 

@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
-from soak.world import REQUIRABLE, VERSIONS, World, call
+from soak.server import REQUIRABLE, VERSIONS, World, call
 
 from support.server import Server
 from unlearngate.placing import place, remove

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import httpx
-from soak.world import STRENGTH, World
+from soak.server import STRENGTH, World
 
 from support.engine.reference import Reference, Term
 from support.engine.tiny import VOCAB_SIZE
