@@ -34,7 +34,7 @@ from unlearngate.server.worker import plugin
 from unlearngate.server.worker.processor import ComposeLogitsProcessor
 from unlearngate.target import file_digest
 
-TESTS = Path(__file__).parents[1]
+TESTS = Path(__file__).parents[3]
 CPU = torch.device("cpu")
 PLAIN = Plan()
 ANNA = Plan(7, 0.0, (Term(0, 1.0, 0.0),))

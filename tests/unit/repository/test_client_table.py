@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TESTS = ["test_clients.py", "test_clients_openai.py"]
 TOLD = {
     "litellm": "LiteLLM",

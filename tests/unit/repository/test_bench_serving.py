@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[3]))
 from benchmarks import serving
 from benchmarks.floor import Machine
 from benchmarks.shapes import configuration, make_sets, make_target
 from benchmarks.two_models import TwoModels
 
-sys.path.remove(str(Path(__file__).parents[2]))
+sys.path.remove(str(Path(__file__).parents[3]))
 
 
 CPU = torch.device("cpu")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[3]))
 from benchmarks import kernels, plot, providers, timing
 from benchmarks.providers import Case, compose_paper, draw_target
 from benchmarks.record import FIELDS, results_of
@@ -18,9 +18,9 @@ from benchmarks.timing import Timing
 from unlearngate.kernels.pairs import Pairs
 from unlearngate.kernels.reference import compose_reference
 
-sys.path.remove(str(Path(__file__).parents[2]))
+sys.path.remove(str(Path(__file__).parents[3]))
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 CPU = torch.device("cpu")
 GREEN, RED = ([sys.executable, "-c", f"raise SystemExit({code})"] for code in (0, 1))
 TINY = ["--device", "cpu", "--threads", "1", "--vocab", "512", "--budget-s", "0.01"]

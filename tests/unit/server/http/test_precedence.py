@@ -25,7 +25,7 @@ HEADER = "| --required-set | key: required |"
 
 
 def rows() -> list[list[str]]:
-    lines = iter((Path(__file__).parents[2] / "docs" / "http.md").read_text().splitlines())
+    lines = iter((Path(__file__).parents[4] / "docs" / "http.md").read_text().splitlines())
     assert any(line.startswith(HEADER) for line in lines)
     next(lines)
     table = []

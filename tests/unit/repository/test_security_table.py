@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TESTS = ["e2e/test_no_way_around.py", "support/ways.py", "unit/test_no_way_around.py", "unit/test_no_unsafe_start.py"]
 ROW = re.compile(r"(?<![\w-])(?:A[1-5]|P\d+|SU)-[a-z][a-z0-9-]*")
 

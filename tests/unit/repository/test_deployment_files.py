@@ -14,7 +14,7 @@ from unlearngate.cli import app
 from unlearngate.server.http.access import OPEN_PATHS
 from unlearngate.server.http.gateway import REQUIRED_HEADER, SECRET_HEADER, TENANT_HEADER
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 DOCKER = ROOT / "docker"
 DOCKERFILES = sorted(DOCKER.glob("*.Dockerfile"))
 OPTIONS = {o for p in get_command(app).commands["serve"].params for o in p.opts}
