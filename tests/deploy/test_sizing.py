@@ -20,7 +20,7 @@ LAYERS, RANK = 2, 8
 @pytest.fixture(scope="module")
 def figures(tmp_path_factory):
     program = Path(sizing.__file__).with_name("sizing_run.py")
-    tests = program.parents[1]
+    tests = program.parents[2]
     done = subprocess.run(
         [sys.executable, program, tmp_path_factory.mktemp("sizing")],
         env={**os.environ, "PYTHONPATH": str(tests)}, capture_output=True, text=True, timeout=300,

@@ -1,4 +1,4 @@
-"""The heart: a real engine against Hugging Face + PEFT, token for token. See support/parity.py for what a run does."""
+"""The heart: a real engine against Hugging Face + PEFT, token for token. See support/engine/parity.py for what a run does."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import pytest
 
 pytestmark = pytest.mark.e2e
 
-PROGRAM = Path(__file__).parents[1] / "support" / "parity.py"
+PROGRAM = Path(__file__).parents[1] / "support" / "engine" / "parity.py"
 REQUESTS = 200
 # By default the target and the step in lockstep are compiled: each kind of set, from the embeddings and from a tap.
 RUNS = {
@@ -34,7 +34,7 @@ def runs(tmp_path_factory):
 
     def start(name: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, PROGRAM, *RUNS[name], "--requests", str(REQUESTS), "--work", base / name]
-        env = {**os.environ, "PYTHONPATH": str(PROGRAM.parents[1])}
+        env = {**os.environ, "PYTHONPATH": str(PROGRAM.parents[2])}
         return subprocess.run(command, env=env, capture_output=True, text=True, timeout=900)
 
     alone = [name for name in RUNS if "tensor-parallel" in name]

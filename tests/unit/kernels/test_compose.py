@@ -1,4 +1,4 @@
-"""`compose` against composition.md as tests/support/composition.py has it, on whatever implementation runs here.
+"""`compose` against composition.md as tests/support/engine/composition.py has it, on whatever implementation runs here.
 
 `make test-kernels` runs this file on the Triton kernels too: in Triton's interpreter, or compiled where there is a GPU.
 """

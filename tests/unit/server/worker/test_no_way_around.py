@@ -305,7 +305,7 @@ def test_code_compiled_for_other_branches_is_not_taken(vllm_config):
 
 def test_both_runners_sample_from_the_same_distribution_whatever_steers_it(tmp_path, seed):
     """A2-penalties, A2-logit-bias: vLLM's own samplers, V2's with Triton interpreted, on the same random requests."""
-    command = [sys.executable, TESTS / "support" / "both_runners.py", "--requests", "24", "--seed", seed]
+    command = [sys.executable, TESTS / "support" / "engine" / "both_runners.py", "--requests", "24", "--seed", seed]
     env = {**os.environ, "PYTHONPATH": str(TESTS)}
     run = subprocess.run([*map(str, command), "--work", tmp_path], env=env, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]
