@@ -31,7 +31,14 @@ from unlearngate.kernels.compose import MAX_VOCAB_SIZE
 
 sys.path.remove(str(Path(__file__).parents[1]))
 
-TEST_COMMAND = [sys.executable, "-m", "pytest", "-q", "tests/unit/kernels/test_compose.py", "tests/unit/kernels/test_triton_compose.py"]
+TEST_COMMAND = [
+    sys.executable,
+    "-m",
+    "pytest",
+    "-q",
+    "tests/unit/kernels/test_compose.py",
+    "tests/unit/kernels/test_triton_compose.py",
+]
 ROWS = [1, 8, 64, 256, 1024]
 VOCABS = [32_000, 128_256, 262_144]
 SETS = [0, 1, 2]

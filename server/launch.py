@@ -24,7 +24,7 @@ from rich.table import Table
 from unlearngate.server.audit.accounting import Accounting
 from unlearngate.server.audit.log import Audit
 from unlearngate.server.engine.branches import MAX_BRANCHES
-from unlearngate.server.engine.options import engine_options
+from unlearngate.server.engine.options import OWN_GROUP_VARIABLE, engine_options
 from unlearngate.server.engine.refusals import refuse_arguments, refuse_unsupported
 from unlearngate.server.engine.tally import Tally
 from unlearngate.server.engine.usage import Meter
@@ -38,7 +38,6 @@ from unlearngate.server.sets.lifecycle import Lifecycle, keep_looking
 from unlearngate.server.sets.policy import Policy
 from unlearngate.server.sets.registry import Registry
 from unlearngate.server.sets.store import Store
-from unlearngate.server.worker.plugin import OWN_GROUP_VARIABLE
 from unlearngate.target import identify_target
 
 logger = logging.getLogger(__name__)
@@ -102,33 +101,34 @@ def serve(config: ServerConfig) -> int:
     try:
         with tempfile.TemporaryDirectory(prefix="unlearngate-") as scratch:
             target = identify_target(config.target, config.served_name)
-            store = Store(config.state or Path(scratch) / "state")
-            registry = Registry(target, store.bindings)
-            lifecycle = Lifecycle(registry, config.forget_sets, store)
-            lifecycle.start(
-                tap_layer=config.assistant_tap,
-                num_layers=config.assistant_layers,
-                undial=config.enable_undial,
-            )
-            policy = Policy(
-                registry,
-                served_name=target.model_id,
-                num_branches=config.max_sets_per_request,
-                default_sets=config.default_sets,
-                required_sets=config.required_sets,
-            )
-            policy.refuse_impossible(access.known_callers())
-            from unlearngate.server.engine import compat  # takes seconds: everything above should fail before
-
-            arguments = _engine_namespace(config, registry)
-            engine_config = compat.engine_config(arguments)
-            refuse_unsupported(engine_config)
-            tally = Tally.create(
-                Path(scratch),
-                max_num_seqs=engine_config.scheduler_config.max_num_seqs,
-                max_model_len=engine_config.model_config.max_model_len,
-            )
             with _audit(config, target.model_id) as audit:
+                store = Store(config.state or Path(scratch) / "state")
+                registry = Registry(target, store.bindings)
+                write_event = audit.append if audit else None
+                lifecycle = Lifecycle(registry, config.forget_sets, store, write_event=write_event)
+                lifecycle.start(
+                    tap_layer=config.assistant_tap,
+                    num_layers=config.assistant_layers,
+                    undial=config.enable_undial,
+                )
+                policy = Policy(
+                    registry,
+                    served_name=target.model_id,
+                    num_branches=config.max_sets_per_request,
+                    default_sets=config.default_sets,
+                    required_sets=config.required_sets,
+                )
+                policy.refuse_impossible(access.known_callers())
+                from unlearngate.server.engine import compat  # takes seconds: everything above should fail before
+
+                arguments = _engine_namespace(config, registry)
+                engine_config = compat.engine_config(arguments)
+                refuse_unsupported(engine_config)
+                tally = Tally.create(
+                    Path(scratch),
+                    max_num_seqs=engine_config.scheduler_config.max_num_seqs,
+                    max_model_len=engine_config.model_config.max_model_len,
+                )
                 accounting = Accounting(Meter(tally), audit)
                 return asyncio.run(_run(config, lifecycle, policy, access, accounting, arguments, listener))
     finally:
@@ -225,7 +225,7 @@ async def _run(
 ) -> int:
     from starlette.datastructures import State
 
-    from unlearngate.server.engine import compat
+    from unlearngate.server.engine import client, compat
     from unlearngate.server.engine.adapters import Adapters
     from unlearngate.server.http.admin import admin_routes
     from unlearngate.server.http.app import Gate, build_app
@@ -234,20 +234,19 @@ async def _run(
     async with compat.engine_client(arguments) as engine:
         state = State()
         await compat.init_handlers(engine, state, arguments)
-        compat.check_adapters(engine)
+        client.check_adapters(engine)
         compat.drop_adapter_info(engine)
-        compat.count_tokens(engine, accounting.meter)
+        client.count_tokens(engine, accounting.meter)
         adapters = Adapters(policy.registry.bindings, engine, state, capacity=config.max_known)
-        app = build_app(Gate(policy, adapters, accounting, state), access)
+        app = build_app(Gate(policy, adapters, accounting, state), access, max_body_bytes=config.max_body_mb * 2**20)
         app.include_router(admin_routes(lifecycle))
-        lifecycle.note_with(accounting.write)
+        lifecycle.publish()
 
         async def check_engine() -> None:
             await engine.check_health()
             accounting.check()
 
         app.include_router(readiness_routes(Readiness(policy, access, check_engine)))
-        state.max_body_bytes = config.max_body_mb * 2**20
         drain_s = config.drain_timeout_s
         server = uvicorn.Server(
             uvicorn.Config(app, http=GuardedHttp, ws="none", log_level="info", timeout_graceful_shutdown=drain_s)

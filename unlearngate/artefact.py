@@ -58,6 +58,16 @@ class ForgetSet(NamedTuple):
         return f"{self.manifest.name}@{self.digest[:12]}"
 
 
+def set_folders(folder: Path) -> list[Path]:
+    """The sub-folders that hold a set each, by name; files and hidden folders are not sets.
+
+    Raises: ArtefactError if `folder` does not exist.
+    """
+    if not folder.is_dir():
+        raise ArtefactError(folder, "is not a folder; forget sets are read from a folder with one sub-folder for each")
+    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
 def load_forget_set(folder: Path, target: TargetIdentity | None = None) -> ForgetSet:
     """Read and verify one artefact.
 

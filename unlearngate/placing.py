@@ -8,7 +8,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,8 +15,8 @@ from pathlib import Path
 
 from unlearngate.artefact import ADAPTER_FILE, CONFIG_FILE, MANIFEST_FILE, ForgetSet, load_forget_set
 from unlearngate.errors import ArtefactError
+from unlearngate.files import scratch_beside, sync_folder
 
-SCRATCH_PREFIX = ".unlearngate-"
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2  # linux/fs.h
 
@@ -44,7 +43,7 @@ def place(forget_set: ForgetSet, folder: Path, *, replace: bool = False) -> None
 
 def remove(folder: Path) -> None:
     """Take a folder away: at once, then its files."""
-    away = _scratch(folder.parent)
+    away = scratch_beside(folder)
     folder.rename(away)
     sync_folder(folder.parent)
     shutil.rmtree(away)
@@ -56,7 +55,7 @@ def copied(forget_set: ForgetSet, parent: Path) -> Iterator[Path]:
 
     Raises: ArtefactError if the artefact is not what it was when it was loaded.
     """
-    scratch = _scratch(parent)
+    scratch = scratch_beside(parent / "copy")
     scratch.mkdir()
     try:
         if not _copy_files(forget_set, scratch):
@@ -64,33 +63,6 @@ def copied(forget_set: ForgetSet, parent: Path) -> Iterator[Path]:
         yield scratch
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-
-
-def write_whole(path: Path, content: str) -> None:
-    """Replace a small file at once."""
-    scratch = _scratch(path.parent)
-    try:
-        with scratch.open("x", encoding="utf-8") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Flush to the disk which names a folder holds."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _scratch(parent: Path) -> Path:
-    return parent / f"{SCRATCH_PREFIX}{secrets.token_hex(8)}"
 
 
 def _copy_files(forget_set: ForgetSet, folder: Path) -> bool:

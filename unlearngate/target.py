@@ -14,6 +14,9 @@ from unlearngate.errors import ArtefactError
 
 # Of config.json, what does not change a logit.
 _INFORMATIVE = {"_name_or_path", "transformers_version", "use_cache", "dtype", "torch_dtype"}
+# Architectures whose inner model is embeddings, layers that take (positions, hidden, residual), and a final norm, and
+# names its linear maps as Llama does. Each is in the parity tests.
+TARGET_ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen3ForCausalLM")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tekken.json")
 
 

@@ -13,9 +13,6 @@ ARCHITECTURE = "UnlearningForCausalLM"
 CONFIG_FIELD = "unlearngate"
 TARGET_LAYERS = "target.model.layers"
 MAX_BRANCHES = 8
-# Architectures whose inner model is embeddings, layers that take (positions, hidden, residual), and a final norm, and
-# names its linear maps as Llama does. Each is in the parity tests.
-TARGET_ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen3ForCausalLM")
 _LORA_LINEARS = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")
 
 

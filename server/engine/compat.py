@@ -1,51 +1,27 @@
-"""Everything about vLLM that differs between versions or is not its public API.
-
-Tried: 0.32 (CPU build, V1 runner). The V2 interface exists from 0.32 on.
-"""
+"""Everything about vLLM, in the HTTP process, that differs between versions or is not its public API. Tried: 0.32."""
 
 from __future__ import annotations
 
 from argparse import Namespace
-from contextlib import AbstractAsyncContextManager, aclosing
-from copy import copy
-from functools import cache
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from vllm.exceptions import VLLMError
 from vllm.lora.request import LoRARequest
-from vllm.v1.sample.logits_processor.interface import BatchUpdate, MoveDirectionality
-from vllm.v1.sample.logits_processor.interface import LogitsProcessor as V1LogitsProcessor
-from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsContext
-from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor as V2LogitsProcessor
 
 from unlearngate.errors import UnsupportedDeploymentError
-from unlearngate.server.engine.plan import TOKEN_FIELD, sign, verify
-from unlearngate.server.engine.usage import Meter
 
 __all__ = [
-    "BatchUpdate",
     "LoRARequest",
-    "LogitsContext",
-    "MoveDirectionality",
-    "V1LogitsProcessor",
-    "V2LogitsProcessor",
     "VLLMError",
-    "adapts_a_row",
     "bind_adapter",
-    "check_adapters",
-    "compile_on_a_cpu",
-    "count_tokens",
     "describe_error",
     "drop_adapter_info",
     "engine_client",
     "engine_config",
-    "group_cpu_lora",
     "init_handlers",
-    "may_vary_branches",
     "parse_engine_arguments",
-    "penalise_after_composing",
     "prometheus_text",
-    "response_id",
     "unbind_adapter",
 ]
 
@@ -126,127 +102,6 @@ def prometheus_text() -> bytes:
     from vllm.v1.metrics.prometheus import get_prometheus_registry
 
     return generate_latest(get_prometheus_registry())
-
-
-def check_adapters(engine: Any) -> None:
-    """Let the engine's client take a request only with the very adapter that its token was signed for.
-
-    Whatever a route does to a request on its way, the assistants that run are the ones that are composed.
-    """
-    generate = engine.generate
-
-    def checked(prompt: Any, sampling_params: Any, *args: Any, lora_request: Any = None, **kwargs: Any) -> Any:
-        plan = verify((sampling_params.extra_args or {}).get(TOKEN_FIELD))
-        adapter_id = lora_request.lora_int_id if lora_request is not None else 0
-        if adapter_id != plan.adapter_id:
-            raise RuntimeError(f"a request for adapter {plan.adapter_id} was about to run with adapter {adapter_id}")
-        return generate(prompt, sampling_params, *args, lora_request=lora_request, **kwargs)
-
-    engine.generate = checked
-
-
-def response_id(request: Any, raw_request: Any) -> str:
-    """The id that vLLM's handlers will give the response: the client's x-request-id if there is one, with a prefix."""
-    prefix = "chatcmpl-" if hasattr(request, "messages") else "cmpl-"
-    return prefix + raw_request.headers.get("x-request-id", request.request_id)
-
-
-def count_tokens(engine: Any, meter: Meter) -> None:
-    """Have the meter told of every sequence that this client of the engine begins, and of the tokens that it gets."""
-    from vllm.sampling_params import RequestOutputKind
-
-    generate, add_request = engine.generate, engine.engine_core.add_request_async
-
-    async def counted(prompt: Any, sampling_params: Any, request_id: str, *args: Any, **kwargs: Any) -> Any:
-        usage = meter.usage(verify((sampling_params.extra_args or {}).get(TOKEN_FIELD)).ticket)
-        cumulative = sampling_params.output_kind is not RequestOutputKind.DELTA
-        try:
-            async with aclosing(generate(prompt, sampling_params, request_id, *args, **kwargs)) as outputs:
-                async for output in outputs:
-                    usage.add_output(request_id, len(output.prompt_token_ids or ()))
-                    for choice in output.outputs:
-                        usage.failed |= choice.finish_reason == "error"
-                        usage.add_tokens(request_id, choice.index, len(choice.token_ids), cumulative=cumulative)
-                    yield output
-        except Exception:
-            usage.failed = True
-            raise
-
-    async def begun(request: Any) -> None:
-        # One call per choice, in the order of their indices; the choices share one object of parameters.
-        params = copy(request.sampling_params)
-        plan = meter.begin_sequence(verify(params.extra_args[TOKEN_FIELD]), request.external_req_id)
-        params.extra_args = {**params.extra_args, TOKEN_FIELD: sign(plan)}
-        request.sampling_params = params
-        await add_request(request)
-
-    engine.generate = counted
-    engine.engine_core.add_request_async = begun
-
-
-def adapts_a_row(linear: Any) -> bool:
-    """Whether a linear map's LoRA does anything in the batch that is about to run; no device is waited for.
-
-    True also where nobody has said yet what is in the batch.
-    """
-    punica = getattr(linear, "punica_wrapper", None)
-    if punica is None or punica.indices_len[0] is None:
-        return True
-    if (kernels := getattr(punica, "token_mapping_meta", None)) is not None:  # not on a CPU
-        return not bool(kernels.no_lora_flag_cpu)
-    return bool((punica.token_lora_indices >= 0).any())
-
-
-def may_vary_branches(config: Any) -> bool:
-    """Whether the model may choose, batch by batch, how many branches run.
-
-    Not on the V2 runner, where nobody knows a batch's rows before its logits; and not with CUDA graphs, which repeat
-    for all batches what was chosen when they were recorded.
-    """
-    from vllm.config import CUDAGraphMode
-
-    without_graphs = config.compilation_config.cudagraph_mode in (None, CUDAGraphMode.NONE)
-    return without_graphs and not config.use_v2_model_runner
-
-
-def compile_on_a_cpu(config: Any) -> None:
-    """Compile on a CPU as vLLM does without LoRA: with LoRA it compiles nothing there, its operations being in the way.
-
-    Ours are one operation to the compiler (`cpu_lora`). `--enforce-eager` stays as it is.
-    """
-    from vllm.config import CompilationMode
-    from vllm.platforms import current_platform
-
-    compilation = config.compilation_config
-    eager = config.model_config.enforce_eager or compilation.backend != "inductor"
-    if current_platform.is_cpu() and not eager and compilation.mode == CompilationMode.NONE:
-        compilation.mode = CompilationMode.DYNAMO_TRACE_ONCE
-        compilation.custom_ops[:] = ["none" if name == "all" else name for name in compilation.custom_ops]
-
-
-def group_cpu_lora() -> None:
-    """Let engines of this process apply LoRA on a CPU by `cpu_lora.GroupedLora`."""
-    from vllm.platforms.cpu import CpuPlatform
-
-    CpuPlatform.get_punica_wrapper = classmethod(lambda cls: "unlearngate.server.worker.cpu_lora.GroupedLora")
-
-
-@cache
-def penalise_after_composing() -> None:
-    """Let the V2 runner's sampler apply penalties after the composition, once for this process, as the V1 runner does.
-
-    Penalties scale logits, so the order shows in the answer; V2 has them before any custom processor.
-    """
-    from vllm.v1.worker.gpu.sample.sampler import Sampler
-
-    init = Sampler.__init__
-
-    def reordered(self: Any, *args: Any, **kwargs: Any) -> None:
-        init(self, *args, **kwargs)
-        self.logits_processors.remove(self.penalties_state)
-        self.logits_processors.append(self.penalties_state)
-
-    Sampler.__init__ = reordered
 
 
 def describe_error(error: Exception) -> tuple[int, str, str | None]:

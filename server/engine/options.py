@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from unlearngate.errors import UnsupportedDeploymentError
-from unlearngate.server.engine.branches import ARCHITECTURE, CONFIG_FIELD, TARGET_ARCHITECTURES, BranchOptions
+from unlearngate.server.engine.branches import ARCHITECTURE, CONFIG_FIELD, BranchOptions
 from unlearngate.server.engine.plan import ensure_key
 from unlearngate.server.engine.refusals import PROCESSOR
+from unlearngate.target import TARGET_ARCHITECTURES
+
+OWN_GROUP_VARIABLE = "UNLEARNGATE_OWN_GROUP"  # in the environment: the plugin lets the engine's processes leave ours
 
 
 def engine_options(branches: BranchOptions, *, max_rank: int, max_loaded: int, max_known: int) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from unlearngate.errors import UnsupportedDeploymentError
-from unlearngate.server.engine.branches import CONFIG_FIELD, MAX_BRANCHES, TARGET_ARCHITECTURES, BranchOptions
+from unlearngate.server.engine.branches import CONFIG_FIELD, MAX_BRANCHES, BranchOptions
+from unlearngate.target import TARGET_ARCHITECTURES
 
 # 0.32 is what the tests run; 0.33 has the same seams, as far as they were read.
 SUPPORTED_VERSIONS = ("0.32", "0.33")

@@ -7,7 +7,6 @@ later is closed until somebody opens it.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
 
 from fastapi import Request, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -16,22 +15,9 @@ from unlearngate.errors import AuthenticationError, ForbiddenError, UnlearngateE
 from unlearngate.server.http.gateway import Gateway, GatewayWord
 from unlearngate.server.http.keyring import Keyring
 from unlearngate.server.http.keys import ANY_SET, ApiKey
+from unlearngate.server.sets.caller import Caller
 
 OPEN_PATHS = {"/", "/health", "/ready", "/docs", "/redoc", "/openapi.json"}
-
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """Who asks, and what is in force or visible because of that. Without a key every set may be named and listed."""
-
-    key_id: str | None = None
-    tenant: str | None = None
-    required_by_key: tuple[str, ...] = ()
-    required_by_gateway: tuple[str, ...] = ()
-    default: tuple[str, ...] | None = None  # None: the server's
-    allowed: frozenset[str] | None = None  # None: every set
-    admin: bool = False
-    metrics: bool = False
 
 
 class Access:

@@ -13,10 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from unlearngate.errors import ArtefactError, ForbiddenError, InvalidRequestError, UnlearngateError
 from unlearngate.manifest import NAME_PATTERN
-from unlearngate.server.http.access import Caller, require_admin
+from unlearngate.server.http.access import require_admin
 from unlearngate.server.http.bodies import StrictRoute
 from unlearngate.server.http.cards import version_cards
 from unlearngate.server.http.description import errors
+from unlearngate.server.sets.caller import Caller
 from unlearngate.server.sets.lifecycle import Lifecycle
 
 logger = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ def admin_routes(lifecycle: Lifecycle) -> APIRouter:
             raise InvalidRequestError(error.message, param="path", code=error.code) from error
         except OSError as error:
             raise UnlearngateError(f"nothing was changed, the state could not be written: {error}") from error
-        lifecycle.note("change", key=caller.key_id, **change.model_dump(exclude_none=True))
+        lifecycle.write_event("change", key=caller.key_id, **change.model_dump(exclude_none=True))
         lifecycle.publish()
         return {"id": change.name, "object": "forget_set", "versions": version_cards(lifecycle.registry, change.name)}
 

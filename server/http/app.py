@@ -23,6 +23,7 @@ from unlearngate.errors import AuditUnavailableError, InvalidRequestError, Unlea
 from unlearngate.server.audit.accounting import Account, Accounting
 from unlearngate.server.engine import compat
 from unlearngate.server.engine.adapters import Adapters
+from unlearngate.server.engine.client import response_id
 from unlearngate.server.engine.plan import TOKEN_FIELD, sign
 from unlearngate.server.http.access import Access, AccessControl, require_metrics
 from unlearngate.server.http.bodies import StrictRoute, blame_the_body, stop_at_first_problem
@@ -102,7 +103,7 @@ class Gate:
 
         Raises: UnlearngateError if the request cannot be honoured; what vLLM raises otherwise.
         """
-        account = self.accounting.open(compat.response_id(request, raw_request), raw_request)
+        account = self.accounting.open(response_id(request, raw_request), raw_request)
         try:
             _refuse_not_composed(request)
             decision = self.policy.decide(request.model, request.forget_sets, raw_request.state.caller)
@@ -171,11 +172,18 @@ def _end_stream(account: Account, release: Callable[[], None], complete: bool) -
         account.end("error" if account.failed else "completed" if complete else "aborted", 200)
 
 
-def build_app(gate: Gate, access: Access) -> FastAPI:
-    """The application; `gate.state` carries vLLM's handlers, and `access` knows who asks."""
+def build_app(gate: Gate, access: Access, *, max_body_bytes: int) -> FastAPI:
+    """The application.
+
+    Args:
+        gate: its `state` carries vLLM's handlers.
+        access: knows who asks.
+        max_body_bytes: the largest body of a request; larger ones are 413.
+    """
     what = "OpenAI-compatible serving with forget sets per request."
     app = FastAPI(title="unlearngate", description=what, redirect_slashes=False)  # to where a client says its host is
     app.state = gate.state
+    app.state.max_body_bytes = max_body_bytes
     app.router.route_class = StrictRoute
     app.add_middleware(AccessControl, access=access, refuse=on_our_error)
     answer_failures(app)

@@ -22,7 +22,6 @@ from starlette.exceptions import HTTPException
 from unlearngate.errors import InvalidRequestError
 
 BODY_TIMEOUT_S = 60.0
-DEFAULT_MAX_BODY_BYTES = 4 * 2**20
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _COLLECTIONS = {"list", "tuple", "set", "frozenset", "dict"}
 _CLOSE = {"connection": "close"}  # or the rest of the body would still be read
@@ -59,7 +58,7 @@ class _StrictRequest(Request):
         return self._json
 
     async def _read_all(self) -> bytes:
-        limit = getattr(self.app.state, "max_body_bytes", DEFAULT_MAX_BODY_BYTES)
+        limit = self.app.state.max_body_bytes
         # What the head says saves reading; what comes is counted all the same, in chunks it says nothing.
         declared = self.headers.get("content-length", "0")
         if declared.isdecimal() and int(declared) > limit:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from unlearngate.server.http.access import Caller
+from unlearngate.server.sets.caller import Caller
 from unlearngate.server.sets.policy import MODEL_SEPARATOR, Policy
 from unlearngate.server.sets.registry import Registry
 

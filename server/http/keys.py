@@ -15,7 +15,6 @@ import hashlib
 import json
 import os
 import secrets
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +23,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StringConstraints, ValidationError, model_validator
 
 from unlearngate.errors import KeysFileError
+from unlearngate.files import write_whole
 from unlearngate.manifest import NAME_PATTERN
 
 ANY_SET = "*"
@@ -117,15 +117,7 @@ def read_keys(path: Path) -> KeysFile:
 
 def write_keys(path: Path, keys: KeysFile) -> None:
     """Replace the file at once: a server reads the old one or the new one, never half. Its mode becomes 0600."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as scratch:
-        try:
-            scratch.write(keys.model_dump_json(indent=2) + "\n")
-            scratch.flush()
-            os.fsync(scratch.fileno())
-            Path(scratch.name).replace(path)
-        except BaseException:
-            Path(scratch.name).unlink(missing_ok=True)
-            raise
+    write_whole(path, keys.model_dump_json(indent=2) + "\n", mode=0o600)
 
 
 @contextmanager

@@ -1,21 +1,20 @@
 """Whether requests may be sent here: the engine answers, and every set that somebody must have can be put in force.
 
-`/health` is for whoever starts a process again, which would not bring a missing set; `/ready` for whoever spreads
-requests over several servers. A new process is not there at all until it is ready: it listens only then, and does not
-start without its required sets. What changes later, the folder of sets or the keys file, changes `/ready`.
+`/health` is the liveness probe: a restart would not bring a missing set. `/ready` is the readiness probe for load
+balancers. A new process listens only once it is ready, and does not start without its required sets. What changes
+later, the folder of sets or the keys file, changes `/ready`.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 
 from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import Gauge
 
-from unlearngate.errors import UnavailableSetError
-from unlearngate.server.http.access import Access, Caller
+from unlearngate.server.http.access import Access
 from unlearngate.server.sets.policy import Policy
 
 logger = logging.getLogger(__name__)
@@ -42,7 +41,7 @@ class Readiness:
 
     def missing(self) -> list[str]:
         """What must be in force and cannot be, a sentence each; said in the log whenever it changes."""
-        missing = unmet(self._policy, self._access.known_callers())
+        missing = list(dict.fromkeys(reason for _, reason in self._policy.unmet(self._access.known_callers())))
         if missing != self._said:
             self._said = missing
             if missing:
@@ -58,17 +57,6 @@ class Readiness:
         except Exception as error:
             return str(error)
         return "a forget set that must be in force is not here (see the log)" if self.missing() else None
-
-
-def unmet(policy: Policy, callers: Iterable[Caller]) -> list[str]:
-    """Each requirement or default of these callers that would be answered 503, once."""
-    sentences: dict[str, None] = {}
-    for caller in callers:
-        try:
-            policy.decide(None, None, caller)
-        except UnavailableSetError as error:
-            sentences[error.message] = None
-    return list(sentences)
 
 
 def readiness_routes(readiness: Readiness) -> APIRouter:

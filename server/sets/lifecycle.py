@@ -14,9 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from unlearngate.artefact import ForgetSet, load_forget_set
+from unlearngate.artefact import ForgetSet, load_forget_set, set_folders
 from unlearngate.errors import ArtefactError, ConflictError, UnknownForgetSetError
-from unlearngate.server.sets.registry import Registry, same_name, set_folders
+from unlearngate.server.sets.registry import Registry, same_name
 from unlearngate.server.sets.store import Record, Seen, Store
 
 logger = logging.getLogger(__name__)
@@ -31,9 +31,19 @@ class Lifecycle:
     where requests are decided: none sees half a change then.
     """
 
-    def __init__(self, registry: Registry, folder: Path, store: Store) -> None:
-        self.note: Callable[..., None] = _note_nowhere
-        self._noted: dict[str, Any] | None = None
+    def __init__(
+        self, registry: Registry, folder: Path, store: Store, *, write_event: Callable[..., None] | None = None
+    ) -> None:
+        """Nothing is read yet.
+
+        Args:
+            registry: what requests see.
+            folder: the watched one.
+            store: keeps the versions and the record.
+            write_event: writes a line of the audit log, `write_event(event, **fields)`; None: there is none.
+        """
+        self.write_event = write_event or _write_nothing
+        self._written: dict[str, Any] | None = None  # what the audit log says is in force
         self.registry = registry
         self.folder = folder
         self.store = store
@@ -74,21 +84,13 @@ class Lifecycle:
                 self.registry.refuse(error)
         for gone in self._record.seen.keys() - self._handled.keys():
             self._commit(self._record.without_seen(gone))
-        self._note_in_force()
+        self._update_in_force()
         self.store.sweep(self._record)
-        self.publish()
+        self.registry.publish(*self._in_force)
         self.registry.check_not_empty(self.folder)
 
-    def note_with(self, note: Callable[..., None]) -> None:
-        """From now on tell `note(event, **fields)`, as `Accounting.write`, of every change; first of what there is.
-
-        Raises: what `note` raises.
-        """
-        self.note, self._noted = note, None
-        self.publish()
-
     def publish(self) -> None:
-        """Let requests see what is in force by now, and note it if it is not what was noted last.
+        """Let requests see what is in force by now, and write it down if it is not what was written last.
 
         Raises: AuditUnavailableError if that cannot be written down; it is tried again the next time.
         """
@@ -98,9 +100,9 @@ class Lifecycle:
             "current": {name: version.digest for name, version in sorted(current.items())},
             "pinned": {name: [version.digest for version in versions] for name, versions in sorted(pinned.items())},
         }
-        if now != self._noted:
-            self.note("sets", **now)
-            self._noted = now
+        if now != self._written:
+            self.write_event("sets", **now)
+            self._written = now
 
     def look(self) -> None:
         """Act upon what changed in the folder.
@@ -274,13 +276,13 @@ class Lifecycle:
         known = {**self._versions, version.digest: version} if version else self._versions
         there = record.versions()
         self._versions = {d: v for d, v in known.items() if (v.name, d) in there}
-        self._note_in_force()
+        self._update_in_force()
         for name, digest in sorted(record.current.items() - before.current.items()):
             logger.info("forget set %s is %s@%s from now on", name, name, digest[:12])
         for name, digest in sorted(before.versions() - there):
             logger.info("forget set %s@%s is retired", name, digest[:12])
 
-    def _note_in_force(self) -> None:
+    def _update_in_force(self) -> None:
         versions = self._versions
         current = {name: versions[digest] for name, digest in self._record.current.items() if digest in versions}
         pinned = {
@@ -301,7 +303,7 @@ async def keep_looking(lifecycle: Lifecycle, interval_s: float) -> None:
             logger.exception("could not look at %s; trying again", lifecycle.folder)
 
 
-def _note_nowhere(event: str, **fields: Any) -> None:
+def _write_nothing(event: str, **fields: Any) -> None:
     pass
 
 

@@ -10,7 +10,7 @@ Saying it in both places is an error: two answers to one question.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from unlearngate.artefact import ForgetSet
 from unlearngate.errors import (
@@ -20,7 +20,7 @@ from unlearngate.errors import (
     UnknownForgetSetError,
     UnsupportedDeploymentError,
 )
-from unlearngate.server.http.access import Caller
+from unlearngate.server.sets.caller import Caller
 from unlearngate.server.sets.choices import ForgetSetChoice
 from unlearngate.server.sets.decision import By, Decision, InForce
 from unlearngate.server.sets.registry import Registry
@@ -51,17 +51,22 @@ class Policy:
         _refuse_repeats("--default-set", self.default_sets)
         _refuse_repeats("--required-set", self.required_sets)
 
+    def unmet(self, callers: Iterable[Caller]) -> Iterator[tuple[Caller, str]]:
+        """Each caller whose required or default sets would be answered 503 now, with the reason."""
+        for caller in callers:
+            try:
+                self.decide(None, None, caller)
+            except UnavailableSetError as error:
+                yield caller, error.message
+
     def refuse_impossible(self, callers: Iterable[Caller]) -> None:
         """What must be in force for these callers and cannot be must not wait for its first request.
 
         Raises: UnsupportedDeploymentError naming the sets, and the key if it is about one.
         """
-        for caller in callers:
-            try:
-                self.decide(None, None, caller)
-            except UnavailableSetError as error:
-                whose = "" if caller.key_id is None else f"API key {caller.key_id!r}: "
-                raise UnsupportedDeploymentError(f"refusing to start: {whose}{error.message}") from None
+        for caller, reason in self.unmet(callers):
+            whose = "" if caller.key_id is None else f"API key {caller.key_id!r}: "
+            raise UnsupportedDeploymentError(f"refusing to start: {whose}{reason}")
 
     def decide(self, model: str | None, choices: Sequence[ForgetSetChoice | str] | None, caller: Caller) -> Decision:
         """Decide one request.

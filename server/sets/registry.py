@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from unlearngate.artefact import ForgetSet, load_forget_set
+from unlearngate.artefact import ForgetSet, load_forget_set, set_folders
 from unlearngate.errors import ArtefactError, UnknownForgetSetError
 from unlearngate.server.engine.bindings import Bindings
 from unlearngate.server.engine.branches import BranchOptions
@@ -192,16 +192,6 @@ class Registry:
 
     def _all(self) -> list[ForgetSet]:
         return [version for name in {*self.sets, *self.pinned} for version in self.versions(name)]
-
-
-def set_folders(folder: Path) -> list[Path]:
-    """The sub-folders that hold a set each, by name; files and hidden folders are not sets.
-
-    Raises: ArtefactError if `folder` does not exist.
-    """
-    if not folder.is_dir():
-        raise ArtefactError(folder, "is not a folder; forget sets are read from a folder with one sub-folder for each")
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
 def same_name(forget_set: ForgetSet, owner: Path) -> ArtefactError:

@@ -22,8 +22,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from unlearngate.artefact import ForgetSet, load_forget_set
 from unlearngate.errors import ArtefactError
+from unlearngate.files import SCRATCH_PREFIX, sync_folder, write_whole
 from unlearngate.manifest import NAME_PATTERN
-from unlearngate.placing import SCRATCH_PREFIX, copied, sync_folder, write_whole
+from unlearngate.placing import copied
 from unlearngate.target import TargetIdentity
 
 RECORD_FILE = "registry.json"

@@ -32,8 +32,8 @@ from vllm.model_executor.models.interfaces import SupportsLoRA
 from vllm.model_executor.models.utils import init_vllm_registered_model
 
 from unlearngate.server.engine.branches import CONFIG_FIELD, BranchOptions
-from unlearngate.server.engine.compat import adapts_a_row, compile_on_a_cpu, group_cpu_lora, may_vary_branches
 from unlearngate.server.engine.refusals import refuse_unsupported
+from unlearngate.server.worker.compat import adapts_a_row, compile_on_a_cpu, group_cpu_lora, may_vary_branches
 from unlearngate.server.worker.cpu_lora import join_slices
 from unlearngate.server.worker.lockstep import Lockstep, NeverAlone
 

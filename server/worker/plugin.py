@@ -9,8 +9,8 @@ import signal
 import sys
 
 from unlearngate.server.engine.branches import ARCHITECTURE
+from unlearngate.server.engine.options import OWN_GROUP_VARIABLE
 
-OWN_GROUP_VARIABLE = "UNLEARNGATE_OWN_GROUP"
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 

@@ -19,7 +19,8 @@ from unlearngate.kernels.compose import compose, runs_triton
 from unlearngate.kernels.pairs import Pairs
 from unlearngate.kernels.scratch import Scratch
 from unlearngate.server.engine.branches import MAX_BRANCHES
-from unlearngate.server.engine.compat import (
+from unlearngate.server.engine.plan import TOKEN_FIELD, Plan, verify
+from unlearngate.server.worker.compat import (
     BatchUpdate,
     LogitsContext,
     MoveDirectionality,
@@ -27,7 +28,6 @@ from unlearngate.server.engine.compat import (
     V2LogitsProcessor,
     penalise_after_composing,
 )
-from unlearngate.server.engine.plan import TOKEN_FIELD, Plan, verify
 from unlearngate.server.worker.recorder import Recorder
 
 if TYPE_CHECKING:

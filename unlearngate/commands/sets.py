@@ -132,8 +132,7 @@ def sets_verify(
 
 def _load_below(folder: Path) -> tuple[list[ForgetSet], list[str]]:
     """The sets below a folder, and why others are none."""
-    from unlearngate.artefact import load_forget_set
-    from unlearngate.server.sets.registry import set_folders
+    from unlearngate.artefact import load_forget_set, set_folders
 
     loaded, refused = [], []
     for path in set_folders(folder):
@@ -146,8 +145,7 @@ def _load_below(folder: Path) -> tuple[list[ForgetSet], list[str]]:
 
 def _folders_of(name: str, folder: Path) -> list[Path]:
     """The sub-folders whose manifest says this name; of one that cannot be read, the folder's own name counts."""
-    from unlearngate.artefact import MANIFEST_FILE
-    from unlearngate.server.sets.registry import set_folders
+    from unlearngate.artefact import MANIFEST_FILE, set_folders
 
     found = []
     for path in set_folders(folder):

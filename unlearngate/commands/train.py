@@ -266,7 +266,7 @@ def train_augment(
 
 def _load(target: Path, name: str | None, device: str | None) -> LoadedTarget:
     from unlearngate.assistant_training.train.run import load_target
-    from unlearngate.server.engine.branches import TARGET_ARCHITECTURES
+    from unlearngate.target import TARGET_ARCHITECTURES
 
     return load_target(target, model_id=name, device=device, architectures=TARGET_ARCHITECTURES)
 

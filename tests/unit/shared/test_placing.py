@@ -14,7 +14,8 @@ from support.engine.tiny import make_forget_set, make_target
 from unlearngate import placing
 from unlearngate.artefact import ADAPTER_FILE, MANIFEST_FILE, load_forget_set
 from unlearngate.errors import ArtefactError
-from unlearngate.placing import copied, place, remove, write_whole
+from unlearngate.files import write_whole
+from unlearngate.placing import copied, place, remove
 
 
 @pytest.fixture(scope="module")

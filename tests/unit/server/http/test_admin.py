@@ -12,9 +12,9 @@ from fastapi.testclient import TestClient
 from support.engine.tiny import make_forget_set, make_target
 from unlearngate.artefact import ADAPTER_FILE
 from unlearngate.errors import AuditUnavailableError, UnlearngateError
-from unlearngate.server.http.access import Caller
 from unlearngate.server.http.admin import admin_routes
 from unlearngate.server.http.cards import set_cards
+from unlearngate.server.sets.caller import Caller
 from unlearngate.server.sets.lifecycle import Lifecycle
 from unlearngate.server.sets.policy import Policy
 from unlearngate.server.sets.registry import Registry
@@ -58,6 +58,7 @@ def client_of(lifecycle, caller=ADMIN):
         return JSONResponse({"error": {"message": str(error.errors()[0]["msg"]), "code": "malformed"}}, 400)
 
     app = FastAPI()
+    app.state.max_body_bytes = 2**20
     app.add_exception_handler(UnlearngateError, refuse)
     app.add_exception_handler(RequestValidationError, malformed)
 
@@ -215,18 +216,19 @@ def test_a_folder_of_sets_that_is_itself_behind_a_link_can_be_named_both_ways(ma
     store.close()
 
 
-def test_a_change_and_what_is_in_force_after_it_are_noted(lifecycle, made):
-    """What the audit log gets; a line that could not be written is tried again, and nothing is noted twice."""
+def test_a_change_and_what_is_in_force_after_it_are_written_down(lifecycle, made):
+    """What the audit log gets; a line that could not be written is tried again, and nothing is written twice."""
     _, versions = made
     lines, full = [], [True]
 
-    def note(event, **fields):
+    def write_event(event, **fields):
         if full:
             raise AuditUnavailableError("the disk is full")
         lines.append((event, fields))
 
+    lifecycle.write_event = write_event
     with pytest.raises(AuditUnavailableError):
-        lifecycle.note_with(note)
+        lifecycle.publish()
     full.clear()
     for _ in range(2):
         lifecycle.publish()

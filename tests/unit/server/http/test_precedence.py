@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from support.engine.tiny import make_forget_set, make_target
 from unlearngate.errors import UnlearngateError
-from unlearngate.server.http.access import Caller
+from unlearngate.server.sets.caller import Caller
 from unlearngate.server.sets.choices import ForgetSetChoice, parse_choices
 from unlearngate.server.sets.policy import Policy
 from unlearngate.server.sets.registry import Registry

@@ -7,7 +7,7 @@ from vllm.lora.layers import LoRAMapping
 from vllm.lora.ops.triton_ops.lora_kernel_metadata import LoRAKernelMeta
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
-from unlearngate.server.engine.compat import adapts_a_row
+from unlearngate.server.worker.compat import adapts_a_row
 
 
 @pytest.mark.parametrize("is_prefill", [False, True])

@@ -8,8 +8,8 @@ from vllm.lora.layers import LoRAMapping
 from vllm.lora.punica_wrapper.punica_selector import get_punica_wrapper
 
 from unlearngate.kernels.numba_lora import add_lora_rows
-from unlearngate.server.engine.compat import group_cpu_lora
 from unlearngate.server.worker import cpu_lora
+from unlearngate.server.worker.compat import group_cpu_lora
 from unlearngate.server.worker.cpu_lora import GroupedLora, add_joined, joined_number
 
 RANK, IN, OUTS = 4, 6, (5, 3)

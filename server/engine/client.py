@@ -1,0 +1,66 @@
+"""What we add to vLLM's client of the engine: the adapter check, the count of tokens, the response's id."""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+from copy import copy
+from typing import Any
+
+from unlearngate.server.engine.plan import TOKEN_FIELD, sign, verify
+from unlearngate.server.engine.usage import Meter
+
+
+def response_id(request: Any, raw_request: Any) -> str:
+    """The id that vLLM's handlers will give the response: the client's x-request-id if there is one, with a prefix."""
+    prefix = "chatcmpl-" if hasattr(request, "messages") else "cmpl-"
+    return prefix + raw_request.headers.get("x-request-id", request.request_id)
+
+
+def check_adapters(engine: Any) -> None:
+    """Let the engine's client take a request only with the very adapter that its token was signed for.
+
+    Whatever a route does to a request on its way, the assistants that run are the ones that are composed.
+    """
+    generate = engine.generate
+
+    def checked(prompt: Any, sampling_params: Any, *args: Any, lora_request: Any = None, **kwargs: Any) -> Any:
+        plan = verify((sampling_params.extra_args or {}).get(TOKEN_FIELD))
+        adapter_id = lora_request.lora_int_id if lora_request is not None else 0
+        if adapter_id != plan.adapter_id:
+            raise RuntimeError(f"a request for adapter {plan.adapter_id} was about to run with adapter {adapter_id}")
+        return generate(prompt, sampling_params, *args, lora_request=lora_request, **kwargs)
+
+    engine.generate = checked
+
+
+def count_tokens(engine: Any, meter: Meter) -> None:
+    """Have the meter told of every sequence that this client of the engine begins, and of the tokens that it gets."""
+    from vllm.sampling_params import RequestOutputKind
+
+    generate, add_request = engine.generate, engine.engine_core.add_request_async
+
+    async def counted(prompt: Any, sampling_params: Any, request_id: str, *args: Any, **kwargs: Any) -> Any:
+        usage = meter.usage(verify((sampling_params.extra_args or {}).get(TOKEN_FIELD)).ticket)
+        cumulative = sampling_params.output_kind is not RequestOutputKind.DELTA
+        try:
+            async with aclosing(generate(prompt, sampling_params, request_id, *args, **kwargs)) as outputs:
+                async for output in outputs:
+                    usage.add_output(request_id, len(output.prompt_token_ids or ()))
+                    for choice in output.outputs:
+                        usage.failed |= choice.finish_reason == "error"
+                        usage.add_tokens(request_id, choice.index, len(choice.token_ids), cumulative=cumulative)
+                    yield output
+        except Exception:
+            usage.failed = True
+            raise
+
+    async def begun(request: Any) -> None:
+        # One call per choice, in the order of their indices; the choices share one object of parameters.
+        params = copy(request.sampling_params)
+        plan = meter.begin_sequence(verify(params.extra_args[TOKEN_FIELD]), request.external_req_id)
+        params.extra_args = {**params.extra_args, TOKEN_FIELD: sign(plan)}
+        request.sampling_params = params
+        await add_request(request)
+
+    engine.generate = counted
+    engine.engine_core.add_request_async = begun

@@ -1,0 +1,92 @@
+"""Everything about vLLM, in the engine's processes, that differs between versions or is not its public API.
+
+Tried: 0.32 (CPU build, V1 runner). The V2 interface exists from 0.32 on.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from vllm.v1.sample.logits_processor.interface import BatchUpdate, MoveDirectionality
+from vllm.v1.sample.logits_processor.interface import LogitsProcessor as V1LogitsProcessor
+from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsContext
+from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor as V2LogitsProcessor
+
+__all__ = [
+    "BatchUpdate",
+    "LogitsContext",
+    "MoveDirectionality",
+    "V1LogitsProcessor",
+    "V2LogitsProcessor",
+    "adapts_a_row",
+    "compile_on_a_cpu",
+    "group_cpu_lora",
+    "may_vary_branches",
+    "penalise_after_composing",
+]
+
+
+def adapts_a_row(linear: Any) -> bool:
+    """Whether a linear map's LoRA does anything in the batch that is about to run; no device is waited for.
+
+    True also where nobody has said yet what is in the batch.
+    """
+    punica = getattr(linear, "punica_wrapper", None)
+    if punica is None or punica.indices_len[0] is None:
+        return True
+    if (kernels := getattr(punica, "token_mapping_meta", None)) is not None:  # not on a CPU
+        return not bool(kernels.no_lora_flag_cpu)
+    return bool((punica.token_lora_indices >= 0).any())
+
+
+def may_vary_branches(config: Any) -> bool:
+    """Whether the model may choose, batch by batch, how many branches run.
+
+    Not on the V2 runner, where nobody knows a batch's rows before its logits; and not with CUDA graphs, which repeat
+    for all batches what was chosen when they were recorded.
+    """
+    from vllm.config import CUDAGraphMode
+
+    without_graphs = config.compilation_config.cudagraph_mode in (None, CUDAGraphMode.NONE)
+    return without_graphs and not config.use_v2_model_runner
+
+
+def compile_on_a_cpu(config: Any) -> None:
+    """Compile on a CPU as vLLM does without LoRA: with LoRA it compiles nothing there, its operations being in the way.
+
+    Ours are one operation to the compiler (`cpu_lora`). `--enforce-eager` stays as it is.
+    """
+    from vllm.config import CompilationMode
+    from vllm.platforms import current_platform
+
+    compilation = config.compilation_config
+    eager = config.model_config.enforce_eager or compilation.backend != "inductor"
+    if current_platform.is_cpu() and not eager and compilation.mode == CompilationMode.NONE:
+        compilation.mode = CompilationMode.DYNAMO_TRACE_ONCE
+        compilation.custom_ops[:] = ["none" if name == "all" else name for name in compilation.custom_ops]
+
+
+def group_cpu_lora() -> None:
+    """Let engines of this process apply LoRA on a CPU by `cpu_lora.GroupedLora`."""
+    from vllm.platforms.cpu import CpuPlatform
+
+    CpuPlatform.get_punica_wrapper = classmethod(lambda cls: "unlearngate.server.worker.cpu_lora.GroupedLora")
+
+
+@cache
+def penalise_after_composing() -> None:
+    """Let the V2 runner's sampler apply penalties after the composition, once for this process, as the V1 runner does.
+
+    Penalties scale logits, so the order shows in the answer; V2 has them before any custom processor.
+    """
+    from vllm.v1.worker.gpu.sample.sampler import Sampler
+
+    init = Sampler.__init__
+
+    def reordered(self: Any, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        self.logits_processors.remove(self.penalties_state)
+        self.logits_processors.append(self.penalties_state)
+
+    Sampler.__init__ = reordered

@@ -1,0 +1,37 @@
+"""Files that are replaced whole: after a crash or a power cut there is the old one or the new one."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+SCRATCH_PREFIX = ".unlearngate-"
+
+
+def write_whole(path: Path, content: str, *, mode: int = 0o666) -> None:
+    """Replace a small file at once: whoever reads it has the old one or the new one. `mode` is less the umask."""
+    scratch = scratch_beside(path)
+    try:
+        with open(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w", encoding="utf-8") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush to the disk which names a folder holds."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def scratch_beside(path: Path) -> Path:
+    """A name that nobody has, in the same folder: what is written there can be renamed to `path`."""
+    return path.parent / f"{SCRATCH_PREFIX}{secrets.token_hex(8)}"
