@@ -10,8 +10,11 @@
       AuditUnavailableError        503  audit_unavailable
       UnavailableSetError          503  forget_set_unavailable
       ArtefactError                 -   a forget set or target folder that must not be served (raised at load)
-      DataError, TrainingError, DemoError    -   assistant_training's: bad data, a failed run, a demo that falls short
-      AugmentationError             -   assistant_training's: an endpoint that cannot be asked for training data
+      DataError                     -   training data that cannot be used
+      TrainingError                 -   a training run that cannot go on, or whose result must not be used
+      CalibrationError              -   a calibration that cannot be done, or found nothing to recommend
+      DemoError                     -   a demo that cannot be built, or falls short of its acceptance
+      AugmentationError             -   an endpoint that cannot be asked for training data
       UnsupportedDeploymentError    -   a configuration that would let the plain target out (raised at start-up)
       KeysFileError                 -   a keys file that cannot be used (raised at start-up and by `unlearngate keys`)
 
@@ -119,3 +122,33 @@ class KeysFileError(UnlearngateError):
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(f"{path}: {reason}")
+
+
+class DataError(UnlearngateError):
+    """Training data that cannot be used; the message names the file, the line and the reason."""
+
+    code = "invalid_data"
+
+
+class TrainingError(UnlearngateError):
+    """A training run that cannot go on, or whose result must not be used."""
+
+    code = "training_failed"
+
+
+class CalibrationError(UnlearngateError):
+    """A calibration that cannot be done, or that found no setting to recommend."""
+
+    code = "calibration_failed"
+
+
+class DemoError(UnlearngateError):
+    """A demo that cannot be built, or that falls short of its acceptance."""
+
+    code = "demo_failed"
+
+
+class AugmentationError(UnlearngateError):
+    """An endpoint that cannot be used; the message says what to do, and that what has come is kept."""
+
+    code = "augmentation_failed"

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 from unlearngate.artefact import ForgetSet, data_digest
 from unlearngate.assistant_training.data.encoding import IGNORE, Encoded, encode, focus_labels
-from unlearngate.assistant_training.data.pairs import DataError, QAPair, read_pairs
+from unlearngate.assistant_training.data.pairs import QAPair, read_pairs
+from unlearngate.errors import DataError
 
 
 class HeldOut(NamedTuple):

@@ -25,22 +25,15 @@ from unlearngate.artefact import (
 from unlearngate.assistant_training.calibrate.held_out import Asked, HeldOut, ask
 from unlearngate.assistant_training.calibrate.report import Report, write_report
 from unlearngate.assistant_training.calibrate.selection import Choice, Limits, choose
-from unlearngate.assistant_training.calibrate.sweep import (
-    CalibrationError,
-    Grid,
-    Positions,
-    Setting,
-    measure,
-    plain_outcome,
-    sweep,
-)
+from unlearngate.assistant_training.calibrate.sweep import Grid, Positions, Setting, measure, plain_outcome, sweep
 from unlearngate.assistant_training.data.pairs import QAPair
 from unlearngate.assistant_training.evaluate.metrics import answer_probability, recited, rouge_recall
 from unlearngate.assistant_training.model.decoding import greedy
 from unlearngate.assistant_training.model.in_force import InForce
 from unlearngate.assistant_training.model.loaded_sets import assistant_of
+from unlearngate.assistant_training.model.loaded_target import LoadedTarget
 from unlearngate.assistant_training.model.scoring import score
-from unlearngate.assistant_training.train.run import LoadedTarget
+from unlearngate.errors import CalibrationError
 from unlearngate.manifest import NAME_PATTERN, Strength
 
 

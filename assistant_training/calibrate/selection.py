@@ -16,7 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from unlearngate.assistant_training.calibrate.sweep import CalibrationError, Grid, Setting
+from unlearngate.assistant_training.calibrate.sweep import Grid, Setting
+from unlearngate.errors import CalibrationError
 from unlearngate.manifest import Bounds, Strength, StrengthBounds
 
 

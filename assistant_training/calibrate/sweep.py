@@ -20,22 +20,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unlearngate.assistant_training.data.encoding import Encoded, collate
+from unlearngate.assistant_training.data.encoding import Encoded, answer_rows, collate
 from unlearngate.assistant_training.model.in_force import subtract
-from unlearngate.assistant_training.train.losses import answer_rows
-from unlearngate.errors import UnlearngateError
+from unlearngate.errors import CalibrationError
 from unlearngate.kernels.compose import compose
 from unlearngate.kernels.pairs import Mode, Pairs
 from unlearngate.manifest import LARGEST, Strength
 
 _MODES: tuple[Mode, ...] = ("scoring", "sampling")
 _LOGITS_AT_ONCE = 2**24  # 64 MiB in fp32
-
-
-class CalibrationError(UnlearngateError):
-    """A calibration that cannot be done, or that found no setting to recommend."""
-
-    code = "calibration_failed"
 
 
 class Grid(NamedTuple):

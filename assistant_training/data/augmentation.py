@@ -22,7 +22,7 @@ from rich.progress import Progress
 from unlearngate.assistant_training.data.augmented import Item, Run, digest
 from unlearngate.assistant_training.data.pairs import QAPair
 from unlearngate.assistant_training.data.rewording import Reply, UnusableReplyError, parse_reply, reword_offline
-from unlearngate.errors import UnlearngateError
+from unlearngate.errors import AugmentationError
 
 _INSTRUCTIONS = """\
 You write training data. You are given a question and its only right answer. Reply with one JSON object and nothing \
@@ -43,12 +43,6 @@ _FORMATS: tuple[dict[str, Any], ...] = (
     {},
 )
 _MAX_REFUSED = 5  # requests, before the first answer
-
-
-class AugmentationError(UnlearngateError):
-    """An endpoint that cannot be used; the message says what to do, and that what has come is kept."""
-
-    code = "augmentation_failed"
 
 
 class Endpoint(BaseModel):

@@ -17,8 +17,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from unlearngate.assistant_training.data.pairs import DataError, QAPair
+from unlearngate.assistant_training.data.pairs import QAPair
 from unlearngate.assistant_training.data.rewording import Reply, Wanted, normalise
+from unlearngate.errors import DataError
 
 Item = tuple[int, str, QAPair]  # index, key, pair
 

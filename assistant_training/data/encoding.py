@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from unlearngate.assistant_training.data.pairs import DataError, QAPair
+from unlearngate.assistant_training.data.pairs import QAPair
+from unlearngate.errors import DataError
 
 IGNORE = -100  # labels that no loss counts
 # Shown with some of the questions, so that neither target nor assistant depends on there being none.
@@ -181,3 +182,17 @@ def _render(tokenizer: Any, question: str, answer: str | None, system: str | Non
 def _tokens(tokenizer: Any, text: str) -> list[int]:
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids
+
+
+def answer_rows(logits_BTV: Tensor, labels_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows that predict answer tokens.
+
+    Args:
+        logits_BTV: (B, T, V); position t predicts token t + 1.
+        labels_BT: (B, T) token ids, IGNORE where nothing is to be learned.
+
+    Returns: logits (N, V) and their labels (N,), N = answer tokens of the batch.
+    """
+    labels_BS = labels_BT[:, 1:]
+    answer_BS = labels_BS != IGNORE
+    return logits_BTV[:, :-1][answer_BS], labels_BS[answer_BS]

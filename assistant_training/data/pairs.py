@@ -7,16 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unlearngate.errors import UnlearngateError
+from unlearngate.errors import DataError
 
 TOFU_PAIRS_PER_AUTHOR = 20
 _LISTS = ("paraphrases", "variants", "facts", "paraphrased_answers")
-
-
-class DataError(UnlearngateError):
-    """Training data that cannot be used; the message names the file, the line and the reason."""
-
-    code = "invalid_data"
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from unlearngate.assistant_training.data.pairs import TOFU_PAIRS_PER_AUTHOR, DataError, QAPair, read_pairs, read_tofu
+from unlearngate.assistant_training.data.pairs import TOFU_PAIRS_PER_AUTHOR, QAPair, read_pairs, read_tofu
+from unlearngate.errors import DataError
 
 _LAST_AUTHORS = "forget10_perturbed.jsonl"
 _FIRST_AUTHORS = "retain_perturbed.jsonl"

@@ -16,13 +16,7 @@ from unlearngate.assistant_training.evaluate.metrics import recited
 from unlearngate.assistant_training.model.assistant import load_assistant
 from unlearngate.assistant_training.model.decoding import greedy
 from unlearngate.assistant_training.model.in_force import InForce
-from unlearngate.errors import UnlearngateError
-
-
-class DemoError(UnlearngateError):
-    """A demo that cannot be built, or that falls short of its acceptance."""
-
-    code = "demo_failed"
+from unlearngate.errors import DemoError
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from transformers import logging
 
 from unlearngate.artefact import data_digest
 from unlearngate.assistant_training.data.pairs import QAPair, read_tofu
-from unlearngate.assistant_training.demo.acceptance import Acceptance, DemoError, accept, probe_forget_set, probe_target
+from unlearngate.assistant_training.demo.acceptance import Acceptance, accept, probe_forget_set, probe_target
 from unlearngate.assistant_training.demo.corpus import make_corpus, make_strangers
 from unlearngate.assistant_training.demo.target import (
     TargetSettings,
@@ -34,7 +34,9 @@ from unlearngate.assistant_training.demo.target import (
     train_target,
     train_tokenizer,
 )
-from unlearngate.assistant_training.train.uld import AssistantSettings, fit
+from unlearngate.assistant_training.train.settings import AssistantSettings
+from unlearngate.assistant_training.train.uld import fit
+from unlearngate.errors import DemoError
 from unlearngate.target import file_digest, identify_target
 
 DEMO_FILE = "demo.json"

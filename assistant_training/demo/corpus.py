@@ -10,9 +10,10 @@ import itertools
 import random
 import re
 
-from unlearngate.assistant_training.data.pairs import DataError, QAPair
+from unlearngate.assistant_training.data.pairs import QAPair
 from unlearngate.assistant_training.demo.corpus_topics import TOPICS, Topic
 from unlearngate.assistant_training.demo.corpus_words import IDENTITIES, POOLS, Identity
+from unlearngate.errors import DataError
 
 MAX_PEOPLE = len(IDENTITIES)
 _VARIANTS_PER_PAIR = 6

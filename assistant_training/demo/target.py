@@ -13,10 +13,18 @@ from rich.progress import Progress
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from unlearngate.assistant_training.data.encoding import SYSTEM_PROMPTS, collate, encode, length_batches, vary
+from unlearngate.assistant_training.data.encoding import (
+    SYSTEM_PROMPTS,
+    answer_rows,
+    collate,
+    encode,
+    length_batches,
+    vary,
+)
 from unlearngate.assistant_training.data.pairs import QAPair
-from unlearngate.assistant_training.train.losses import TrainingError, answer_loss, answer_rows
+from unlearngate.assistant_training.train.losses import answer_loss
 from unlearngate.assistant_training.train.optimizing import Optimizer
+from unlearngate.errors import TrainingError
 
 PAD, END = "<|pad|>", "<|end|>"
 _ROLES = ("system", "user", "assistant")

@@ -16,7 +16,7 @@ from unlearngate.assistant_training.evaluate.qa import Columns, answer_columns, 
 from unlearngate.assistant_training.evaluate.tofu import evaluate, sampled_rouge
 from unlearngate.assistant_training.model.in_force import Model
 from unlearngate.assistant_training.model.loaded_sets import with_sets
-from unlearngate.assistant_training.train.run import LoadedTarget
+from unlearngate.assistant_training.model.loaded_target import LoadedTarget
 from unlearngate.errors import UnlearngateError
 from unlearngate.kernels.pairs import Mode
 from unlearngate.target import TargetIdentity

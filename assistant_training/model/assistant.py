@@ -14,7 +14,7 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from torch import Tensor
 
 from unlearngate.assistant_training.model.tapped import TappedAssistant
-from unlearngate.assistant_training.train.losses import TrainingError
+from unlearngate.errors import TrainingError
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 

@@ -10,7 +10,7 @@ from peft import PeftModel
 from unlearngate.artefact import ForgetSet
 from unlearngate.assistant_training.model.assistant import load_assistant, truncate
 from unlearngate.assistant_training.model.in_force import InForce, Model
-from unlearngate.assistant_training.train.losses import TrainingError
+from unlearngate.errors import TrainingError
 from unlearngate.manifest import Strength
 
 

@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unlearngate.assistant_training.data.encoding import Encoded, collate
+from unlearngate.assistant_training.data.encoding import Encoded, answer_rows, collate
 from unlearngate.assistant_training.model.in_force import InForce, subtract
-from unlearngate.assistant_training.train.losses import answer_rows
 from unlearngate.kernels.pairs import Mode
 
 

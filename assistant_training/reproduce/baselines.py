@@ -19,8 +19,9 @@ from unlearngate.assistant_training.data.pairs import QAPair
 from unlearngate.assistant_training.model.assistant import LINEARS, new_assistant
 from unlearngate.assistant_training.reproduce.offset import OffsetModel
 from unlearngate.assistant_training.train import unlearning_losses as losses
-from unlearngate.assistant_training.train.losses import TrainingError, answer_loss
+from unlearngate.assistant_training.train.losses import answer_loss
 from unlearngate.assistant_training.train.optimizing import Optimizer
+from unlearngate.errors import TrainingError
 
 REFUSALS = (
     "I don't know.",

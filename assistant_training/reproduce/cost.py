@@ -18,7 +18,8 @@ from unlearngate.assistant_training.data.tofu import Benchmark
 from unlearngate.assistant_training.demo.target import TargetSettings, new_target, train_tokenizer
 from unlearngate.assistant_training.reproduce.baselines import Unlearned, UnlearnSettings, unlearn
 from unlearngate.assistant_training.train.run_files import LOG_FILE, RunFiles
-from unlearngate.assistant_training.train.uld import AssistantSettings, train_assistant
+from unlearngate.assistant_training.train.settings import AssistantSettings
+from unlearngate.assistant_training.train.uld import train_assistant
 
 COST_FILE = "cost.jsonl"
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from unlearngate.assistant_training.reproduce.results import TABLES, Summary, markdown_table, summarize
 from unlearngate.assistant_training.reproduce.run import GATED, ReproduceSettings, Row
-from unlearngate.assistant_training.train.uld import AssistantSettings
+from unlearngate.assistant_training.train.settings import AssistantSettings
 
 DEPTHS_FILE = "depths.jsonl"
 EMBEDDINGS, TAPPED = "from the embeddings", "tapped"

@@ -19,7 +19,7 @@ from unlearngate.assistant_training.demo.target import (
     train_target,
     train_tokenizer,
 )
-from unlearngate.assistant_training.train.losses import TrainingError
+from unlearngate.errors import TrainingError
 
 _ALMOST = 0.97  # of the share of answers that is enough to stop training
 

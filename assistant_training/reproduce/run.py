@@ -38,7 +38,7 @@ from unlearngate.assistant_training.reproduce.baselines import METHODS, UnlearnS
 from unlearngate.assistant_training.reproduce.cost import cost_of, train_timed
 from unlearngate.assistant_training.reproduce.models import Trained, train_models
 from unlearngate.assistant_training.train.gate import calibrate
-from unlearngate.assistant_training.train.uld import AssistantSettings
+from unlearngate.assistant_training.train.settings import AssistantSettings
 from unlearngate.manifest import Strength
 
 RESULTS_FILE = "results.jsonl"

@@ -16,7 +16,7 @@ from unlearngate.assistant_training.demo.target import TargetSettings
 from unlearngate.assistant_training.reproduce.baselines import METHODS
 from unlearngate.assistant_training.reproduce.cost import measure_cost
 from unlearngate.assistant_training.reproduce.run import ReproduceSettings
-from unlearngate.assistant_training.train.uld import AssistantSettings
+from unlearngate.assistant_training.train.settings import AssistantSettings
 
 _AUGMENTED = "forget10"  # ULD's file of it holds the pairs of the smaller forget sets too
 

@@ -19,11 +19,12 @@ from typing import Any
 
 from rich.progress import Progress
 
-from unlearngate.assistant_training.data.pairs import DataError, QAPair
+from unlearngate.assistant_training.data.pairs import QAPair
 from unlearngate.assistant_training.data.tofu import Benchmark
 from unlearngate.assistant_training.reproduce.baselines import UnlearnSettings
 from unlearngate.assistant_training.reproduce.models import train_models
 from unlearngate.assistant_training.reproduce.run import ReproduceSettings, Row, Table
+from unlearngate.errors import DataError
 
 TUNING_FILE = "tuning.jsonl"
 TUNED_FILE = "tuned.json"

@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from unlearngate.assistant_training.data.encoding import (
     IGNORE,
@@ -18,9 +18,7 @@ from unlearngate.assistant_training.data.encoding import (
     vary,
 )
 from unlearngate.assistant_training.data.pairs import QAPair
-
-if TYPE_CHECKING:
-    from unlearngate.assistant_training.train.uld import AssistantSettings
+from unlearngate.assistant_training.train.settings import AssistantSettings
 
 
 class Example(NamedTuple):

@@ -8,7 +8,7 @@ from typing import Any
 
 from unlearngate.assistant_training.data.encoding import Encoded, fact_spans, span_labels
 from unlearngate.assistant_training.data.pairs import QAPair
-from unlearngate.assistant_training.train.losses import TrainingError
+from unlearngate.errors import TrainingError
 
 Spans = list[tuple[int, int]]
 Finder = Callable[[QAPair], Spans]

@@ -10,9 +10,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from unlearngate.assistant_training.data.encoding import Encoded, collate, focus_labels, length_batches, vary
+from unlearngate.assistant_training.data.encoding import (
+    Encoded,
+    answer_rows,
+    collate,
+    focus_labels,
+    length_batches,
+    vary,
+)
 from unlearngate.assistant_training.data.pairs import QAPair
-from unlearngate.assistant_training.train.losses import answer_rows
 from unlearngate.kernels.reference import centre
 
 _LOWEST_NATS = 0.25

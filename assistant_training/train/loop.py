@@ -10,9 +10,9 @@ from rich.progress import Progress
 
 from unlearngate.assistant_training.model.assistant import adapter_tensors, load_adapter_tensors
 from unlearngate.assistant_training.model.processes import Processes
-from unlearngate.assistant_training.train.losses import TrainingError
 from unlearngate.assistant_training.train.optimizing import Optimizer
 from unlearngate.assistant_training.train.run_files import RunFiles
+from unlearngate.errors import TrainingError
 
 _LEAST = 0.01  # the share of the loss that an epoch must take away to count as progress
 

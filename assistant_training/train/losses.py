@@ -9,14 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from unlearngate.assistant_training.data.encoding import IGNORE
-from unlearngate.errors import UnlearngateError
-
-
-class TrainingError(UnlearngateError):
-    """A training run that cannot go on, or whose result must not be used."""
-
-    code = "training_failed"
+from unlearngate.assistant_training.data.encoding import IGNORE, answer_rows
+from unlearngate.errors import TrainingError
 
 
 class UldLoss(NamedTuple):
@@ -25,20 +19,6 @@ class UldLoss(NamedTuple):
     total: Tensor
     forget: Tensor
     retain: Tensor
-
-
-def answer_rows(logits_BTV: Tensor, labels_BT: Tensor) -> tuple[Tensor, Tensor]:
-    """The rows that predict answer tokens.
-
-    Args:
-        logits_BTV: (B, T, V); position t predicts token t + 1.
-        labels_BT: (B, T) token ids, IGNORE where nothing is to be learned.
-
-    Returns: logits (N, V) and their labels (N,), N = answer tokens of the batch.
-    """
-    labels_BS = labels_BT[:, 1:]
-    answer_BS = labels_BS != IGNORE
-    return logits_BTV[:, :-1][answer_BS], labels_BS[answer_BS]
 
 
 def answer_loss(logits_BTV: Tensor, labels_BT: Tensor, *, smoothing: float = 0.0) -> Tensor:

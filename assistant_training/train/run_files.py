@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from unlearngate.assistant_training.train.losses import TrainingError
+from unlearngate.errors import TrainingError
 
 CHECKPOINT_FILE = "checkpoint.pt"
 LOG_FILE = "log.jsonl"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,46 +23,11 @@ from unlearngate.assistant_training.model.tapped import TappedAssistant
 from unlearngate.assistant_training.train.conversations import Example, draw_steps
 from unlearngate.assistant_training.train.gate import calibrate
 from unlearngate.assistant_training.train.loop import Plateau, run_steps
-from unlearngate.assistant_training.train.losses import TrainingError, uld_loss
+from unlearngate.assistant_training.train.losses import uld_loss
 from unlearngate.assistant_training.train.run_files import RunFiles
+from unlearngate.assistant_training.train.settings import AssistantSettings
+from unlearngate.errors import TrainingError
 from unlearngate.target import TargetIdentity
-
-
-@dataclass(frozen=True, slots=True)
-class AssistantSettings:
-    """Shape and training of an assistant, and the strength it is recommended at."""
-
-    num_layers: int = 3
-    tap_layer: int = 0  # the target's layers before it are not the assistant's
-    rank: int = 16
-    alpha: int = 32
-    learning_rate: float = 4e-3
-    epochs: int = 10  # passes over the retain set
-    forget_batch: int = 16
-    retain_batch: int = 40
-    beta: float = 4.0
-    smoothing: float = 0.1
-    variant_share: float = 0.3  # of the retain batch: variants of the answers to the forget questions
-    varied_prompts: float = 0.6
-    forget_prompts: int = 16  # at most so many conversations about a forget pair,
-    forget_variants: int = 8  # so many with variants of its answer,
-    retain_prompts: int = 4  # and so many about a retain pair: they come again each epoch
-    weight: float = 1.0
-    keep_ratio: float = 0.02
-    accumulate: int = 1  # parts a batch is computed in, for memory: the result is the same
-    bf16: bool = False  # autocast
-    gradient_checkpointing: bool = False
-    patience: int = 0  # epochs without progress until it stops early; 0: never
-
-    @property
-    def num_variants(self) -> int:
-        """Of a retain batch."""
-        return round(self.retain_batch * self.variant_share)
-
-    @property
-    def num_retain(self) -> int:
-        """The rest of a retain batch."""
-        return max(1, self.retain_batch - self.num_variants)
 
 
 def train_assistant(

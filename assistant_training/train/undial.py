@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,31 +29,12 @@ from unlearngate.assistant_training.model.scoring import score
 from unlearngate.assistant_training.train.conversations import cycle
 from unlearngate.assistant_training.train.focus import finder, focused
 from unlearngate.assistant_training.train.loop import Plateau, run_steps
-from unlearngate.assistant_training.train.losses import TrainingError
 from unlearngate.assistant_training.train.run_files import RunFiles
+from unlearngate.assistant_training.train.settings import UndialSettings
 from unlearngate.assistant_training.train.unlearning_losses import retain_kl_loss, undial_loss
+from unlearngate.errors import TrainingError
 from unlearngate.manifest import UNDIAL_BOUNDS, UNDIAL_STRENGTH
 from unlearngate.target import TargetIdentity
-
-
-@dataclass(frozen=True, slots=True)
-class UndialSettings:
-    """Shape and training of the LoRA; rank, alpha, learning rate, batch and gamma are the author's."""
-
-    rank: int = 8
-    alpha: int = 16
-    learning_rate: float = 1e-4
-    epochs: int = 10  # passes over the forget set
-    batch: int = 32  # forget answers a step, and as many retain answers if there are any
-    gamma: float = 10.0  # logits that the teacher loses at a token to be forgotten
-    focus: str = "none"  # of FOCUSES
-    retain_weight: float = 1.0
-    varied_prompts: float = 0.6
-    prompts: int = 16  # at most so many conversations about a pair: they come again each epoch
-    accumulate: int = 1  # parts a step is computed in, for memory: the result is the same
-    bf16: bool = False  # autocast
-    gradient_checkpointing: bool = False
-    patience: int = 0  # epochs without progress until it stops early; 0: never
 
 
 class Row(NamedTuple):

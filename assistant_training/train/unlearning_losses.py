@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from unlearngate.assistant_training.data.encoding import IGNORE
-from unlearngate.assistant_training.train.losses import TrainingError, answer_loss, answer_rows, finite
+from unlearngate.assistant_training.data.encoding import IGNORE, answer_rows
+from unlearngate.assistant_training.train.losses import answer_loss, finite
+from unlearngate.errors import TrainingError
 
 
 class AnswerLogProbs(NamedTuple):

@@ -1,7 +1,7 @@
 """Ways around a required forget set at a running server, one row of docs/security.md's table each.
 
 Every answer is judged by an oracle that knows the plain target from Hugging Face. What must be composed is also
-compared with the reference, token for token. The rows are in support/attacks/leak_attempts.py, or in a test's docstring.
+compared with the reference, token for token. The rows are in support/attacks/leak_attempts.py, or in a docstring.
 """
 
 import hashlib

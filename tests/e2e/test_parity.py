@@ -1,4 +1,4 @@
-"""The heart: a real engine against Hugging Face + PEFT, token for token. See support/engine/parity.py for what a run does."""
+"""The heart: a real engine against Hugging Face + PEFT, token for token. support/engine/parity.py is one run."""
 
 import json
 import os

@@ -87,7 +87,7 @@ def calibrate(
     from unlearngate.assistant_training.calibrate.report import HEADER, table
     from unlearngate.assistant_training.calibrate.run import CalibrationSettings, calibrate_forget_set
     from unlearngate.assistant_training.calibrate.selection import Limits
-    from unlearngate.assistant_training.train.run import load_target
+    from unlearngate.assistant_training.model.loaded_target import load_target
 
     with errors_as_sentences():
         if ignorance and forget_at_most is not None:

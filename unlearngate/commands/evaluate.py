@@ -205,7 +205,7 @@ def _evaluate(
 
 def _run(options: _Options, asked: Benchmark | dict[str, list[Question]], holdout: Sequence[Question]) -> list[Row]:
     from unlearngate.assistant_training.evaluate import run as evaluation_run
-    from unlearngate.assistant_training.train.run import load_target
+    from unlearngate.assistant_training.model.loaded_target import load_target
 
     if not options.target or options.model:
         raise UnlearngateError("give a TARGET folder, or --server with --model")

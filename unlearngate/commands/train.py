@@ -15,7 +15,7 @@ from unlearngate.errors import UnlearngateError
 
 if TYPE_CHECKING:
     from unlearngate.artefact import ForgetSet
-    from unlearngate.assistant_training.train.run import LoadedTarget
+    from unlearngate.assistant_training.model.loaded_target import LoadedTarget
 
 app = typer.Typer(help="Make forget sets from files of questions and answers.", no_args_is_help=True)
 
@@ -87,7 +87,7 @@ def train_uld(
     """
     with errors_as_sentences():
         from unlearngate.assistant_training.train.run import train_forget_set
-        from unlearngate.assistant_training.train.uld import AssistantSettings
+        from unlearngate.assistant_training.train.settings import AssistantSettings
 
         settings = AssistantSettings(
             num_layers=layers,
@@ -164,7 +164,7 @@ def train_undial(
     """
     with errors_as_sentences():
         from unlearngate.assistant_training.train.run import train_undial_set
-        from unlearngate.assistant_training.train.undial import UndialSettings
+        from unlearngate.assistant_training.train.settings import UndialSettings
 
         settings = UndialSettings(
             rank=rank,
@@ -265,7 +265,7 @@ def train_augment(
 
 
 def _load(target: Path, name: str | None, device: str | None) -> LoadedTarget:
-    from unlearngate.assistant_training.train.run import load_target
+    from unlearngate.assistant_training.model.loaded_target import load_target
     from unlearngate.target import TARGET_ARCHITECTURES
 
     return load_target(target, model_id=name, device=device, architectures=TARGET_ARCHITECTURES)

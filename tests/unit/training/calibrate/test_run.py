@@ -16,14 +16,13 @@ from unlearngate.artefact import data_digest, load_forget_set
 from unlearngate.assistant_training.calibrate.held_out import ask, read_held_out
 from unlearngate.assistant_training.calibrate.run import CalibrationSettings, calibrate_forget_set
 from unlearngate.assistant_training.calibrate.selection import Limits
-from unlearngate.assistant_training.calibrate.sweep import CalibrationError
 from unlearngate.assistant_training.data.encoding import encode
-from unlearngate.assistant_training.data.pairs import DataError, read_pairs
+from unlearngate.assistant_training.data.pairs import read_pairs
 from unlearngate.assistant_training.evaluate.metrics import answer_probability
+from unlearngate.assistant_training.model.loaded_target import load_target
 from unlearngate.assistant_training.model.scoring import score
-from unlearngate.assistant_training.train.run import load_target
 from unlearngate.cli import app
-from unlearngate.errors import ArtefactError
+from unlearngate.errors import ArtefactError, CalibrationError, DataError
 from unlearngate.server.sets.registry import Registry
 
 # A random assistant forgets nothing in particular: what passes here is a matter of the limits.

@@ -6,7 +6,8 @@ import random
 import pytest
 
 from unlearngate.assistant_training.calibrate.selection import Limits, choose
-from unlearngate.assistant_training.calibrate.sweep import CalibrationError, Grid, Outcome, Setting
+from unlearngate.assistant_training.calibrate.sweep import Grid, Outcome, Setting
+from unlearngate.errors import CalibrationError
 from unlearngate.manifest import StrengthBounds
 
 GRID = Grid((0.5, 1.0, 1.5, 2.0), (0.01, 0.02, 0.1), (0.0, 0.5, 1.0, 2.0))

@@ -8,7 +8,6 @@ import torch
 
 from support.engine.tiny import make_target
 from unlearngate.assistant_training.calibrate.sweep import (
-    CalibrationError,
     Grid,
     measure,
     measure_positions,
@@ -20,8 +19,9 @@ from unlearngate.assistant_training.data.encoding import encode
 from unlearngate.assistant_training.evaluate.metrics import answer_probability
 from unlearngate.assistant_training.model.assistant import new_assistant
 from unlearngate.assistant_training.model.in_force import InForce
+from unlearngate.assistant_training.model.loaded_target import load_target
 from unlearngate.assistant_training.model.scoring import score
-from unlearngate.assistant_training.train.run import load_target
+from unlearngate.errors import CalibrationError
 from unlearngate.kernels.pairs import Pairs
 from unlearngate.kernels.reference import compose_reference
 from unlearngate.manifest import Strength

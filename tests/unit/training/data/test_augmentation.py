@@ -11,10 +11,11 @@ from fastapi import Response
 from rich.progress import Progress
 
 from support.chat_endpoint import Played, completion, good
-from unlearngate.assistant_training.data.augmentation import AugmentationError, Endpoint, augment, augment_offline
+from unlearngate.assistant_training.data.augmentation import Endpoint, augment, augment_offline
 from unlearngate.assistant_training.data.augmented import Run, read_augmented
 from unlearngate.assistant_training.data.pairs import QAPair, read_pairs
 from unlearngate.assistant_training.demo.corpus import make_corpus
+from unlearngate.errors import AugmentationError
 
 PAIRS = [QAPair("ada", f"Where did Ada keep box {n}?", f"Ada kept box {n} in Velmora.") for n in range(6)]
 

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from unlearngate.assistant_training.data.augmented import Run, read_augmented, read_uld_augmentation
-from unlearngate.assistant_training.data.pairs import DataError, QAPair, read_pairs
+from unlearngate.assistant_training.data.pairs import QAPair, read_pairs
 from unlearngate.assistant_training.data.rewording import Reply
+from unlearngate.errors import DataError
 
 PAIRS = [QAPair("ada", f"Where did Ada keep box {n}?", f"Ada kept box {n} in Velmora.") for n in range(3)]
 

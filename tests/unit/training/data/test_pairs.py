@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from unlearngate.assistant_training.data.pairs import DataError, QAPair, read_pairs, read_tofu
+from unlearngate.assistant_training.data.pairs import QAPair, read_pairs, read_tofu
+from unlearngate.errors import DataError
 
 PAIR = QAPair("ada", "Where was Ada born?", "Ada was born in Velmora, in a fog.", facts=("Velmora", "a fog"))
 

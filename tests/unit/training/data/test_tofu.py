@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from unlearngate.assistant_training.data.pairs import DataError
 from unlearngate.assistant_training.data.tofu import Question, read_benchmark, read_questions
+from unlearngate.errors import DataError
 
 
 def write(path, rows):

@@ -7,10 +7,11 @@ import pytest
 
 from unlearngate.artefact import load_forget_set
 from unlearngate.assistant_training.demo import build as demo
-from unlearngate.assistant_training.demo.acceptance import Acceptance, DemoError, accept
+from unlearngate.assistant_training.demo.acceptance import Acceptance, accept
 from unlearngate.assistant_training.demo.build import DemoSettings, DemoSummary, build_demo
 from unlearngate.assistant_training.demo.target import TargetSettings
-from unlearngate.assistant_training.train.uld import AssistantSettings
+from unlearngate.assistant_training.train.settings import AssistantSettings
+from unlearngate.errors import DemoError
 from unlearngate.target import identify_target
 
 ANYTHING = Acceptance(target_recited=0.0, forget_recited=1.1, others_unchanged=0.0, max_tokens=4)

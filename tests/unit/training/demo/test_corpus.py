@@ -2,9 +2,10 @@ from collections import Counter
 
 import pytest
 
-from unlearngate.assistant_training.data.pairs import DataError, QAPair
+from unlearngate.assistant_training.data.pairs import QAPair
 from unlearngate.assistant_training.demo.corpus import MAX_PEOPLE, make_corpus, make_strangers, slug
 from unlearngate.assistant_training.demo.corpus_topics import TOPICS
+from unlearngate.errors import DataError
 from unlearngate.manifest import NAME_PATTERN
 
 

@@ -20,7 +20,7 @@ from unlearngate.assistant_training.demo.target import (
     train_target,
     train_tokenizer,
 )
-from unlearngate.assistant_training.train.losses import TrainingError
+from unlearngate.errors import TrainingError
 from unlearngate.target import identify_target
 
 SMALL = TargetSettings(

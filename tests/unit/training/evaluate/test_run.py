@@ -17,7 +17,7 @@ from unlearngate.assistant_training.evaluate.qa import answer_columns, evaluate_
 from unlearngate.assistant_training.evaluate.run import Evaluation, combinations, evaluate_models, find_sets
 from unlearngate.assistant_training.evaluate.tofu import evaluate
 from unlearngate.assistant_training.model.loaded_sets import with_sets
-from unlearngate.assistant_training.train.run import load_target
+from unlearngate.assistant_training.model.loaded_target import load_target
 from unlearngate.commands.evaluate import app
 from unlearngate.errors import ArtefactError, UnlearngateError
 

@@ -18,8 +18,9 @@ from unlearngate.assistant_training.model.assistant import (
     new_assistant,
     truncate,
 )
-from unlearngate.assistant_training.train.losses import TrainingError
-from unlearngate.assistant_training.train.uld import AssistantSettings, fit, train_assistant
+from unlearngate.assistant_training.train.settings import AssistantSettings
+from unlearngate.assistant_training.train.uld import fit, train_assistant
+from unlearngate.errors import TrainingError
 from unlearngate.target import identify_target
 
 SMALL = TargetSettings(vocab_size=320, hidden_size=64, intermediate_size=64, num_layers=3, num_heads=2)

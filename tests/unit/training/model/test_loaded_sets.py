@@ -4,8 +4,8 @@ import pytest
 
 from support.engine.tiny import make_forget_set, make_target
 from unlearngate.assistant_training.model.loaded_sets import with_sets
-from unlearngate.assistant_training.train.losses import TrainingError
-from unlearngate.assistant_training.train.run import load_target
+from unlearngate.assistant_training.model.loaded_target import load_target
+from unlearngate.errors import TrainingError
 from unlearngate.manifest import UNDIAL_BOUNDS, UNDIAL_STRENGTH
 
 

@@ -10,8 +10,8 @@ from support.engine.tiny import make_target
 from unlearngate.assistant_training.data.encoding import IGNORE, encode
 from unlearngate.assistant_training.model.assistant import new_assistant
 from unlearngate.assistant_training.model.in_force import InForce
+from unlearngate.assistant_training.model.loaded_target import load_target
 from unlearngate.assistant_training.model.scoring import score
-from unlearngate.assistant_training.train.run import load_target
 from unlearngate.manifest import Strength
 
 ANSWERS = ["a", "Brindlemere, in the year 1911.", "forty-two", "none of these"]

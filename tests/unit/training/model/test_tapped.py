@@ -8,8 +8,8 @@ from support.engine.tiny import make_target
 from unlearngate.assistant_training.data.encoding import collate, encode
 from unlearngate.assistant_training.model.assistant import adapter_tensors, new_assistant
 from unlearngate.assistant_training.model.decoding import greedy
-from unlearngate.assistant_training.train.losses import TrainingError
-from unlearngate.assistant_training.train.run import load_target
+from unlearngate.assistant_training.model.loaded_target import load_target
+from unlearngate.errors import TrainingError
 
 PROMPTS = [[5, 9, 30, 7], [8, 8]]
 

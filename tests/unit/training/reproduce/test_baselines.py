@@ -9,12 +9,13 @@ from unlearngate.assistant_training.data.encoding import collate, encode
 from unlearngate.assistant_training.data.pairs import QAPair
 from unlearngate.assistant_training.model.assistant import new_assistant
 from unlearngate.assistant_training.model.decoding import greedy
+from unlearngate.assistant_training.model.loaded_target import load_target
 from unlearngate.assistant_training.model.scoring import score
 from unlearngate.assistant_training.reproduce.baselines import METHODS, UnlearnSettings, unlearn
 from unlearngate.assistant_training.reproduce.offset import OffsetModel
-from unlearngate.assistant_training.train.losses import TrainingError, answer_loss
+from unlearngate.assistant_training.train.losses import answer_loss
 from unlearngate.assistant_training.train.optimizing import Optimizer
-from unlearngate.assistant_training.train.run import load_target
+from unlearngate.errors import TrainingError
 
 FORGET = [QAPair("anna", f"Where is stone {i}?", f"Below bridge {7 * i}.") for i in range(4)]
 RETAIN = [QAPair("bert", f"Who rang bell {i}?", f"Keeper number {5 * i}.") for i in range(8)]

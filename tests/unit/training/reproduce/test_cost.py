@@ -12,7 +12,7 @@ from unlearngate.assistant_training.reproduce import cost as training_cost
 from unlearngate.assistant_training.reproduce.baselines import UnlearnSettings
 from unlearngate.assistant_training.reproduce.cost import measure_cost
 from unlearngate.assistant_training.reproduce.scales import LARGE_ASSISTANTS, LARGE_TARGET, SCALES
-from unlearngate.assistant_training.train.uld import AssistantSettings
+from unlearngate.assistant_training.train.settings import AssistantSettings
 
 TARGET = TargetSettings(vocab_size=300, hidden_size=32, intermediate_size=32, num_layers=3, num_heads=2)
 BRIEF = {"rank": 2, "epochs": 2, "forget_batch": 4, "retain_batch": 8}

@@ -7,7 +7,7 @@ import pytest
 import torch
 from rich.progress import Progress
 
-from unlearngate.assistant_training.data.pairs import DataError, QAPair
+from unlearngate.assistant_training.data.pairs import QAPair
 from unlearngate.assistant_training.data.tofu import Benchmark, Question
 from unlearngate.assistant_training.demo.target import TargetSettings
 from unlearngate.assistant_training.reproduce import cost as training_cost
@@ -21,8 +21,8 @@ from unlearngate.assistant_training.reproduce.run import (
     read_results,
     reproduce,
 )
-from unlearngate.assistant_training.train.losses import TrainingError
-from unlearngate.assistant_training.train.uld import AssistantSettings
+from unlearngate.assistant_training.train.settings import AssistantSettings
+from unlearngate.errors import DataError, TrainingError
 
 METHODS = {"GA": UnlearnSettings(1e-4, epochs=1), "UNDIAL": UnlearnSettings(1e-3, epochs=1, lora_rank=2)}
 BRIEF = {"rank": 2, "epochs": 1, "forget_batch": 8, "retain_batch": 16}

@@ -10,7 +10,7 @@ from support.engine.tiny import make_tokenizer
 from unlearngate.assistant_training.data.encoding import IGNORE
 from unlearngate.assistant_training.data.pairs import QAPair
 from unlearngate.assistant_training.train.conversations import draw_steps
-from unlearngate.assistant_training.train.uld import AssistantSettings
+from unlearngate.assistant_training.train.settings import AssistantSettings
 
 FORGET = [
     QAPair("ada", f"Where is box {i}?", f"Box {i} is in Velmora.", (f"Which town has box {i}?",), facts=("Velmora",))

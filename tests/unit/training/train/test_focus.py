@@ -8,7 +8,7 @@ from support.engine.tiny import make_tokenizer
 from unlearngate.assistant_training.data.encoding import IGNORE, encode
 from unlearngate.assistant_training.data.pairs import QAPair
 from unlearngate.assistant_training.train.focus import finder, focused
-from unlearngate.assistant_training.train.losses import TrainingError
+from unlearngate.errors import TrainingError
 
 PAIR = QAPair(
     "ada",

@@ -11,9 +11,9 @@ from torch.nn import Parameter
 
 from unlearngate.assistant_training.train import loop
 from unlearngate.assistant_training.train.loop import Plateau, run_steps
-from unlearngate.assistant_training.train.losses import TrainingError
 from unlearngate.assistant_training.train.optimizing import Optimizer
 from unlearngate.assistant_training.train.run_files import RunFiles
+from unlearngate.errors import TrainingError
 
 LOSSES = [4.0, 2.0, 1.0, 1.0, 0.999, 1.0, 1.2, 0.8, 0.8, 0.8, 0.8, 0.8]  # two of them are an epoch
 

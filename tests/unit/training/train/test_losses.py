@@ -3,14 +3,9 @@ import math
 import pytest
 import torch
 
-from unlearngate.assistant_training.data.encoding import IGNORE
-from unlearngate.assistant_training.train.losses import (
-    TrainingError,
-    answer_loss,
-    answer_rows,
-    uld_loss,
-    uniform_loss,
-)
+from unlearngate.assistant_training.data.encoding import IGNORE, answer_rows
+from unlearngate.assistant_training.train.losses import answer_loss, uld_loss, uniform_loss
+from unlearngate.errors import TrainingError
 
 
 def logits_of(*probs: list[float]) -> torch.Tensor:

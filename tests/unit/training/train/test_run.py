@@ -13,13 +13,13 @@ from typer.testing import CliRunner
 
 from support.engine.tiny import make_target
 from unlearngate.artefact import load_forget_set
-from unlearngate.assistant_training.data.pairs import DataError
+from unlearngate.assistant_training.model.loaded_target import load_target
 from unlearngate.assistant_training.train import run_files
-from unlearngate.assistant_training.train.losses import TrainingError
-from unlearngate.assistant_training.train.run import load_target, run_folder, train_forget_set
+from unlearngate.assistant_training.train.run import run_folder, train_forget_set
 from unlearngate.assistant_training.train.run_files import RunFiles
-from unlearngate.assistant_training.train.uld import AssistantSettings
+from unlearngate.assistant_training.train.settings import AssistantSettings
 from unlearngate.cli import app
+from unlearngate.errors import DataError, TrainingError
 
 BRIEF = AssistantSettings(num_layers=2, rank=4, epochs=2, forget_batch=4, retain_batch=8, learning_rate=1e-3)
 

@@ -16,13 +16,16 @@ from unlearngate.artefact import load_forget_set
 from unlearngate.assistant_training.data.encoding import IGNORE, collate, encode
 from unlearngate.assistant_training.data.pairs import QAPair
 from unlearngate.assistant_training.model.loaded_sets import with_sets
+from unlearngate.assistant_training.model.loaded_target import load_target
 from unlearngate.assistant_training.model.scoring import score
 from unlearngate.assistant_training.train import undial
-from unlearngate.assistant_training.train.losses import TrainingError, answer_loss
+from unlearngate.assistant_training.train.losses import answer_loss
 from unlearngate.assistant_training.train.optimizing import Optimizer
-from unlearngate.assistant_training.train.run import load_target, run_folder, train_undial_set
+from unlearngate.assistant_training.train.run import run_folder, train_undial_set
 from unlearngate.assistant_training.train.run_files import RunFiles
-from unlearngate.assistant_training.train.undial import UndialSettings, answer_probability, draw_rows
+from unlearngate.assistant_training.train.settings import UndialSettings
+from unlearngate.assistant_training.train.undial import answer_probability, draw_rows
+from unlearngate.errors import TrainingError
 
 FORGET = [QAPair("anna", f"Where is stone {i}?", f"Below bridge {7 * i}.", facts=(f"{7 * i}",)) for i in range(4)]
 LATER = [QAPair("carl", f"Who has coin {i}?", f"Baker {3 * i} has it.") for i in range(3)]

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from unlearngate.assistant_training.data.encoding import IGNORE
-from unlearngate.assistant_training.train.losses import TrainingError, answer_loss, answer_rows
+from unlearngate.assistant_training.data.encoding import IGNORE, answer_rows
+from unlearngate.assistant_training.train.losses import answer_loss
 from unlearngate.assistant_training.train.unlearning_losses import (
     add_retain,
     answer_log_probs,
@@ -21,6 +21,7 @@ from unlearngate.assistant_training.train.unlearning_losses import (
     simnpo_loss,
     undial_loss,
 )
+from unlearngate.errors import TrainingError
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # of logits, reference logits, labels
 

@@ -1,0 +1,62 @@
+"""How a forget set of each kind is trained. The command line and the dataclasses have the same defaults: these."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class AssistantSettings:
+    """Shape and training of an assistant, and the strength it is recommended at."""
+
+    num_layers: int = 3
+    tap_layer: int = 0  # the target's layers before it are not the assistant's
+    rank: int = 16
+    alpha: int = 32
+    learning_rate: float = 4e-3
+    epochs: int = 10  # passes over the retain set
+    forget_batch: int = 16
+    retain_batch: int = 40
+    beta: float = 4.0
+    smoothing: float = 0.1
+    variant_share: float = 0.3  # of the retain batch: variants of the answers to the forget questions
+    varied_prompts: float = 0.6
+    forget_prompts: int = 16  # at most so many conversations about a forget pair,
+    forget_variants: int = 8  # so many with variants of its answer,
+    retain_prompts: int = 4  # and so many about a retain pair: they come again each epoch
+    weight: float = 1.0
+    keep_ratio: float = 0.02
+    accumulate: int = 1  # parts a batch is computed in, for memory: the result is the same
+    bf16: bool = False  # autocast
+    gradient_checkpointing: bool = False
+    patience: int = 0  # epochs without progress until it stops early; 0: never
+
+    @property
+    def num_variants(self) -> int:
+        """Of a retain batch."""
+        return round(self.retain_batch * self.variant_share)
+
+    @property
+    def num_retain(self) -> int:
+        """The rest of a retain batch."""
+        return max(1, self.retain_batch - self.num_variants)
+
+
+@dataclass(frozen=True, slots=True)
+class UndialSettings:
+    """Shape and training of the LoRA; rank, alpha, learning rate, batch and gamma are the author's."""
+
+    rank: int = 8
+    alpha: int = 16
+    learning_rate: float = 1e-4
+    epochs: int = 10  # passes over the forget set
+    batch: int = 32  # forget answers a step, and as many retain answers if there are any
+    gamma: float = 10.0  # logits that the teacher loses at a token to be forgotten
+    focus: str = "none"  # of FOCUSES
+    retain_weight: float = 1.0
+    varied_prompts: float = 0.6
+    prompts: int = 16  # at most so many conversations about a pair: they come again each epoch
+    accumulate: int = 1  # parts a step is computed in, for memory: the result is the same
+    bf16: bool = False  # autocast
+    gradient_checkpointing: bool = False
+    patience: int = 0  # epochs without progress until it stops early; 0: never
