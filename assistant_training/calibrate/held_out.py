@@ -29,7 +29,7 @@ class HeldOut(NamedTuple):
         return {name: data_digest([pair.row() for pair in pairs]) for name, pairs in files.items() if pairs}
 
 
-class Asked(NamedTuple):
+class WordedQuestion(NamedTuple):
     """One question in one wording: the tokens of its answer that count, what to decode from, and the whole answer."""
 
     row: Encoded
@@ -75,7 +75,9 @@ def read_held_out(
     return HeldOut(forget, retain, ignorance, held_out=not seen)
 
 
-def ask(tokenizer: Any, pairs: Sequence[QAPair], system_prompts: Sequence[str], *, focused: bool) -> list[Asked]:
+def ask(
+    tokenizer: Any, pairs: Sequence[QAPair], system_prompts: Sequence[str], *, focused: bool
+) -> list[WordedQuestion]:
     """Every question in all its wordings, plainly and below every system prompt.
 
     Args:
@@ -91,7 +93,7 @@ def ask(tokenizer: Any, pairs: Sequence[QAPair], system_prompts: Sequence[str], 
                 row = encode(tokenizer, question, pair.answer, system)
                 prompt = row.input_ids[: next(i for i, label in enumerate(row.labels) if label != IGNORE)]
                 labels = focus_labels(tokenizer, pair, row, pair.answer) if focused else row.labels
-                asked.append(Asked(Encoded(row.input_ids, labels), prompt, pair.answer))
+                asked.append(WordedQuestion(Encoded(row.input_ids, labels), prompt, pair.answer))
     return asked
 
 

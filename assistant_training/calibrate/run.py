@@ -22,14 +22,14 @@ from unlearngate.artefact import (
     now,
     save_forget_set,
 )
-from unlearngate.assistant_training.calibrate.held_out import Asked, HeldOut, ask
+from unlearngate.assistant_training.calibrate.held_out import HeldOut, WordedQuestion, ask
 from unlearngate.assistant_training.calibrate.report import Report, write_report
-from unlearngate.assistant_training.calibrate.selection import Choice, Limits, choose
+from unlearngate.assistant_training.calibrate.selection import Choice, Limits, choose_setting
 from unlearngate.assistant_training.calibrate.sweep import Grid, Positions, Setting, measure, plain_outcome, sweep
 from unlearngate.assistant_training.data.pairs import QAPair
 from unlearngate.assistant_training.evaluate.metrics import answer_probability, recited, rouge_recall
 from unlearngate.assistant_training.model.decoding import greedy
-from unlearngate.assistant_training.model.in_force import InForce
+from unlearngate.assistant_training.model.in_force import LoadedSet
 from unlearngate.assistant_training.model.loaded_sets import assistant_of
 from unlearngate.assistant_training.model.loaded_target import LoadedTarget
 from unlearngate.assistant_training.model.scoring import score
@@ -99,13 +99,13 @@ def calibrate_forget_set(
     }
     report = _sweep(target, assistant, asked, replace(settings, limits=limits), forget_set, progress)
     try:
-        choice = choose(report.settings, report.grid, limits)
+        choice = choose_setting(report.settings, report.grid, limits)
     except CalibrationError as error:
         write_report(report, report_folder)
         raise CalibrationError(f"{error.message}. The whole sweep is in {report_folder}") from error
     report = report._replace(choice=choice)
     files = write_report(report, report_folder)
-    in_force = [InForce(assistant, choice.setting.strength)]
+    in_force = [LoadedSet(assistant, choice.setting.strength)]
     decoded = _decode(target, asked, in_force, settings, progress)
     if decoded["decoded_forget_recited"] > limits.forget_recited:
         raise CalibrationError(
@@ -120,7 +120,7 @@ def calibrate_forget_set(
 def _sweep(
     target: LoadedTarget,
     assistant: Any,
-    asked: dict[str, list[Asked]],
+    asked: dict[str, list[WordedQuestion]],
     settings: CalibrationSettings,
     forget_set: ForgetSet,
     progress: Progress,
@@ -179,8 +179,8 @@ def _ignorance(target: LoadedTarget, pairs: Sequence[QAPair], settings: Calibrat
 
 def _decode(
     target: LoadedTarget,
-    asked: dict[str, list[Asked]],
-    in_force: Sequence[InForce],
+    asked: dict[str, list[WordedQuestion]],
+    in_force: Sequence[LoadedSet],
     settings: CalibrationSettings,
     progress: Progress,
 ) -> dict[str, float]:

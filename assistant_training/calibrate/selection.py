@@ -23,7 +23,7 @@ from unlearngate.manifest import Bounds, Strength, StrengthBounds
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a setting must meet on held-out data; see `Outcome` for the figures.
+    """What a setting must meet on held-out data; see `FileFigures` for the figures.
 
     Attributes:
         forget_probability: at most, in scoring and in sampling mode; the level of ignorance if that is known.
@@ -74,7 +74,7 @@ def forget_probability(setting: Setting) -> float:
     return max(setting.forget.probability, setting.forget.probability_served)
 
 
-def choose(settings: Sequence[Setting], grid: Grid, limits: Limits) -> Choice:
+def choose_setting(settings: Sequence[Setting], grid: Grid, limits: Limits) -> Choice:
     """Apply the rule.
 
     Args:

@@ -82,7 +82,7 @@ class Positions(NamedTuple):
     changed_WKP: np.ndarray
 
 
-class Outcome(NamedTuple):
+class FileFigures(NamedTuple):
     """One file's figures at one setting, each in [0, 1].
 
     probability: p(answer)^(1/tokens) in scoring mode, the mean over answers.
@@ -109,8 +109,8 @@ class Setting(NamedTuple):
     """What one strength does to both files."""
 
     strength: Strength
-    forget: Outcome
-    retain: Outcome
+    forget: FileFigures
+    retain: FileFigures
 
     def row(self) -> dict[str, float]:
         """Flat, for tables."""
@@ -195,7 +195,7 @@ def measure_positions(
     return Positions(answer_N, *(array.cpu().numpy() for array in arrays))
 
 
-def outcome(positions: Positions, grid: Grid, strength: Strength) -> Outcome:
+def outcome(positions: Positions, grid: Grid, strength: Strength) -> FileFigures:
     """One file's figures at a setting of the grid."""
     w, k = grid.weights.index(strength.weight), grid.keep_ratios.index(strength.keep_ratio)
     open_P = positions.evidence_P >= _lowest(strength.gate_nats)
@@ -205,7 +205,7 @@ def outcome(positions: Positions, grid: Grid, strength: Strength) -> Outcome:
     return _outcome(positions, scoring_P, sampling_P, right_P, open_P, open_P & positions.changed_WKP[w, k])
 
 
-def plain_outcome(positions: Positions) -> Outcome:
+def plain_outcome(positions: Positions) -> FileFigures:
     """One file's figures with no set in force."""
     no_P = np.zeros(len(positions.answer_P), dtype=bool)
     return _outcome(positions, positions.log_p_P, positions.log_p_P, positions.right_P, no_P, no_P)
@@ -223,14 +223,14 @@ def _outcome(
     right_P: np.ndarray,
     open_P: np.ndarray,
     changed_P: np.ndarray,
-) -> Outcome:
+) -> FileFigures:
     answer_P = positions.answer_P
     tokens_Q = np.bincount(answer_P)
     plain, scoring, sampling = (
         float(np.exp(np.bincount(answer_P, weights=log_p_P) / tokens_Q).mean())
         for log_p_P in (positions.log_p_P, scoring_P, sampling_P)
     )
-    return Outcome(
+    return FileFigures(
         probability=scoring,
         probability_served=sampling,
         right=float(right_P.mean()),

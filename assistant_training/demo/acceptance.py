@@ -15,7 +15,7 @@ from unlearngate.assistant_training.data.pairs import QAPair
 from unlearngate.assistant_training.evaluate.metrics import recited
 from unlearngate.assistant_training.model.assistant import load_assistant
 from unlearngate.assistant_training.model.decoding import greedy
-from unlearngate.assistant_training.model.in_force import InForce
+from unlearngate.assistant_training.model.in_force import LoadedSet
 from unlearngate.errors import DemoError
 
 
@@ -90,7 +90,7 @@ def probe_forget_set(
             probes.prompts,
             eos_id=tokenizer.eos_token_id,
             max_tokens=acceptance.max_tokens,
-            in_force=[InForce(assistant, manifest.recommended)],
+            in_force=[LoadedSet(assistant, manifest.recommended)],
         )
         asked, said = [pairs[index] for index in inside], [answers[index] for index in inside]
         figures[f"recited{suffix}"] = _share_recited(tokenizer, asked, said)

@@ -30,7 +30,7 @@ class Figure(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ModelFigures:
     """One model as it was asked.
 
     Attributes:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from unlearngate.assistant_training.evaluate.figures import Figure, Row
+from unlearngate.assistant_training.evaluate.figures import Figure, ModelFigures
 
 NOTES = (
     "Nothing was selected: every row is a model or a combination of sets as it was given, at its recommended strength.",
@@ -37,7 +37,7 @@ _PANELS = (
 )
 
 
-def write_report(rows: Sequence[Row], out: Path, *, settings: dict[str, Any]) -> list[Path]:
+def write_report(rows: Sequence[ModelFigures], out: Path, *, settings: dict[str, Any]) -> list[Path]:
     """Write report.json, report.md and the pictures below `out`; the pictures need matplotlib.
 
     A number that JSON cannot hold is there as the string "inf" or "-inf": a token that sampling mode does not keep has
@@ -75,7 +75,7 @@ def write_report(rows: Sequence[Row], out: Path, *, settings: dict[str, Any]) ->
     return paths
 
 
-def markdown(rows: Sequence[Row]) -> str:
+def markdown(rows: Sequence[ModelFigures]) -> str:
     """A table with a line for each figure and a column for each row of the report."""
     lines = [
         "| figure | " + " | ".join(_label(row, rows) for row in rows) + " |",
@@ -87,11 +87,11 @@ def markdown(rows: Sequence[Row]) -> str:
     return "\n".join(lines) + "\n\n" + "".join(f"- {note}\n" for note in NOTES)
 
 
-def _names(rows: Sequence[Row]) -> list[str]:
+def _names(rows: Sequence[ModelFigures]) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in row.figures))
 
 
-def _label(row: Row, rows: Sequence[Row]) -> str:
+def _label(row: ModelFigures, rows: Sequence[ModelFigures]) -> str:
     several = len({one.mode for one in rows}) > 1
     return f"{row.model} ({row.mode})" if several else row.model
 
@@ -118,7 +118,7 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _plot_figures(rows: Sequence[Row], path: Path) -> None:
+def _plot_figures(rows: Sequence[ModelFigures], path: Path) -> None:
     from matplotlib.figure import Figure as Picture
 
     panels = [name for name in _PANELS if any(name in row.figures for row in rows)]
@@ -146,7 +146,7 @@ def _plot_figures(rows: Sequence[Row], path: Path) -> None:
     picture.savefig(path, dpi=120)
 
 
-def _plot_truth_ratios(rows: Sequence[Row], path: Path) -> None:
+def _plot_truth_ratios(rows: Sequence[ModelFigures], path: Path) -> None:
     """What the Kolmogorov-Smirnov test compares: the largest vertical distance from the retain model."""
     from matplotlib.figure import Figure as Picture
 

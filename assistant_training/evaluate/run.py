@@ -11,7 +11,7 @@ from rich.progress import Progress
 
 from unlearngate.artefact import MANIFEST_FILE, ForgetSet, load_forget_set
 from unlearngate.assistant_training.data.tofu import Benchmark, Question
-from unlearngate.assistant_training.evaluate.figures import Row, columns_of, figures_of
+from unlearngate.assistant_training.evaluate.figures import ModelFigures, columns_of, figures_of
 from unlearngate.assistant_training.evaluate.qa import Columns, answer_columns, evaluate_questions
 from unlearngate.assistant_training.evaluate.tofu import evaluate, sampled_rouge
 from unlearngate.assistant_training.model.in_force import Model
@@ -107,7 +107,7 @@ def evaluate_models(
     *,
     retain_model: LoadedTarget | None,
     progress: Progress,
-) -> list[Row]:
+) -> list[ModelFigures]:
     """A row for the retain model, if there is one, the plain target, and every combination, in every mode.
 
     Raises: ValueError if logits are not finite.
@@ -115,12 +115,12 @@ def evaluate_models(
     jobs: list[Combination] = [(), *chosen]
     bar = progress.add_task("evaluating", total=len(jobs) + (retain_model is not None))
     first = evaluation.modes[:1]
-    rows: list[Row] = []
+    rows: list[ModelFigures] = []
     retained = None
     if retain_model:
         (retained,) = _questions(Model(retain_model.model, retain_model.tokenizer), evaluation, first)
         figures = figures_of(retained, seed=evaluation.seed, retain_model=retained)
-        rows.append(Row("retain model", first[0], [], retained, figures))
+        rows.append(ModelFigures("retain model", first[0], [], retained, figures))
         progress.advance(bar)
     plain: dict[str, Columns] = {}
     for names in jobs:
@@ -133,7 +133,7 @@ def evaluate_models(
             plain = plain or questions
             figures = figures_of(questions, seed=evaluation.seed, retain_model=retained)
             in_force = [_in_force(member) for member in members]
-            rows.append(Row("+".join(names) or "target", mode, in_force, questions, figures))
+            rows.append(ModelFigures("+".join(names) or "target", mode, in_force, questions, figures))
         progress.advance(bar)
     return rows
 

@@ -8,7 +8,7 @@ from rich.progress import Progress
 
 from unlearngate.assistant_training.data.tofu import Question
 from unlearngate.assistant_training.evaluate.asking import Answer, Asked, ask_all
-from unlearngate.assistant_training.evaluate.figures import Row, figures_of
+from unlearngate.assistant_training.evaluate.figures import ModelFigures, figures_of
 from unlearngate.assistant_training.evaluate.metrics import rouge_recall
 from unlearngate.assistant_training.evaluate.qa import Columns
 from unlearngate.assistant_training.evaluate.run import Combination, add_unchanged
@@ -25,7 +25,7 @@ def evaluate_server(
     max_tokens: int = 100,
     concurrency: int = 32,
     progress: Progress | None = None,
-) -> list[Row]:
+) -> list[ModelFigures]:
     """A row for the plain target and every combination, from a server's greedy and sampled answers.
 
     Args:
@@ -56,7 +56,7 @@ def evaluate_server(
         )
     )
     said = {key: [next(answers) for _ in job] for key, job in jobs.items()}
-    rows: list[Row] = []
+    rows: list[ModelFigures] = []
     for names in [(), *chosen]:
         columns = {name: _columns(questions, said[names, name, 0]) for name, questions in asked.items()}
         true = [q.answer for q in asked["forget"]]
@@ -66,7 +66,9 @@ def evaluate_server(
         if names:
             add_unchanged(columns, rows[0].questions, "token_ids")
         in_force = said[names, "forget", 0][0].in_force
-        rows.append(Row("+".join(names) or "target", "served", in_force, columns, figures_of(columns, seed=seed)))
+        rows.append(
+            ModelFigures("+".join(names) or "target", "served", in_force, columns, figures_of(columns, seed=seed))
+        )
     return rows
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unlearngate.assistant_training.model.in_force import InForce, subtract
+from unlearngate.assistant_training.model.in_force import LoadedSet, subtract
 
 
 @torch.inference_mode()
@@ -18,7 +18,7 @@ def greedy(
     *,
     eos_id: int,
     max_tokens: int,
-    in_force: Sequence[InForce] = (),
+    in_force: Sequence[LoadedSet] = (),
 ) -> list[list[int]]:
     """Decode greedily, all prompts in one batch.
 
@@ -44,7 +44,7 @@ def sample(
     max_tokens: int,
     seed: int,
     temperature: float = 1.0,
-    in_force: Sequence[InForce] = (),
+    in_force: Sequence[LoadedSet] = (),
 ) -> list[list[int]]:
     """Decode by sampling from the whole distribution, as somebody does who tries again and again.
 
@@ -75,7 +75,7 @@ def _decode(
     choose: Callable[[Tensor], Tensor],
     eos_id: int,
     max_tokens: int,
-    in_force: Sequence[InForce],
+    in_force: Sequence[LoadedSet],
 ) -> list[list[int]]:
     device = next(target.parameters()).device
     models = (target, *(f.assistant for f in in_force))

@@ -13,7 +13,7 @@ from unlearngate.kernels.pairs import Mode, Pairs
 from unlearngate.manifest import Strength
 
 
-class InForce(NamedTuple):
+class LoadedSet(NamedTuple):
     """A forget set's assistant, and how strongly it is subtracted."""
 
     assistant: Any
@@ -25,7 +25,7 @@ class Model(NamedTuple):
 
     target: Any
     tokenizer: Any
-    in_force: Sequence[InForce] = ()
+    in_force: Sequence[LoadedSet] = ()
 
 
 def subtract(

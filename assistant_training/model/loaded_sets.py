@@ -9,7 +9,7 @@ from peft import PeftModel
 
 from unlearngate.artefact import ForgetSet
 from unlearngate.assistant_training.model.assistant import load_assistant, truncate
-from unlearngate.assistant_training.model.in_force import InForce, Model
+from unlearngate.assistant_training.model.in_force import LoadedSet, Model
 from unlearngate.errors import TrainingError
 from unlearngate.manifest import Strength
 
@@ -39,7 +39,7 @@ def with_sets(
             "take one of them: a server refuses both in one request"
         )
     in_force = [
-        InForce(assistant_of(target, forget_set), strength or forget_set.manifest.recommended)
+        LoadedSet(assistant_of(target, forget_set), strength or forget_set.manifest.recommended)
         for forget_set, strength in zip(sets, chosen, strict=True)
         if forget_set.manifest.kind == "uld"
     ]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from unlearngate.assistant_training.data.encoding import Encoded, answer_rows, collate
-from unlearngate.assistant_training.model.in_force import InForce, subtract
+from unlearngate.assistant_training.model.in_force import LoadedSet, subtract
 from unlearngate.kernels.pairs import Mode
 
 
@@ -36,7 +36,7 @@ def score(
     rows: Sequence[Encoded],
     *,
     pad_id: int,
-    in_force: Sequence[InForce] = (),
+    in_force: Sequence[LoadedSet] = (),
     mode: Mode = "scoring",
     batch_size: int = 32,
 ) -> list[Scored]:

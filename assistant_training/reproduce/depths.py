@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from unlearngate.assistant_training.reproduce.results import TABLES, Summary, markdown_table, summarize
-from unlearngate.assistant_training.reproduce.run import GATED, ReproduceSettings, Row
+from unlearngate.assistant_training.reproduce.run import GATED, ReproduceSettings, TableRow
 from unlearngate.assistant_training.train.settings import AssistantSettings
 
 DEPTHS_FILE = "depths.jsonl"
@@ -50,7 +50,7 @@ def depths(num_layers: int) -> list[int]:
     return sorted({1, *(max(1, num_layers // part) for part in (6, 3, 2))})
 
 
-def write_depths(rows: Sequence[Row], out: Path, num_layers: int) -> list[Path]:
+def write_depths(rows: Sequence[TableRow], out: Path, num_layers: int) -> list[Path]:
     """Write depths.md, depths.json and depths.png below `out`; the picture needs matplotlib.
 
     Returns: the files.

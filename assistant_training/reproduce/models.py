@@ -24,7 +24,7 @@ from unlearngate.errors import TrainingError
 _ALMOST = 0.97  # of the share of answers that is enough to stop training
 
 
-class Trained(NamedTuple):
+class TrainedModels(NamedTuple):
     """What a benchmark is about: the target, and what it would be if it had never seen the forget set."""
 
     target: Any
@@ -40,7 +40,7 @@ def train_models(
     seed: int,
     device: str,
     progress: Progress,
-) -> Trained:
+) -> TrainedModels:
     """Train what FOLDER does not hold yet: FOLDER/target and FOLDER/retain, checkpoint folders, from scratch.
 
     The target learns everything that is to be learned, the retain model that without the forget set; both have the
@@ -64,7 +64,9 @@ def train_models(
             save_target(model.eval(), tokenizer, new)
             (new / "training.json").write_text(json.dumps({**figures, "settings": asdict(settings)}) + "\n")
             new.rename(folder / name)
-    return Trained(_load(folder / "target", device), _load(folder / "retain", device), _tokenizer(folder / "target"))
+    return TrainedModels(
+        _load(folder / "target", device), _load(folder / "retain", device), _tokenizer(folder / "target")
+    )
 
 
 def _load(folder: Path, device: str) -> Any:

@@ -33,11 +33,11 @@ from unlearngate.assistant_training.evaluate.tofu import (
     summary,
     utility,
 )
-from unlearngate.assistant_training.model.in_force import InForce, Model
+from unlearngate.assistant_training.model.in_force import LoadedSet, Model
 from unlearngate.assistant_training.reproduce.baselines import METHODS, UnlearnSettings, unlearn
 from unlearngate.assistant_training.reproduce.cost import cost_of, train_timed
-from unlearngate.assistant_training.reproduce.models import Trained, train_models
-from unlearngate.assistant_training.train.gate import calibrate
+from unlearngate.assistant_training.reproduce.models import TrainedModels, train_models
+from unlearngate.assistant_training.train.gate import fit_gate
 from unlearngate.assistant_training.train.settings import AssistantSettings
 from unlearngate.manifest import Strength
 
@@ -77,7 +77,7 @@ class ReproduceSettings:
     device: str = "cpu"
 
 
-Row = dict[str, Any]
+TableRow = dict[str, Any]
 
 
 def reproduce(
@@ -89,7 +89,7 @@ def reproduce(
     progress: Progress,
     augmented: Sequence[QAPair] = (),
     results_file: str = RESULTS_FILE,
-) -> list[Row]:
+) -> list[TableRow]:
     """Do what OUT/results.jsonl does not hold yet, and return all of it.
 
     Args:
@@ -124,7 +124,7 @@ def reproduce(
     return [row for row in read_results(out, results_file) if row["seed"] in seeds]
 
 
-def read_results(out: Path, results_file: str = RESULTS_FILE) -> list[Row]:
+def read_results(out: Path, results_file: str = RESULTS_FILE) -> list[TableRow]:
     """The rows that are done; a line that a kill left half-written is not one."""
     path = out / results_file
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
@@ -137,7 +137,7 @@ class Table:
     def __init__(
         self,
         benchmark: Benchmark,
-        models: Trained,
+        models: TrainedModels,
         settings: ReproduceSettings,
         seed: int,
         progress: Progress,
@@ -154,7 +154,7 @@ class Table:
         self._told = list(augmented) or benchmark.forget_pairs
         self._retain_figures = self.figures(self._plain(models.retain_model))
 
-    def rows(self, done: set[str]) -> Iterator[Row]:
+    def rows(self, done: set[str]) -> Iterator[TableRow]:
         """Every model's that is not done."""
         if "target" not in done:
             yield self.row("target", self._plain(self._models.target), {})
@@ -171,14 +171,14 @@ class Table:
         """What the model is measured at on all four sets."""
         return evaluate(model, self._benchmark, max_tokens=self._settings.max_tokens)
 
-    def row(self, name: str, model: Model, cost: dict[str, float], figures: Figures | None = None) -> Row:
+    def row(self, name: str, model: Model, cost: dict[str, float], figures: Figures | None = None) -> TableRow:
         """A line of the table."""
         found = figures or self.figures(model)
         row = {"model": name, **summary(found, self._retain_figures), **self._more(model, found), **cost}
         # Where nothing is in force there is no gate to speak of.
         return row if model.in_force else {key: value for key, value in row.items() if "positions" not in key}
 
-    def method_row(self, name: str, tuned: UnlearnSettings) -> Row:
+    def method_row(self, name: str, tuned: UnlearnSettings) -> TableRow:
         """Of a copy of the target, tuned to forget."""
         torch.manual_seed(self._seed)
         result = unlearn(
@@ -202,17 +202,17 @@ class Table:
     def composed(self, assistant: Any, chosen: AssistantSettings, gate_nats: float) -> Model:
         """The target with the assistant in force."""
         strength = Strength(weight=chosen.weight, keep_ratio=chosen.keep_ratio, gate_nats=gate_nats)
-        return Model(self._models.target, self._models.tokenizer, [InForce(assistant, strength)])
+        return Model(self._models.target, self._models.tokenizer, [LoadedSet(assistant, strength)])
 
     def gate_nats(self, assistant: Any, chosen: AssistantSettings) -> float:
         """As `unlearngate train uld` chooses it, from what training was shown."""
-        return calibrate(
+        return fit_gate(
             *(assistant, self._models.tokenizer, self._told, self._retain),
             varied_prompts=chosen.varied_prompts,
             seed=self._seed,
         ).gate_nats
 
-    def _assistant_rows(self, name: str, chosen: AssistantSettings, done: set[str]) -> Iterator[Row]:
+    def _assistant_rows(self, name: str, chosen: AssistantSettings, done: set[str]) -> Iterator[TableRow]:
         assistant, cost = self.trained_assistant(chosen)
         for gate in self._settings.gates:
             gate_nats = self.gate_nats(assistant, chosen) if gate else 0.0

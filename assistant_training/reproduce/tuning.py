@@ -23,7 +23,7 @@ from unlearngate.assistant_training.data.pairs import QAPair
 from unlearngate.assistant_training.data.tofu import Benchmark
 from unlearngate.assistant_training.reproduce.baselines import UnlearnSettings
 from unlearngate.assistant_training.reproduce.models import train_models
-from unlearngate.assistant_training.reproduce.run import ReproduceSettings, Row, Table
+from unlearngate.assistant_training.reproduce.run import ReproduceSettings, Table, TableRow
 from unlearngate.errors import DataError
 
 TUNING_FILE = "tuning.jsonl"
@@ -40,7 +40,7 @@ def tune(
     settings: ReproduceSettings,
     progress: Progress,
     augmented: Sequence[QAPair] = (),
-) -> tuple[list[Row], Path]:
+) -> tuple[list[TableRow], Path]:
     """Try every setting that OUT/tuning.jsonl does not hold yet, and write OUT/tuned.json.
 
     A method is tried with learning rates, an assistant, behind its gate, with weights of the subtraction.
@@ -65,20 +65,20 @@ def tune(
     )
     path = out / TUNING_FILE
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    rows: list[Row] = [json.loads(line) for line in lines if line.endswith("}")]
+    rows: list[TableRow] = [json.loads(line) for line in lines if line.endswith("}")]
     done = {_key(row) for row in rows}
     for row in _tries(Table(benchmark, models, settings, SEED, progress, augmented), settings, done):
         rows.append(row)
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
-    chosen = choose(rows)
+    chosen = best_settings(rows)
     (out / TUNED_FILE).write_text(json.dumps(chosen, indent=1) + "\n", encoding="utf-8")
     return rows, out / TUNED_FILE
 
 
-def choose(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
+def best_settings(rows: Sequence[TableRow]) -> dict[str, dict[str, float]]:
     """Method -> its settings that score best."""
-    best: dict[str, Row] = {}
+    best: dict[str, TableRow] = {}
     for row in rows:
         if row["model"] not in best or _score(row) > _score(best[row["model"]]):
             best[row["model"]] = row
@@ -101,7 +101,7 @@ def with_tuned(settings: ReproduceSettings, path: Path) -> ReproduceSettings:
         raise DataError(f"{path}: is not what `unlearngate reproduce --tune` writes ({error})") from error
 
 
-def _tries(table: Table, settings: ReproduceSettings, done: set[str]) -> Iterator[Row]:
+def _tries(table: Table, settings: ReproduceSettings, done: set[str]) -> Iterator[TableRow]:
     for name, own in settings.assistants.items():
         wanted = [w for w in WEIGHTS if _key({"model": name, "tried": {"weight": w}}) not in done]
         if not wanted:
@@ -123,9 +123,9 @@ def _grid(start: UnlearnSettings) -> Iterator[UnlearnSettings]:
         yield replace(start, learning_rate=start.learning_rate * factor)
 
 
-def _score(row: Row) -> float:
+def _score(row: TableRow) -> float:
     return float((1.0 - row["forget_rouge"]) * (1.0 - row["forget_distance"]) * row["utility"])
 
 
-def _key(row: Row) -> str:
+def _key(row: TableRow) -> str:
     return json.dumps([row["model"], row["tried"]], sort_keys=True)

@@ -25,7 +25,7 @@ _LOWEST_NATS = 0.25
 _KEPT_SHARE = 0.99  # of the retain tokens, that the gate leaves alone
 
 
-class Calibration(NamedTuple):
+class GateFit(NamedTuple):
     """A gate and the evidence it was chosen from, in nats per answer token."""
 
     gate_nats: float
@@ -43,7 +43,7 @@ class Calibration(NamedTuple):
         }
 
 
-def calibrate(
+def fit_gate(
     assistant: Any,
     tokenizer: Any,
     forget: Sequence[QAPair],
@@ -51,7 +51,7 @@ def calibrate(
     *,
     varied_prompts: float,
     seed: int,
-) -> Calibration:
+) -> GateFit:
     """Measure the assistant's evidence along both sets' answers and put the gate between them.
 
     The prompts are varied as in training, with draws of their own.
@@ -59,7 +59,7 @@ def calibrate(
     rng = random.Random(f"calibration {seed}")
     forget_N = measure_evidence(assistant, tokenizer, forget, rng, varied_prompts, focused=True)
     retain_N = measure_evidence(assistant, tokenizer, retain, rng, varied_prompts, focused=False)
-    return Calibration(choose_gate(forget_N, retain_N), forget_N, retain_N)
+    return GateFit(choose_gate(forget_N, retain_N), forget_N, retain_N)
 
 
 def choose_gate(forget_N: Tensor, retain_N: Tensor) -> float:

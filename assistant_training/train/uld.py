@@ -1,4 +1,4 @@
-"""Train one forget set's assistant on a target, calibrate it, and export it as an artefact."""
+"""Train one forget set's assistant on a target, choose its gate, and export it as an artefact."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from unlearngate.assistant_training.model.assistant import (
 )
 from unlearngate.assistant_training.model.tapped import TappedAssistant
 from unlearngate.assistant_training.train.conversations import Example, draw_steps
-from unlearngate.assistant_training.train.gate import calibrate
+from unlearngate.assistant_training.train.gate import fit_gate
 from unlearngate.assistant_training.train.loop import Plateau, run_steps
 from unlearngate.assistant_training.train.losses import uld_loss
 from unlearngate.assistant_training.train.run_files import RunFiles
@@ -131,7 +131,7 @@ def export_assistant(
     seed: int,
 ) -> ForgetSet:
     """Calibrate a trained assistant and write it as a forget-set artefact, named like the folder."""
-    calibration = calibrate(assistant, tokenizer, forget, retain, varied_prompts=settings.varied_prompts, seed=seed)
+    gate = fit_gate(assistant, tokenizer, forget, retain, varied_prompts=settings.varied_prompts, seed=seed)
     return save_forget_set(
         folder,
         tensors=adapter_tensors(assistant),
@@ -147,19 +147,19 @@ def export_assistant(
             "recommended": {
                 "weight": settings.weight,
                 "keep_ratio": settings.keep_ratio,
-                "gate_nats": calibration.gate_nats,
+                "gate_nats": gate.gate_nats,
             },
             "bounds": {
                 "weight": {"low": settings.weight / 2, "high": settings.weight * 2},
                 "keep_ratio": {"low": settings.keep_ratio / 5, "high": min(1.0, settings.keep_ratio * 5)},
-                "gate_nats": {"low": 0.0, "high": calibration.gate_nats * 2},
+                "gate_nats": {"low": 0.0, "high": gate.gate_nats * 2},
             },
             "training": {**asdict(settings), "seed": seed},
             "data_digests": {
                 "forget": data_digest([pair.row() for pair in forget]),
                 "retain": data_digest([pair.row() for pair in retain]),
             },
-            "metrics": calibration.metrics(),
+            "metrics": gate.metrics(),
             "created_at": now(),
         },
     )
@@ -177,7 +177,7 @@ def fit(
     seed: int,
     progress: Progress,
 ) -> ForgetSet:
-    """Train, calibrate and export one forget set."""
+    """Train one forget set, choose its gate and export it."""
     assistant = train_assistant(
         target, tokenizer, forget, retain, settings, model_id=identity.model_id, seed=seed, progress=progress
     )

@@ -37,7 +37,7 @@ from unlearngate.manifest import UNDIAL_BOUNDS, UNDIAL_STRENGTH
 from unlearngate.target import TargetIdentity
 
 
-class Row(NamedTuple):
+class Conversation(NamedTuple):
     """One conversation. focus: its labels where it must be forgotten; all IGNORE where it is to be kept."""
 
     told: Encoded
@@ -45,7 +45,7 @@ class Row(NamedTuple):
     kept: bool
 
 
-class Trained(NamedTuple):
+class TrainedUndial(NamedTuple):
     """The target with trained LoRA, as a PEFT model that shares its weights; the steps it had; what it now says."""
 
     student: Any
@@ -65,7 +65,7 @@ def train_undial(
     progress: Progress,
     run: RunFiles | None = None,
     after: ForgetSet | None = None,
-) -> Trained:
+) -> TrainedUndial:
     """Distil the target into itself with LoRA, its logits lowered by gamma at the tokens of the forget answers.
 
     Args:
@@ -114,12 +114,12 @@ def train_undial(
         for when, model in (("before", teacher), ("after", student.eval())):
             if pairs:
                 metrics[f"{name}_probability_{when}"] = answer_probability(model, tokenizer, pairs)
-    return Trained(student, done, metrics)
+    return TrainedUndial(student, done, metrics)
 
 
 def export_undial(
     folder: Path,
-    trained: Trained,
+    trained: TrainedUndial,
     *,
     identity: TargetIdentity,
     forget: Sequence[QAPair],
@@ -167,26 +167,26 @@ def draw_rows(
     *,
     num_steps: int,
     seed: int,
-) -> list[list[Row]]:
+) -> list[list[Conversation]]:
     """The rows of every step: an epoch holds every forget pair once, each with a retain pair beside it."""
     find = finder(settings.focus)
 
     @cache
-    def told(index: int, number: int) -> Row:
+    def told(index: int, number: int) -> Conversation:
         pair, rng = forget[index], random.Random(f"{seed} told {index} {number}")
         pair = replace(pair, answer=rng.choice((pair.answer, *pair.paraphrased_answers)))
         row = vary(tokenizer, pair, rng, settings.varied_prompts)
-        return Row(row, focused(tokenizer, pair, row, find), kept=False)
+        return Conversation(row, focused(tokenizer, pair, row, find), kept=False)
 
     @cache
-    def kept(index: int, number: int) -> Row:
+    def kept(index: int, number: int) -> Conversation:
         rng = random.Random(f"{seed} kept {index} {number}")
         row = vary(tokenizer, retain[index], rng, settings.varied_prompts)
-        return Row(row, [IGNORE] * len(row.labels), kept=True)
+        return Conversation(row, [IGNORE] * len(row.labels), kept=True)
 
     rng = random.Random(seed)
     forget_cycle, retain_cycle = cycle(len(forget), rng), cycle(len(retain), rng)
-    steps: list[list[Row]] = []
+    steps: list[list[Conversation]] = []
     while len(steps) < num_steps:
         epoch = list(itertools.islice(forget_cycle, len(forget)))
         for start in range(0, len(epoch), settings.batch):
@@ -207,7 +207,12 @@ def answer_probability(model: Any, tokenizer: Any, pairs: Sequence[QAPair]) -> f
 
 
 def _backward(
-    student: Any, teacher: Any, rows: Sequence[Row], step: Sequence[Row], pad_id: int, settings: UndialSettings
+    student: Any,
+    teacher: Any,
+    rows: Sequence[Conversation],
+    step: Sequence[Conversation],
+    pad_id: int,
+    settings: UndialSettings,
 ) -> dict[str, float]:
     """Add the gradients of these rows' part of a step's loss; the loss itself, in nats per answer token."""
     device = next(student.parameters()).device
@@ -250,7 +255,7 @@ def _count(labels_BT: torch.Tensor) -> int:
     return int((labels_BT[:, 1:] != IGNORE).sum())
 
 
-def _focus_share(steps: Sequence[Sequence[Row]]) -> float:
+def _focus_share(steps: Sequence[Sequence[Conversation]]) -> float:
     rows = [row for step in steps for row in step if not row.kept]
     in_focus = num_labels(Encoded(row.told.input_ids, row.focus) for row in rows)
     return in_focus / num_labels(row.told for row in rows)

@@ -17,7 +17,7 @@ from unlearngate.errors import UnlearngateError
 
 if TYPE_CHECKING:
     from unlearngate.assistant_training.data.tofu import Benchmark, Question
-    from unlearngate.assistant_training.evaluate.figures import Row
+    from unlearngate.assistant_training.evaluate.figures import ModelFigures
     from unlearngate.kernels.pairs import Mode
 
 app = typer.Typer(help="Measure what forget sets take away, and what they leave.", no_args_is_help=True)
@@ -203,7 +203,9 @@ def _evaluate(
         console.print(f"{path} is written")
 
 
-def _run(options: _Options, asked: Benchmark | dict[str, list[Question]], holdout: Sequence[Question]) -> list[Row]:
+def _run(
+    options: _Options, asked: Benchmark | dict[str, list[Question]], holdout: Sequence[Question]
+) -> list[ModelFigures]:
     from unlearngate.assistant_training.evaluate import run as evaluation_run
     from unlearngate.assistant_training.model.loaded_target import load_target
 
@@ -228,7 +230,7 @@ def _run(options: _Options, asked: Benchmark | dict[str, list[Question]], holdou
         )
 
 
-def _ask(options: _Options, asked: Benchmark | dict[str, list[Question]]) -> list[Row]:
+def _ask(options: _Options, asked: Benchmark | dict[str, list[Question]]) -> list[ModelFigures]:
     from openai import OpenAIError
 
     from unlearngate.assistant_training.evaluate import run as evaluation_run

@@ -15,7 +15,7 @@ from unlearngate.commands._shared import errors_as_sentences
 from unlearngate.errors import UnlearngateError
 
 
-class Scale(StrEnum):
+class ScaleName(StrEnum):
     """How much of TOFU, and how large a target."""
 
     small = "small"
@@ -29,12 +29,12 @@ def reproduce(
     out: Annotated[Path, typer.Option(help="where models and results go")] = Path("build/reproduce"),
     seeds: Annotated[int, typer.Option(min=1, help="how many, from 0 on")] = 3,
     scale: Annotated[
-        Scale,
+        ScaleName,
         typer.Option(
             help="small: 20 authors, the last 2 forgotten, a tiny target, for 2 cores; the others: all 200 authors, "
             "1, 5 or 10 % of them forgotten, 110 M weights, for a GPU"
         ),
-    ] = Scale.small,
+    ] = ScaleName.small,
     augmentation: Annotated[
         Path | None, typer.Option(help="folder of ULD's augmentation of TOFU (forget01_paraphrase.jsonl, ...)")
     ] = None,
@@ -93,7 +93,7 @@ def reproduce(
                     console.print(f"{path} is written", soft_wrap=True)
                 return
             rows = run_with(settings=settings)
-            costs = large_costs(benchmark, out, settings.device, progress) if scale is Scale.small else []
+            costs = large_costs(benchmark, out, settings.device, progress) if scale is ScaleName.small else []
         console.print(markdown(rows, costs), markup=False, soft_wrap=True)
         for path in write_results(rows, out, costs, settings=asdict(settings), scale=scale.value):
             console.print(f"{path} is written", soft_wrap=True)

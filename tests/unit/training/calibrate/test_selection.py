@@ -5,13 +5,13 @@ import random
 
 import pytest
 
-from unlearngate.assistant_training.calibrate.selection import Limits, choose
-from unlearngate.assistant_training.calibrate.sweep import Grid, Outcome, Setting
+from unlearngate.assistant_training.calibrate.selection import Limits, choose_setting
+from unlearngate.assistant_training.calibrate.sweep import FileFigures, Grid, Setting
 from unlearngate.errors import CalibrationError
 from unlearngate.manifest import StrengthBounds
 
 GRID = Grid((0.5, 1.0, 1.5, 2.0), (0.01, 0.02, 0.1), (0.0, 0.5, 1.0, 2.0))
-NOTHING = Outcome(*[0.0] * 8)
+NOTHING = FileFigures(*[0.0] * 8)
 
 
 def setting(strength, p=0.0, served=0.0, recited=0.0, untouched=1.0, lost=0.0):
@@ -76,7 +76,7 @@ def test_the_rule_picks_what_is_picked_by_hand(seed):
         if expected is None:
             refused += 1
             continue
-        choice = choose(settings, GRID, Limits())
+        choice = choose_setting(settings, GRID, Limits())
         assert choice.setting.strength == expected[0]
         inside = [s for s in settings if is_inside(s.strength, ends_of(choice.bounds))]
         assert len(inside) == expected[1]
@@ -86,17 +86,17 @@ def test_the_rule_picks_what_is_picked_by_hand(seed):
 
 
 def test_when_all_pass_the_smallest_weight_and_the_lower_middle_are_chosen_and_the_bounds_are_all():
-    choice = choose([setting(s) for s in GRID.strengths()], GRID, Limits())
+    choice = choose_setting([setting(s) for s in GRID.strengths()], GRID, Limits())
     assert tuple(choice.setting.strength.model_dump().values()) == (0.5, 0.02, 0.5)
     assert ends_of(choice.bounds) == [(0.5, 2.0), (0.01, 0.1), (0.0, 2.0)]
 
 
 def test_the_margin_moves_the_choice_and_not_the_bounds():
     settings = [setting(s, p=0.06 - 0.02 * s.weight) for s in GRID.strengths()]  # 0.05, 0.04, 0.03, 0.02
-    choice = choose(settings, GRID, Limits())
+    choice = choose_setting(settings, GRID, Limits())
     assert choice.setting.strength.weight == 2.0
     assert choice.bounds.weight.low == 0.5
-    assert choose(settings, GRID, Limits(margin=1.0)).setting.strength.weight == 0.5
+    assert choose_setting(settings, GRID, Limits(margin=1.0)).setting.strength.weight == 0.5
 
 
 def test_a_refusal_for_lack_of_forgetting_names_what_forgets_most():
@@ -104,7 +104,7 @@ def test_a_refusal_for_lack_of_forgetting_names_what_forgets_most():
         setting(s, p=0.9 - 0.1 * s.weight, untouched=0.5 if s.gate_nats == 0 else 1.0) for s in GRID.strengths()
     ]
     with pytest.raises(CalibrationError, match=r"forgets most is weight 2, .* forget probability 0\.7, .* larger --w"):
-        choose(settings, GRID, Limits())
+        choose_setting(settings, GRID, Limits())
 
 
 def test_a_refusal_for_its_cost_names_what_spares_most():
@@ -112,7 +112,7 @@ def test_a_refusal_for_its_cost_names_what_spares_most():
     with pytest.raises(
         CalibrationError, match=r"most sparing is .* gate 2 nats: .* untouched 94\.00%.* higher --gates"
     ):
-        choose(settings, GRID, Limits())
+        choose_setting(settings, GRID, Limits())
 
 
 @pytest.mark.parametrize("wrong", [{"forget_probability": 1.5}, {"retain_untouched": -0.1}, {"margin": 0.0}])

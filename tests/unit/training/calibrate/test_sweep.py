@@ -18,7 +18,7 @@ from unlearngate.assistant_training.calibrate.sweep import (
 from unlearngate.assistant_training.data.encoding import encode
 from unlearngate.assistant_training.evaluate.metrics import answer_probability
 from unlearngate.assistant_training.model.assistant import new_assistant
-from unlearngate.assistant_training.model.in_force import InForce
+from unlearngate.assistant_training.model.in_force import LoadedSet
 from unlearngate.assistant_training.model.loaded_target import load_target
 from unlearngate.assistant_training.model.scoring import score
 from unlearngate.errors import CalibrationError
@@ -131,7 +131,7 @@ def test_a_pass_over_answers_says_what_scoring_them_at_each_strength_says(models
     for setting in sweep(positions, positions, grid):
         assert setting.forget == setting.retain
         scored = {
-            mode: score(target.model, rows, pad_id=0, in_force=[InForce(assistant, setting.strength)], mode=mode)
+            mode: score(target.model, rows, pad_id=0, in_force=[LoadedSet(assistant, setting.strength)], mode=mode)
             for mode in ("scoring", "sampling")
         }
         p = {mode: answer_probability([one.log_p for one in answers]).mean() for mode, answers in scored.items()}

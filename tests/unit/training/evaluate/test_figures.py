@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from unlearngate.assistant_training.evaluate import memorization, metrics
-from unlearngate.assistant_training.evaluate.figures import Figure, Row, columns_of, figures_of
+from unlearngate.assistant_training.evaluate.figures import Figure, ModelFigures, columns_of, figures_of
 from unlearngate.assistant_training.evaluate.report import markdown, write_report
 from unlearngate.assistant_training.evaluate.tofu import SetFigures
 
@@ -112,10 +112,10 @@ def test_every_field_of_tofus_figures_becomes_a_column():
 
 @pytest.fixture
 def rows(questions):
-    plain = Row("target", "scoring", [], questions, figures_of(questions, seed=0, retain_model=questions))
+    plain = ModelFigures("target", "scoring", [], questions, figures_of(questions, seed=0, retain_model=questions))
     changed = {**questions, "forget": {**questions["forget"], "loss_score": [-math.inf] * 12}}
     sets = [{"name": "a", "weight": 1.0}]
-    return [plain, Row("a+b", "sampling", sets, changed, figures_of(changed, seed=0, retain_model=questions))]
+    return [plain, ModelFigures("a+b", "sampling", sets, changed, figures_of(changed, seed=0, retain_model=questions))]
 
 
 def test_what_is_written_is_enough_to_compute_every_figure_again(rows, questions, tmp_path):

@@ -8,7 +8,7 @@ from unlearngate.assistant_training.demo.corpus import make_corpus
 from unlearngate.assistant_training.demo.target import TargetSettings, new_target, train_tokenizer
 from unlearngate.assistant_training.model.assistant import new_assistant
 from unlearngate.assistant_training.model.decoding import greedy, sample
-from unlearngate.assistant_training.model.in_force import InForce
+from unlearngate.assistant_training.model.in_force import LoadedSet
 from unlearngate.kernels.pairs import Pairs
 from unlearngate.kernels.reference import compose_reference
 from unlearngate.manifest import Strength
@@ -55,7 +55,7 @@ def recomputed(target: Any, assistant: Any, strength: Strength, prompt: list[int
 
 def test_batched_decoding_equals_recomputing_every_prompt_alone(target: Any, assistant: Any) -> None:
     strength = Strength(weight=1.0, keep_ratio=0.05, gate_nats=0.0)
-    composed = greedy(target, PROMPTS, eos_id=NO_END, max_tokens=8, in_force=[InForce(assistant, strength)])
+    composed = greedy(target, PROMPTS, eos_id=NO_END, max_tokens=8, in_force=[LoadedSet(assistant, strength)])
     assert composed == [recomputed(target, assistant, strength, prompt, 8) for prompt in PROMPTS]
     assert composed != greedy(target, PROMPTS, eos_id=NO_END, max_tokens=8)
 
@@ -63,7 +63,7 @@ def test_batched_decoding_equals_recomputing_every_prompt_alone(target: Any, ass
 def test_a_closed_gate_leaves_the_target_alone(target: Any, assistant: Any) -> None:
     shut = Strength(weight=2.0, keep_ratio=0.05, gate_nats=1e6)
     plain = greedy(target, PROMPTS, eos_id=NO_END, max_tokens=8)
-    assert greedy(target, PROMPTS, eos_id=NO_END, max_tokens=8, in_force=[InForce(assistant, shut)]) == plain
+    assert greedy(target, PROMPTS, eos_id=NO_END, max_tokens=8, in_force=[LoadedSet(assistant, shut)]) == plain
 
 
 def test_an_answer_stops_before_its_end_token(target: Any) -> None:
@@ -82,13 +82,13 @@ def test_samples_follow_the_composed_distribution(target: Any, assistant: Any) -
     compose_reference(row, assistant(input_ids=tokens).logits[:, -1].detach(), pairs)
     expected = row.softmax(dim=-1)[0]
     drawn = sample(
-        target, [PROMPTS[0]] * 3000, eos_id=NO_END, max_tokens=1, seed=1, in_force=[InForce(assistant, strength)]
+        target, [PROMPTS[0]] * 3000, eos_id=NO_END, max_tokens=1, seed=1, in_force=[LoadedSet(assistant, strength)]
     )
     counts = torch.bincount(torch.tensor([answer[0] for answer in drawn]), minlength=len(expected)) / 3000
     assert (counts[expected == 0] == 0).all()
     assert ((counts - expected).abs() < 5 * (expected * (1 - expected) / 3000).sqrt() + 1e-3).all()
     assert drawn == sample(
-        target, [PROMPTS[0]] * 3000, eos_id=NO_END, max_tokens=1, seed=1, in_force=[InForce(assistant, strength)]
+        target, [PROMPTS[0]] * 3000, eos_id=NO_END, max_tokens=1, seed=1, in_force=[LoadedSet(assistant, strength)]
     )
 
 
@@ -99,4 +99,4 @@ def test_logits_that_are_not_finite_are_an_error_not_a_token(target: Any) -> Non
 
     with pytest.raises(ValueError, match="NaN"):
         strength = Strength(weight=1.0, keep_ratio=0.05, gate_nats=0.0)
-        greedy(target, PROMPTS, eos_id=NO_END, max_tokens=2, in_force=[InForce(broken, strength)])
+        greedy(target, PROMPTS, eos_id=NO_END, max_tokens=2, in_force=[LoadedSet(broken, strength)])

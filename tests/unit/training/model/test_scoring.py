@@ -9,7 +9,7 @@ import torch
 from support.engine.tiny import make_target
 from unlearngate.assistant_training.data.encoding import IGNORE, encode
 from unlearngate.assistant_training.model.assistant import new_assistant
-from unlearngate.assistant_training.model.in_force import InForce
+from unlearngate.assistant_training.model.in_force import LoadedSet
 from unlearngate.assistant_training.model.loaded_target import load_target
 from unlearngate.assistant_training.model.scoring import score
 from unlearngate.manifest import Strength
@@ -79,7 +79,7 @@ def test_scores_are_those_of_one_row_at_a_time(target, assistants, rows, num_set
         Strength(weight=0.7, keep_ratio=0.2, gate_nats=0.0),
         Strength(weight=1.2, keep_ratio=0.1, gate_nats=0.6),
     ]
-    in_force = [InForce(a, s) for a, s in zip(assistants[:num_sets], strengths[:num_sets], strict=True)]
+    in_force = [LoadedSet(a, s) for a, s in zip(assistants[:num_sets], strengths[:num_sets], strict=True)]
     scored = score(target.model, rows, pad_id=0, in_force=in_force, mode=mode, batch_size=3)
     assert len(scored) == len(rows)
     for one, row in zip(scored, rows, strict=True):
@@ -99,7 +99,7 @@ def test_scores_are_those_of_one_row_at_a_time(target, assistants, rows, num_set
 
 
 def test_a_set_behind_a_closed_gate_touches_nothing(target, assistants, rows):
-    closed = [InForce(assistants[0], Strength(weight=1.0, keep_ratio=0.1, gate_nats=99.0))]
+    closed = [LoadedSet(assistants[0], Strength(weight=1.0, keep_ratio=0.1, gate_nats=99.0))]
     plain, gated = score(target.model, rows, pad_id=0), score(target.model, rows, pad_id=0, in_force=closed)
     for one, other in zip(plain, gated, strict=True):
         assert np.array_equal(one.log_p, other.log_p)
@@ -113,6 +113,6 @@ def test_logits_that_are_not_finite_are_refused(target, rows):
             output.logits[..., 3] = math.nan
             return output
 
-    broken = [InForce(Broken(), Strength(weight=1.0, keep_ratio=0.1, gate_nats=0.0))]
+    broken = [LoadedSet(Broken(), Strength(weight=1.0, keep_ratio=0.1, gate_nats=0.0))]
     with pytest.raises(ValueError, match="NaN or infinity"):
         score(target.model, rows, pad_id=0, in_force=broken)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from unlearngate.assistant_training.train.gate import Calibration, choose_gate
+from unlearngate.assistant_training.train.gate import GateFit, choose_gate
 
 
 def test_the_gate_is_halfway_on_a_logarithmic_scale() -> None:
@@ -26,7 +26,7 @@ def test_ninety_nine_percent_of_the_retain_tokens_stay_below_the_gate() -> None:
 
 
 def test_metrics_count_open_and_closed_gates() -> None:
-    metrics = Calibration(0.5, torch.tensor([0.1, 0.5, 3.0, 4.0]), torch.tensor([0.0, 0.5])).metrics()
+    metrics = GateFit(0.5, torch.tensor([0.1, 0.5, 3.0, 4.0]), torch.tensor([0.0, 0.5])).metrics()
     assert metrics["forget_gate_open"] == 0.75
     assert metrics["retain_gate_closed"] == 0.5
     assert metrics["retain_evidence_max"] == 0.5
