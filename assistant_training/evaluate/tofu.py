@@ -4,29 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from unlearngate.assistant_training.data.encoding import encode, encode_prompt
+from unlearngate.assistant_training.data.encoding import encode_prompt
 from unlearngate.assistant_training.data.pairs import QAPair
 from unlearngate.assistant_training.data.tofu import Benchmark, Question
 from unlearngate.assistant_training.evaluate import memorization, metrics
-from unlearngate.assistant_training.model.decoding import greedy, sample
+from unlearngate.assistant_training.evaluate.questions import (
+    answer_figures,
+    generate,
+    score_answers,
+    score_wrong_answers,
+)
+from unlearngate.assistant_training.model.decoding import sample
 from unlearngate.assistant_training.model.in_force import Model
-from unlearngate.assistant_training.model.scoring import Scored, score
 from unlearngate.kernels.pairs import Mode
 
 _OPTIONS = ("real_authors", "world_facts")  # scored as multiple choice, and without paraphrases
-# Membership scores of an answer, by their column; without the end token, as OpenUnlearning counts them.
-_ATTACKS: dict[str, Callable[[Scored], float]] = {
-    "loss_score": lambda one: memorization.loss_score(one.log_p[:-1]),
-    "min_k_score": lambda one: memorization.min_k_score(one.log_p[:-1]),
-    "min_k_plus_score": lambda one: memorization.min_k_plus_score(
-        one.log_p[:-1], one.mean_log_p[:-1], one.std_log_p[:-1]
-    ),
-}
+_ATTACKS = ("loss_score", "min_k_score", "min_k_plus_score")  # membership scores of an answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,64 +153,27 @@ def membership(
         holdout: pairs of the forget set's kind.
         batch_size: rows at a time.
     """
-    scored = _score(model, [(pair.question, pair.answer) for pair in holdout], "scoring", batch_size)
-    others = {name: np.array([attack(one) for one in scored]) for name, attack in _ATTACKS.items()}
-    return {name: memorization.member_auc(getattr(forget, name), scores) for name, scores in others.items()}
+    others = answer_figures(score_answers(model, [(p.question, p.answer) for p in holdout], "scoring", batch_size))
+    return {name: memorization.member_auc(getattr(forget, name), others[name]) for name in _ATTACKS}
 
 
 def _evaluate_set(
     model: Model, questions: Sequence[Question], options: bool, mode: Mode, max_tokens: int, batch_size: int
 ) -> SetFigures:
-    answers = _score(model, [(q.question, q.answer) for q in questions], mode, batch_size)
+    answers = score_answers(model, [(q.question, q.answer) for q in questions], mode, batch_size)
     scoring = answers
     if mode != "scoring":
-        scoring = _score(model, [(q.question, q.answer) for q in questions], "scoring", batch_size)
+        scoring = score_answers(model, [(q.question, q.answer) for q in questions], "scoring", batch_size)
     right = scoring
     if not options:
-        right = _score(model, [(q.question, q.paraphrased) for q in questions], "scoring", batch_size)
-    flat = _score(model, [(q.question, wrong) for q in questions for wrong in q.perturbed], "scoring", batch_size)
-    bounds = np.cumsum([0, *(len(q.perturbed) for q in questions)])
-    wrong = [[one.log_p for one in flat[a:b]] for a, b in itertools.pairwise(bounds)]
+        right = score_answers(model, [(q.question, q.paraphrased) for q in questions], "scoring", batch_size)
+    wrong = score_wrong_answers(model, questions, batch_size)
     told = [one.log_p for one in answers]
-    generated = _generate(model, questions, max_tokens, batch_size)
+    generated = generate(model, questions, max_tokens, batch_size)
     return SetFigures(
         probability=metrics.option_probability(told, wrong) if options else metrics.answer_probability(told),
         rouge=metrics.rouge_recall([q.answer for q in questions], generated),
         truth_ratio=metrics.truth_ratio([one.log_p for one in right], wrong),
-        # Without the end token, as OpenUnlearning counts these.
-        extraction_strength=np.array([memorization.extraction_strength(one.is_best[:-1]) for one in answers]),
-        exact_memorization=np.array([memorization.exact_memorization(one.is_best[:-1]) for one in answers]),
-        **{name: np.array([attack(one) for one in answers]) for name, attack in _ATTACKS.items()},
-        untouched_positions=np.array([one.untouched.mean() for one in answers]),
-        num_positions=np.array([float(len(one.untouched)) for one in answers]),
+        **answer_figures(answers),
         generated=generated,
     )
-
-
-def _score(model: Model, asked: Sequence[tuple[str, str]], mode: Mode, batch_size: int) -> list[Scored]:
-    rows = [encode(model.tokenizer, question, answer) for question, answer in asked]
-    return score(
-        model.target,
-        rows,
-        pad_id=model.tokenizer.pad_token_id,
-        in_force=model.in_force,
-        mode=mode,
-        batch_size=batch_size,
-    )
-
-
-def _generate(model: Model, questions: Sequence[Question], max_tokens: int, batch_size: int) -> list[str]:
-    texts: dict[int, str] = {}
-    # Answers of like length end together.
-    by_length = sorted(range(len(questions)), key=lambda index: len(questions[index].answer))
-    for start in range(0, len(questions), batch_size):
-        chosen = by_length[start : start + batch_size]
-        decoded = greedy(
-            model.target,
-            [encode_prompt(model.tokenizer, questions[index].question) for index in chosen],
-            eos_id=model.tokenizer.eos_token_id,
-            max_tokens=max_tokens,
-            in_force=model.in_force,
-        )
-        texts |= zip(chosen, model.tokenizer.batch_decode(decoded), strict=True)
-    return [texts[index] for index in range(len(questions))]
