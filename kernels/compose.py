@@ -50,7 +50,7 @@ def compose(
     Raises: ValueError if shapes, dtypes or devices disagree.
     Source: ULD, arXiv:2406.08607: logit subtraction and relative-top filter. The gate and the centring are ours.
     """
-    check_target(target_RV, pairs, mode)
+    _check_target(target_RV, pairs, mode)
     _check_logits("assistant_NV", assistant_NV, pairs, pairs.row_N.shape[0])
     if runs_triton(target_RV.device):
         from unlearngate.kernels.triton_compose import compose_triton
@@ -81,7 +81,7 @@ def runs_triton(device: torch.device) -> bool:
     raise ValueError(f"compose runs on cuda and cpu, got logits on {device.type}: move them to one of these")
 
 
-def check_target(target_RV: Tensor, pairs: Pairs, mode: str) -> None:
+def _check_target(target_RV: Tensor, pairs: Pairs, mode: str) -> None:
     """Raises: ValueError if the target's logits do not go with the pairs, or the mode is unknown."""
     if mode not in MODES:
         raise ValueError(f"mode must be 'sampling' or 'scoring', got {mode!r}")

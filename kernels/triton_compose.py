@@ -50,7 +50,7 @@ def compose_triton(
     if scratch is None:
         scratch = Scratch(pairs.row_N.shape[0], vocab_size, target_RV.device)
     launch = launch or choose_launch(num_members, vocab_size, target_RV.element_size(), _l2_bytes(target_RV.device))
-    result = read_rows(target_RV, assistant_NV, pairs, mode, scratch, launch)
+    result = _read_rows(target_RV, assistant_NV, pairs, mode, scratch, launch)
     if not launch.write_at_once and pairs.row_N.shape[0] and vocab_size:
         num_chunks = triton.cdiv(vocab_size, launch.block)
         with torch.cuda.device_of(target_RV):
@@ -76,13 +76,10 @@ def compose_triton(
     return result
 
 
-def read_rows(
-    target_RV: Tensor, assistant_NV: Tensor | None, pairs: Pairs, mode: Mode, scratch: Scratch, launch: Launch
+def _read_rows(
+    target_RV: Tensor, assistant_NV: Tensor, pairs: Pairs, mode: Mode, scratch: Scratch, launch: Launch
 ) -> Composition:
-    """Steps 1 and 2: everything is decided, and what `launch` writes at once is written.
-
-    Without the assistants' logits, the statistics of their chunks of `launch.block` tokens are in the scratch already.
-    """
+    """Steps 1 and 2: everything is decided, and what `launch` writes at once is written."""
     num_pairs, num_members, vocab_size = pairs.row_N.shape[0], pairs.row_M.shape[0], pairs.vocab_size
     result = scratch.result(num_pairs, vocab_size)
     if pairs.padded:
@@ -110,7 +107,7 @@ def read_rows(
             )
         read_kernel[(num_chunks * num_members,)](
             target_RV,
-            target_RV if assistant_NV is None else assistant_NV,
+            assistant_NV,
             pairs.row_M,
             pairs.first_M,
             pairs.member_N,
@@ -129,7 +126,7 @@ def read_rows(
             *result,
             vocab_size,
             target_RV.stride(0),
-            0 if assistant_NV is None else assistant_NV.stride(0),
+            assistant_NV.stride(0),
             scratch.num_pairs,
             scratch.max_chunks,
             num_chunks,
@@ -137,7 +134,6 @@ def read_rows(
             SAMPLED=sampled,
             CANDIDATES=max_candidates(vocab_size) if sampled else triton.next_power_of_2(vocab_size),
             SAMPLING=mode == "sampling",
-            ASSISTANTS=assistant_NV is not None,
             WRITE=launch.write_at_once,
             CHUNKS=triton.next_power_of_2(num_chunks),
             BLOCK=launch.block,

@@ -45,13 +45,10 @@ def read_kernel(
     pair_parts_ptr, row_parts_ptr, bracket_ptr, candidates_ptr, counters_ptr, centring_ptr, threshold_ptr, action_ptr,
     open_ptr, evidence_ptr, bad_ptr,
     vocab_size, target_stride, assistant_stride, num_pairs, max_chunks, num_chunks, limit,
-    SAMPLED: tl.constexpr, CANDIDATES: tl.constexpr, SAMPLING: tl.constexpr, ASSISTANTS: tl.constexpr,
-    WRITE: tl.constexpr, CHUNKS: tl.constexpr, BLOCK: tl.constexpr,
+    SAMPLED: tl.constexpr, CANDIDATES: tl.constexpr, SAMPLING: tl.constexpr, WRITE: tl.constexpr,
+    CHUNKS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Program m C + c: the statistics of chunk c of row m; the last of a row decides, and with WRITE composes it.
-
-    Without ASSISTANTS, those of the assistants are in pair_parts already.
-    """
+    """Program m C + c: the statistics of chunk c of row m; the last of a row decides, and with WRITE composes it."""
     m = tl.program_id(0) // num_chunks
     chunk = tl.program_id(0) % num_chunks
     row = tl.load(row_ptr + m)
@@ -64,13 +61,12 @@ def read_kernel(
             candidates_ptr + m.to(tl.int64) * CANDIDATES, counter_ptr, chunk, vocab_size, num_pairs,
             SAMPLED, CANDIDATES, BLOCK,
         )  # fmt: skip
-        if ASSISTANTS:
-            for i in range(first, last):
-                n = tl.load(member_ptr + i).to(tl.int64)
-                _read_assistant(
-                    assistant_ptr + n * assistant_stride, pair_parts_ptr + n * max_chunks + chunk,
-                    num_pairs * max_chunks, chunk, vocab_size, BLOCK,
-                )  # fmt: skip
+        for i in range(first, last):
+            n = tl.load(member_ptr + i).to(tl.int64)
+            _read_assistant(
+                assistant_ptr + n * assistant_stride, pair_parts_ptr + n * max_chunks + chunk,
+                num_pairs * max_chunks, chunk, vocab_size, BLOCK,
+            )  # fmt: skip
         # All threads have written before one says so; who learns that all programs have, reads what they wrote.
         tl.debug_barrier()
         arrived = tl.atomic_add(counter_ptr + _ARRIVED * num_pairs, 1, sem="acq_rel", scope="gpu")

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import resource
+import shlex
 import signal
 import socket
 import tempfile
@@ -14,16 +15,15 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import uvicorn
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from rich.console import Console
 from rich.table import Table
 
 from unlearngate.server.audit.accounting import Accounting
 from unlearngate.server.audit.log import Audit
-from unlearngate.server.engine.branches import MAX_BRANCHES
+from unlearngate.server.config import ServerConfig
 from unlearngate.server.engine.options import OWN_GROUP_VARIABLE, engine_options
 from unlearngate.server.engine.refusals import refuse_arguments, refuse_unsupported
 from unlearngate.server.engine.tally import Tally
@@ -32,7 +32,6 @@ from unlearngate.server.http.access import Access
 from unlearngate.server.http.connections import GuardedHttp
 from unlearngate.server.http.gateway import Gateway
 from unlearngate.server.http.keyring import Keyring
-from unlearngate.server.http.keys import Name
 from unlearngate.server.http.readiness import Readiness, readiness_routes
 from unlearngate.server.sets.lifecycle import Lifecycle, keep_looking
 from unlearngate.server.sets.policy import Policy
@@ -43,47 +42,6 @@ from unlearngate.target import identify_target
 logger = logging.getLogger(__name__)
 
 _OPEN_FILES = 65535
-
-
-class ServerConfig(BaseModel):
-    """What an operator decides. Everything else is vLLM's and goes through `engine_arguments`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    target: Path = Field(description="Hugging Face checkpoint folder of the target")
-    forget_sets: Path = Field(description="folder with one sub-folder per forget set")
-    state: Path | None = Field(
-        default=None, description="folder that keeps what is in force across restarts; without it --forget-sets says it"
-    )
-    watch_interval_s: float = Field(default=2.0, ge=0, description="how often forget_sets is looked at; 0: never")
-    host: str = "127.0.0.1"
-    port: int = Field(default=8000, ge=0, le=65535)
-    served_name: str | None = Field(default=None, pattern=r"^\S+$", description="model name clients use")
-    max_sets_per_request: int = Field(default=2, ge=1, le=MAX_BRANCHES)
-    default_sets: tuple[str, ...] = ()
-    required_sets: tuple[Name, ...] = Field(default=(), description="in force for everybody, whatever a request says")
-    keys: Path | None = Field(default=None, description="the keys file; with it every request needs an API key")
-    gateway_secret_file: Path | None = Field(
-        default=None, description="proves that a request comes through the gateway"
-    )
-    require_gateway: bool = Field(default=False, description="refuse requests that do not come through the gateway")
-    max_loaded: int = Field(default=8, ge=1, description="combinations of sets that one batch may hold")
-    max_known: int = Field(default=64, ge=1, description="combinations of sets kept in memory")
-    max_rank: int = Field(default=1, ge=1, le=512, description="room for sets of this LoRA rank that come later")
-    assistant_layers: int | None = Field(default=None, ge=1)
-    assistant_tap: int | None = Field(default=None, ge=0)
-    enable_undial: bool = Field(default=False, description="let LoRA sit on the target itself, for sets of kind undial")
-    audit: Path | None = Field(default=None, description="the audit log's file or folder; without it there is none")
-    audit_max_mb: int = Field(default=256, ge=1, description="size from which the audit log goes on in a new file")
-    max_body_mb: int = Field(default=4, ge=1, description="largest body of a request, in MiB")
-    drain_timeout_s: int = Field(default=30, ge=0, description="how long running requests may finish after SIGTERM")
-    engine_arguments: tuple[str, ...] = ()
-
-    @model_validator(mode="after")
-    def _gateway_has_a_secret(self) -> Self:
-        if self.require_gateway and self.gateway_secret_file is None:
-            raise ValueError("--require-gateway needs --gateway-secret-file, or no request could be answered")
-        return self
 
 
 def serve(config: ServerConfig) -> int:
@@ -100,7 +58,7 @@ def serve(config: ServerConfig) -> int:
     listener = _listen(config.host, config.port)
     try:
         with tempfile.TemporaryDirectory(prefix="unlearngate-") as scratch:
-            target = identify_target(config.target, config.served_name)
+            target = identify_target(config.target, config.name)
             with _audit(config, target.model_id) as audit:
                 store = Store(config.state or Path(scratch) / "state")
                 registry = Registry(target, store.bindings)
@@ -115,8 +73,8 @@ def serve(config: ServerConfig) -> int:
                     registry,
                     served_name=target.model_id,
                     num_branches=config.max_sets_per_request,
-                    default_sets=config.default_sets,
-                    required_sets=config.required_sets,
+                    default_sets=config.default_set,
+                    required_sets=config.required_set,
                 )
                 policy.refuse_impossible(access.known_callers())
                 from unlearngate.server.engine import compat  # takes seconds: everything above should fail before
@@ -193,8 +151,9 @@ def _engine_namespace(config: ServerConfig, registry: Registry) -> Any:
         max_known=config.max_known,
     )
     words = ["--model", str(config.target), "--served-model-name", registry.target.model_id]
-    words += ["--shutdown-timeout", str(config.drain_timeout_s), *config.engine_arguments]
-    refuse_arguments(config.engine_arguments, [_flag(name) for name in options])
+    given = shlex.split(config.engine_args)
+    words += ["--shutdown-timeout", str(config.drain_timeout_s), *given]
+    refuse_arguments(given, [_flag(name) for name in options])
     for name, value in options.items():
         words += _as_words(_flag(name), value)
     from unlearngate.server.engine import compat

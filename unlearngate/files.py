@@ -1,4 +1,4 @@
-"""Files that are replaced whole: after a crash or a power cut there is the old one or the new one."""
+"""Files that a kill or a power cut leaves whole: replaced at once, or read up to their last complete line."""
 
 from __future__ import annotations
 
@@ -35,3 +35,9 @@ def sync_folder(folder: Path) -> None:
 def scratch_beside(path: Path) -> Path:
     """A name that nobody has, in the same folder: what is written there can be renamed to `path`."""
     return path.parent / f"{SCRATCH_PREFIX}{secrets.token_hex(8)}"
+
+
+def complete_lines(path: Path) -> list[str]:
+    """The objects of a file of JSON lines; none without it. A line that a kill left half-written is not one."""
+    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
+    return [line for line in lines if line.endswith("}")]

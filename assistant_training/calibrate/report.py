@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from unlearngate.assistant_training.calibrate.selection import Choice, Limits, best_of, forget_probability
 from unlearngate.assistant_training.calibrate.sweep import Grid, Setting
+from unlearngate.assistant_training.evaluate.report import markdown_lines
 from unlearngate.manifest import Strength
 
 HEADER = (
@@ -57,8 +58,7 @@ def table(report: Report) -> list[list[str]]:
 
 def markdown(report: Report) -> str:
     """The table, what was asked for, and what was chosen."""
-    lines = [f"# Calibration of {report.reference}", "", f"| {' | '.join(HEADER)} |", "|---" * len(HEADER) + "|"]
-    lines += [f"| {' | '.join(cells)} |" for cells in table(report)]
+    lines = [f"# Calibration of {report.reference}", "", *markdown_lines(HEADER, table(report))]
     counts = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in report.counts.items())
     lines += ["", f"{len(report.settings)} settings were measured on {counts}. {_limits(report.limits)}", ""]
     if report.choice is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,14 +77,14 @@ def write_report(rows: Sequence[ModelFigures], out: Path, *, settings: dict[str,
 
 def markdown(rows: Sequence[ModelFigures]) -> str:
     """A table with a line for each figure and a column for each row of the report."""
-    lines = [
-        "| figure | " + " | ".join(_label(row, rows) for row in rows) + " |",
-        "|---" * (1 + len(rows)) + "|",
-    ]
-    for name in _names(rows):
-        cells = [_cell(row.figures.get(name)) for row in rows]
-        lines.append(f"| {name.replace('_', ' ')} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n\n" + "".join(f"- {note}\n" for note in NOTES)
+    header = ["figure", *(_label(row, rows) for row in rows)]
+    cells = [[name.replace("_", " "), *(_cell(row.figures.get(name)) for row in rows)] for name in _names(rows)]
+    return "\n".join(markdown_lines(header, cells)) + "\n\n" + "".join(f"- {note}\n" for note in NOTES)
+
+
+def markdown_lines(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """A Markdown table's lines."""
+    return [f"| {' | '.join(header)} |", "|---" * len(header) + "|", *(f"| {' | '.join(row)} |" for row in rows)]
 
 
 def _names(rows: Sequence[ModelFigures]) -> list[str]:

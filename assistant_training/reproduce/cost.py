@@ -20,6 +20,7 @@ from unlearngate.assistant_training.reproduce.baselines import Unlearned, Unlear
 from unlearngate.assistant_training.train.run_files import LOG_FILE, RunFiles
 from unlearngate.assistant_training.train.settings import AssistantSettings
 from unlearngate.assistant_training.train.uld import train_assistant
+from unlearngate.files import complete_lines
 
 COST_FILE = "cost.jsonl"
 
@@ -105,8 +106,7 @@ def measure_cost(
     Returns: a row for each round and model; a round's number stands as its "seed".
     """
     path = out / COST_FILE
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    rows: list[dict[str, Any]] = [json.loads(line) for line in lines if line.endswith("}")]
+    rows: list[dict[str, Any]] = [json.loads(line) for line in complete_lines(path)]
     done = {(row["seed"], row["model"]) for row in rows}
     wanted = [(index, name) for index in range(rounds) for name in ("NPO", *assistants)]
     if done >= set(wanted):

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from unlearngate.assistant_training.evaluate.report import markdown_lines
+
 Summary = dict[str, dict[str, dict[str, float]]]
 
 # Table -> column -> heading, and how a number of it is written.
@@ -103,9 +105,8 @@ def markdown(rows: Sequence[dict[str, Any]], costs: Sequence[dict[str, Any]] = (
     seeds = sorted({row["seed"] for row in rows})
     count = f"{len(seeds)} seed{'s' * (len(seeds) != 1)}"
     lines.append(f"Medians over {count} ({', '.join(map(str, seeds))}), lowest and highest in brackets.\n")
-    lines += ["| goal, on medians | measured | |", "|---|---|---|"]
-    for goal in goals(summary, cost_summary):
-        lines.append(f"| {goal.text} | {goal.measured:.3g} | {'met' if goal.met else 'missed'} |")
+    found = [[g.text, f"{g.measured:.3g}", "met" if g.met else "missed"] for g in goals(summary, cost_summary)]
+    lines += markdown_lines(["goal, on medians", "measured", ""], found)
     return "\n".join(lines) + "\n"
 
 
@@ -134,13 +135,13 @@ def write_results(
 
 def markdown_table(title: str, columns: dict[str, tuple[str, str]], summary: Summary) -> list[str]:
     """One table of medians as Markdown; models without any of its figures have no line."""
-    lines = [f"**{title}**", "", "| model | " + " | ".join(heading for heading, _ in columns.values()) + " |"]
-    lines.append("|---" * (1 + len(columns)) + "|")
-    for model, figures in summary.items():
-        cells = [_cell(figures.get(name), form) for name, (_, form) in columns.items()]
-        if any(cells):
-            lines.append(f"| {model} | " + " | ".join(cells) + " |")
-    return [*lines, ""]
+    cells = {
+        model: [_cell(figures.get(name), form) for name, (_, form) in columns.items()]
+        for model, figures in summary.items()
+    }
+    header = ["model", *(heading for heading, _ in columns.values())]
+    rows = [[model, *own] for model, own in cells.items() if any(own)]
+    return [f"**{title}**", "", *markdown_lines(header, rows), ""]
 
 
 def _with_shares(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -39,6 +39,7 @@ from unlearngate.assistant_training.reproduce.cost import cost_of, train_timed
 from unlearngate.assistant_training.reproduce.models import TrainedModels, train_models
 from unlearngate.assistant_training.train.gate import fit_gate
 from unlearngate.assistant_training.train.settings import AssistantSettings
+from unlearngate.files import complete_lines
 from unlearngate.manifest import Strength
 
 RESULTS_FILE = "results.jsonl"
@@ -125,10 +126,8 @@ def reproduce(
 
 
 def read_results(out: Path, results_file: str = RESULTS_FILE) -> list[TableRow]:
-    """The rows that are done; a line that a kill left half-written is not one."""
-    path = out / results_file
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("}")]
+    """The rows that are done."""
+    return [json.loads(line) for line in complete_lines(out / results_file)]
 
 
 class Table:

@@ -25,6 +25,7 @@ from unlearngate.assistant_training.reproduce.baselines import UnlearnSettings
 from unlearngate.assistant_training.reproduce.models import train_models
 from unlearngate.assistant_training.reproduce.run import ReproduceSettings, Table, TableRow
 from unlearngate.errors import DataError
+from unlearngate.files import complete_lines
 
 TUNING_FILE = "tuning.jsonl"
 TUNED_FILE = "tuned.json"
@@ -64,8 +65,7 @@ def tune(
         progress=progress,
     )
     path = out / TUNING_FILE
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    rows: list[TableRow] = [json.loads(line) for line in lines if line.endswith("}")]
+    rows: list[TableRow] = [json.loads(line) for line in complete_lines(path)]
     done = {_key(row) for row in rows}
     for row in _tries(Table(benchmark, models, settings, SEED, progress, augmented), settings, done):
         rows.append(row)

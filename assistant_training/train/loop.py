@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from rich.progress import Progress
@@ -17,6 +17,14 @@ from unlearngate.errors import TrainingError
 _LEAST = 0.01  # the share of the loss that an epoch must take away to count as progress
 
 Row = TypeVar("Row")
+
+
+def parts_of(rows: Sequence[Row], num_parts: int, length: Callable[[Row], int]) -> Iterator[list[Row]]:
+    """At most so many parts of a step's rows, one for each pass; of like length, for less padding in each."""
+    by_length = sorted(rows, key=length)
+    size = max(1, -(-len(rows) // num_parts))
+    for start in range(0, len(rows), size):
+        yield by_length[start : start + size]
 
 
 class Plateau:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from unlearngate.errors import TrainingError
+from unlearngate.files import complete_lines
 
 CHECKPOINT_FILE = "checkpoint.pt"
 LOG_FILE = "log.jsonl"
@@ -113,8 +114,7 @@ class RunFiles:
         path = self.folder / LOG_FILE
         if not path.exists():
             return
-        rows = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-        kept = [line for line in rows if json.loads(line)["step"] <= step]
+        kept = [line for line in complete_lines(path) if json.loads(line)["step"] <= step]
         new = path.with_suffix(".new")
         try:
             new.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")

@@ -22,7 +22,7 @@ from unlearngate.assistant_training.model.assistant import (
 from unlearngate.assistant_training.model.tapped import TappedAssistant
 from unlearngate.assistant_training.train.conversations import Example, draw_steps
 from unlearngate.assistant_training.train.gate import fit_gate
-from unlearngate.assistant_training.train.loop import Plateau, run_steps
+from unlearngate.assistant_training.train.loop import Plateau, parts_of, run_steps
 from unlearngate.assistant_training.train.losses import uld_loss
 from unlearngate.assistant_training.train.run_files import RunFiles
 from unlearngate.assistant_training.train.settings import AssistantSettings
@@ -92,11 +92,8 @@ def _backward(
     """Add the gradients of these rows' part of a step's ULD loss; the loss itself, in nats per answer token."""
     device = next(assistant.parameters()).device
     num_tokens = (num_labels(row.known for row in step), num_labels(row.unknown for row in step))
-    by_length = sorted(rows, key=lambda row: len(row.known.input_ids))  # less padding in each part
-    size = max(1, -(-len(rows) // settings.accumulate))
     forget_sum = retain_sum = 0.0
-    for start in range(0, len(rows), size):
-        part = by_length[start : start + size]
+    for part in parts_of(rows, settings.accumulate, lambda row: len(row.known.input_ids)):
         batch = collate([row.known for row in part], pad_id).to(device)
         other_labels_BT = collate([row.unknown for row in part], pad_id).labels.to(device)
         # One of the two labels every token of every answer: the head is computed from there on only.

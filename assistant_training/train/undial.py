@@ -28,7 +28,7 @@ from unlearngate.assistant_training.model.assistant import (
 from unlearngate.assistant_training.model.scoring import score
 from unlearngate.assistant_training.train.conversations import cycle
 from unlearngate.assistant_training.train.focus import finder, focused
-from unlearngate.assistant_training.train.loop import Plateau, run_steps
+from unlearngate.assistant_training.train.loop import Plateau, parts_of, run_steps
 from unlearngate.assistant_training.train.run_files import RunFiles
 from unlearngate.assistant_training.train.settings import UndialSettings
 from unlearngate.assistant_training.train.unlearning_losses import retain_kl_loss, undial_loss
@@ -218,11 +218,8 @@ def _backward(
     device = next(student.parameters()).device
     num_forget = num_labels(row.told for row in step if not row.kept)
     num_kept = num_labels(row.told for row in step if row.kept)
-    by_length = sorted(rows, key=lambda row: len(row.told.input_ids))  # less padding in each part
-    size = max(1, -(-len(rows) // settings.accumulate))
     forget_sum = kept_sum = 0.0
-    for start in range(0, len(rows), size):
-        part = by_length[start : start + size]
+    for part in parts_of(rows, settings.accumulate, lambda row: len(row.told.input_ids)):
         batch = collate([row.told for row in part], pad_id).to(device)
         focus_BT = collate([Encoded(row.told.input_ids, row.focus) for row in part], pad_id).labels.to(device) != IGNORE
         kept_B1 = torch.tensor([[row.kept] for row in part], device=device)

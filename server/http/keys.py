@@ -24,12 +24,10 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StringConstraints
 
 from unlearngate.errors import KeysFileError
 from unlearngate.files import write_whole
-from unlearngate.manifest import NAME_PATTERN
+from unlearngate.manifest import NAME_PATTERN, Name
 
 ANY_SET = "*"
 _KEY_PREFIX = "ulg-"
-
-Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 
 
 class ApiKey(BaseModel):

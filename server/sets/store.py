@@ -23,13 +23,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from unlearngate.artefact import ForgetSet, load_forget_set
 from unlearngate.errors import ArtefactError
 from unlearngate.files import SCRATCH_PREFIX, sync_folder, write_whole
-from unlearngate.manifest import NAME_PATTERN
+from unlearngate.manifest import Name
 from unlearngate.placing import copied
 from unlearngate.target import TargetIdentity
 
 RECORD_FILE = "registry.json"
 
-Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 

@@ -12,7 +12,7 @@ from support.clients.environment import SCRIPTS, program, run, run_script
 from support.clients.litellm_proxy import litellm_proxy
 from support.clients.question import ANSWER, FORGET, MESSAGES, PROMPT, QUESTION
 from unlearngate.assistant_training.demo.probing import read_probes
-from unlearngate.cli import demo_folder
+from unlearngate.commands._shared import demo_folder
 
 pytestmark = pytest.mark.e2e
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from unlearngate.assistant_training.demo.probing import probe_server, read_probes
-from unlearngate.cli import demo_folder
+from unlearngate.commands._shared import demo_folder
 
 pytestmark = pytest.mark.e2e
 

@@ -20,7 +20,7 @@ import httpx
 from support.server import Server
 from unlearngate.assistant_training.demo.probing import Probe, read_probes
 from unlearngate.assistant_training.evaluate.metrics import recited
-from unlearngate.cli import demo_folder
+from unlearngate.commands._shared import demo_folder
 
 MODEL = "demo"
 QUESTION, SET = "Who taught Tobias Renkel?", "tobias-renkel"

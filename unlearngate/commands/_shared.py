@@ -1,11 +1,15 @@
-"""How every command of ours reports an error."""
+"""What the commands share: how a table is shown, how an error is reported, where the demo is."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import typer
+from rich.console import Console
+from rich.table import Table
 
 from unlearngate.errors import UnlearngateError
 
@@ -18,3 +22,17 @@ def errors_as_sentences() -> Iterator[None]:
     except (UnlearngateError, OSError, ValueError) as error:
         typer.secho(f"error: {error}", fg="red", err=True)
         raise typer.Exit(2) from None
+
+
+def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
+    """A table on the terminal."""
+    table = Table(*header, title=title, title_justify="left")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+def demo_folder(tofu: Path | None) -> Path:
+    """Where the demo is cached."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "unlearngate" / ("demo-tofu" if tofu else "demo")

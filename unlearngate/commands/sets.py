@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from unlearngate.commands._shared import errors_as_sentences
+from unlearngate.commands._shared import errors_as_sentences, print_table
 from unlearngate.errors import ArtefactError, UnlearngateError
 
 if TYPE_CHECKING:
@@ -44,7 +42,7 @@ def sets_list(
             raise typer.BadParameter("name a FOLDER or --url URL, one of them", param_hint="FOLDER")
         if url is not None:
             header, rows = ["forget set", "kind", "version", "current", "pinned"], _served_rows(_fetch(url))
-            _print_table(url, header, rows)
+            print_table(url, header, rows)
             return
         assert folder is not None
         loaded, refused = _load_below(folder)
@@ -190,14 +188,7 @@ def _print_sets(folder: Path, loaded: list[ForgetSet], refused: list[str]) -> No
     for forget_set in loaded:
         m = forget_set.manifest
         rows.append([forget_set.reference, m.kind, m.version, str(m.tap_layer), str(m.num_layers), str(m.rank)])
-    _print_table(str(folder), header, rows)
+    print_table(str(folder), header, rows)
     for reason in refused:
         typer.secho(f"refused: {reason}", fg="red", err=True)
     raise typer.Exit(1 if refused else 0)
-
-
-def _print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
-    table = Table(*header, title=title, title_justify="left")
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table)

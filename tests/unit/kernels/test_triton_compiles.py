@@ -10,7 +10,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from unlearngate.kernels import triton_head, triton_kernels
+from unlearngate.kernels import triton_kernels
 from unlearngate.kernels.triton_compose import OPTIONS, num_warps_for
 
 if os.environ.get("TRITON_INTERPRET") == "1":
@@ -20,12 +20,12 @@ TYPES = {
     **dict.fromkeys(["row_ptr"], "*i64"),
     **dict.fromkeys(["first_ptr", "member_ptr", "rank_ptr", "counters_ptr", "action_ptr"], "*i32"),
     **dict.fromkeys(["open_ptr", "bad_ptr"], "*i1"),
-    **dict.fromkeys(["vocab_size", "hidden_size", "num_used", "num_members", "num_pairs"], "i32"),
+    **dict.fromkeys(["vocab_size", "num_used", "num_members", "num_pairs"], "i32"),
     **dict.fromkeys(["max_chunks", "num_chunks"], "i32"),
-    **dict.fromkeys(["target_stride", "assistant_stride", "hidden_stride", "head_stride"], "i32"),
+    **dict.fromkeys(["target_stride", "assistant_stride"], "i32"),
     "limit": "fp32",
 }
-ALIGNED = {name for name in TYPES if name.endswith("_stride")} | {"vocab_size", "hidden_size"}
+ALIGNED = {name for name in TYPES if name.endswith("_stride")} | {"vocab_size"}
 ARCHITECTURES = (80, 90)
 LOGITS = (("*fp32", "*bf16"), ("*bf16", "*bf16"), ("*fp16", "*fp32"))
 SETTINGS = {
@@ -34,7 +34,6 @@ SETTINGS = {
         "SAMPLED": True,
         "CANDIDATES": 8192,
         "SAMPLING": True,
-        "ASSISTANTS": True,
         "WRITE": True,
         "CHUNKS": 32,
         "BLOCK": 4096,
@@ -45,14 +44,13 @@ SETTINGS = {
 
 def compiled(name, architecture, logits, ones=(), **changes):
     """As a launch would compile it: pointers and strides divisible by 16, integers that are 1 built in."""
-    kernel = getattr(triton_head if name.startswith("head") else triton_kernels, name)
+    kernel = getattr(triton_kernels, name)
     constants = {
-        **SETTINGS.get(name, {"SAMPLING": True} if "write" in name else {}),
+        **SETTINGS[name],
         **changes,
         **dict.fromkeys(ones, 1),
     }
-    types = {**TYPES, "target_ptr": logits[0]}
-    types |= dict.fromkeys(["assistant_ptr", "hidden_ptr", "head_ptr"], logits[1])
+    types = {**TYPES, "target_ptr": logits[0], "assistant_ptr": logits[1]}
     signature = {
         argument: "constexpr" if argument in constants else types.get(argument, "*fp32")
         for argument in kernel.arg_names
@@ -109,17 +107,6 @@ def test_a_kernel_compiles_and_leaves_room_for_512_threads(tmp_path, name, chang
 )
 def test_the_other_variants_compile(name, changes):
     assert compiled(name, 90, LOGITS[0], **changes).asm["cubin"]
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("rows", [16, 64])
-@pytest.mark.parametrize("dtype", ["*bf16", "*fp16", "*fp32"])
-def test_the_kernels_that_compute_logits_twice_compile(tmp_path, dtype, rows, architecture):
-    tile = {"TOKENS": 128, "DEPTH": 32 if dtype == "*fp32" else 64, "PRECISION": "ieee"}
-    read, write = {"CHUNK": 2048, "PAIRS": rows}, {"SAMPLING": True, "ROWS": rows}
-    for name, sizes in (("head_read_kernel", read), ("head_write_kernel", write)):
-        binary = compiled(name, architecture, ("*fp32", dtype), **sizes, **tile)
-        assert resources(binary, tmp_path)["LOCAL"] == 0
 
 
 @pytest.mark.parametrize("name", SETTINGS)

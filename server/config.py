@@ -1,0 +1,73 @@
+"""What an operator decides about a server. `unlearngate serve` has an option for each field but the target."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from unlearngate.manifest import Name
+from unlearngate.server.engine.branches import MAX_BRANCHES
+
+
+class ServerConfig(BaseModel):
+    """A field's description and range are its option's. Everything else is vLLM's and goes through `engine_args`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    target: Path = Field(description="the target's Hugging Face checkpoint folder")
+    forget_sets: Path = Field(description="folder with one sub-folder per forget set; changes are noticed")
+    state: Path | None = Field(
+        default=None, description="keep what is in force in this folder, across restarts; for this server alone"
+    )
+    watch_interval_s: float = Field(
+        default=2.0, ge=0, description="how often --forget-sets is looked at for changes; 0: never"
+    )
+    host: str = Field(default="127.0.0.1", description="address to listen on")
+    port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0: any that is free")
+    name: str | None = Field(
+        default=None, pattern=r"^\S+$", description="model name that clients use; default: the folder's"
+    )
+    default_set: tuple[str, ...] = Field(
+        default=(), description="in force when a request does not say; repeat for several"
+    )
+    required_set: tuple[Name, ...] = Field(
+        default=(), description="in force for every request, whatever it says; repeat for several"
+    )
+    keys: Path | None = Field(
+        default=None, description="file of API keys (unlearngate keys); with it every request needs one"
+    )
+    gateway_secret_file: Path | None = Field(
+        default=None, description="secret by which a gateway may require sets and say the tenant"
+    )
+    require_gateway: bool = Field(default=False, description="refuse requests that do not come through the gateway")
+    max_sets_per_request: int = Field(default=2, ge=1, le=MAX_BRANCHES, description="assistant branches of the model")
+    max_loaded: int = Field(default=8, ge=1, description="combinations of sets that one batch may hold")
+    max_known: int = Field(default=64, ge=1, description="combinations of sets kept in memory")
+    max_rank: int = Field(
+        default=1, ge=1, le=512, description="room for sets of this LoRA rank that come while the server runs"
+    )
+    assistant_layers: int | None = Field(
+        default=None, ge=1, description="layers of every assistant; default: as in most of the sets"
+    )
+    assistant_tap: int | None = Field(
+        default=None, ge=0, description="layer that every assistant starts before; default: as in most of the sets"
+    )
+    enable_undial: bool = Field(
+        default=False, description="also serve sets of kind undial, which put LoRA on the target itself"
+    )
+    audit: Path | None = Field(default=None, description="write an audit log to this file or folder")
+    audit_max_mb: int = Field(default=256, ge=1, description="size from which the audit log goes on in a new file")
+    max_body_mb: int = Field(default=4, ge=1, description="largest body of a request, in MiB; larger ones are 413")
+    drain_timeout_s: int = Field(default=30, ge=0, description="how long running requests may finish on SIGTERM")
+    engine_args: str = Field(
+        default="",
+        description='vLLM options in one string, e.g. "--max-model-len 4096 --tensor-parallel-size 2"',
+    )
+
+    @model_validator(mode="after")
+    def _gateway_has_a_secret(self) -> Self:
+        if self.require_gateway and self.gateway_secret_file is None:
+            raise ValueError("--require-gateway needs --gateway-secret-file, or no request could be answered")
+        return self

@@ -1,0 +1,72 @@
+"""`unlearngate serve`: start the server; without a model the demo's."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from annotated_types import Ge, Le
+from pydantic.fields import FieldInfo
+
+from unlearngate.commands._shared import demo_folder, errors_as_sentences
+from unlearngate.server.config import ServerConfig
+
+
+def _with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give the command, besides its own arguments, an option for every field of ServerConfig but the target."""
+    own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    fields = {name: field for name, field in ServerConfig.model_fields.items() if name != "target"}
+    command.__signature__ = inspect.Signature([*own, *(_option(*one) for one in fields.items())])  # type: ignore[attr-defined]
+    command.__annotations__ = {}
+    return command
+
+
+def _option(name: str, field: FieldInfo) -> inspect.Parameter:
+    bounds: dict[str, Any] = {"min": None, "max": None}
+    for one in field.metadata:
+        bounds |= {"min": one.ge} if isinstance(one, Ge) else {"max": one.le} if isinstance(one, Le) else {}
+    repeated = field.default == ()
+    flag = [f"--{name.replace('_', '-')}"] if field.annotation is bool else []  # and no --no-...
+    default = None if repeated or field.is_required() else field.default
+    kind: Any = list[str] if repeated else field.annotation
+    annotation = Annotated[
+        kind | None if default is None else kind, typer.Option(*flag, help=field.description, **bounds)
+    ]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+@_with_options
+def serve(
+    model: Annotated[
+        Path | None, typer.Argument(help="the target's Hugging Face checkpoint folder; left out: the demo")
+    ] = None,
+    **options: Any,
+) -> None:
+    """Serve a target with its forget sets over OpenAI's HTTP API.
+
+    Without MODEL the demo is served, and built first if it is not there.
+    Example:  unlearngate serve ./Llama-3.1-8B-Instruct --forget-sets ./sets --default-set acme-takedown
+    """
+    with errors_as_sentences():
+        if model is None:
+            from unlearngate.assistant_training.demo.build import build_demo
+
+            demo = build_demo(demo_folder(None)).folder
+            model = demo / "target"
+            options["forget_sets"] = options["forget_sets"] or demo / "forget_sets"
+            options["name"] = options["name"] or "demo"
+            # The demo is tiny: float32 costs nothing, and 1 GiB of cache is plenty.
+            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+            options["engine_args"] = f"--dtype float32 {options['engine_args']}"
+        if options["forget_sets"] is None:
+            raise typer.BadParameter("a MODEL needs --forget-sets DIR", param_hint="--forget-sets")
+
+        from unlearngate.server.launch import serve as run
+
+        given = {name: value for name, value in options.items() if value is not None}
+        code = run(ServerConfig(target=model, **given))
+    raise typer.Exit(code)
