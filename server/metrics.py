@@ -1,21 +1,18 @@
-"""Prometheus metrics of our own; vLLM's stand beside them in GET /metrics.
+"""Prometheus metrics of our own, counted in the HTTP process; vLLM's stand beside them in GET /metrics.
 
-Labels are bounded: sets are those of the registry, codes and endings those of docs/http.md. What the engine's process
-counts comes through the tally's shared memory, so it is collected in the HTTP process alone.
+Labels are bounded: sets are those of the registry, codes and endings those of docs/http.md. `engine/tally.py` has what
+the engine's process counts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, generate_latest
-from prometheus_client.core import CounterMetricFamily
-from prometheus_client.registry import Collector
+from prometheus_client import Counter
 
 if TYPE_CHECKING:
     from unlearngate.artefact import ForgetSet
-    from unlearngate.server.engine.tally import Tally
 
 REQUESTS = Counter("unlearngate_requests_total", "Requests by forget set in force ('none' if none was)", ["forget_set"])
 ENDINGS = Counter("unlearngate_endings_total", "How admitted requests ended", ["finish"])
@@ -44,24 +41,3 @@ def count_request(sets: Sequence[ForgetSet], finish: str, num_tokens: int, open_
         else:
             GATE_TOKENS.labels(name, "open").inc(num_open)
             GATE_TOKENS.labels(name, "closed").inc(num_tokens - num_open)
-
-
-class _EngineCollector(Collector):
-    def __init__(self, tally: Tally) -> None:
-        self._tally = tally
-
-    def collect(self) -> Iterable[CounterMetricFamily]:
-        totals = self._tally.totals()
-        for name, what, value in (
-            ("unlearngate_compose_steps", "Engine steps that composed at least one row", totals.steps),
-            ("unlearngate_compose_seconds", "Time that composing took in these steps", totals.compose_ns / 1e9),
-            ("unlearngate_bad_rows", "Rows that held NaN or infinity: their requests were ended", totals.bad_rows),
-        ):
-            yield CounterMetricFamily(name, what, value=value)
-
-
-def engine_text(tally: Tally) -> bytes:
-    """What the engine's process counted, in Prometheus' text format."""
-    registry = CollectorRegistry()
-    registry.register(_EngineCollector(tally))
-    return generate_latest(registry)

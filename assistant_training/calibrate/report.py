@@ -9,7 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from unlearngate.assistant_training.calibrate.selection import Choice, Limits, best_of, forget_probability
+from unlearngate.assistant_training.calibrate.selection import Choice, best_of
+from unlearngate.assistant_training.calibrate.settings import Limits, forget_probability
 from unlearngate.assistant_training.calibrate.sweep import Grid, Setting
 from unlearngate.assistant_training.evaluate.report import markdown_lines
 from unlearngate.manifest import Strength

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +24,8 @@ from unlearngate.artefact import (
 )
 from unlearngate.assistant_training.calibrate.held_out import HeldOut, WordedQuestion, ask
 from unlearngate.assistant_training.calibrate.report import Report, write_report
-from unlearngate.assistant_training.calibrate.selection import Choice, Limits, choose_setting
+from unlearngate.assistant_training.calibrate.selection import Choice, choose_setting
+from unlearngate.assistant_training.calibrate.settings import CalibrationSettings
 from unlearngate.assistant_training.calibrate.sweep import Grid, Positions, Setting, measure, plain_outcome, sweep
 from unlearngate.assistant_training.data.pairs import QAPair
 from unlearngate.assistant_training.evaluate.metrics import answer_probability, recited, rouge_recall
@@ -35,20 +36,6 @@ from unlearngate.assistant_training.model.loaded_target import LoadedTarget
 from unlearngate.assistant_training.model.scoring import score
 from unlearngate.errors import CalibrationError
 from unlearngate.manifest import NAME_PATTERN, Strength
-
-
-@dataclass(frozen=True, slots=True)
-class CalibrationSettings:
-    """What is swept and asked for. Nothing is drawn: the same call gives the same figures, so there is no seed."""
-
-    weights: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0)
-    keep_ratios: tuple[float, ...] = (0.005, 0.01, 0.02, 0.05, 0.1)
-    gates_nats: tuple[float, ...] = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0)
-    limits: Limits = field(default_factory=Limits)
-    system_prompts: tuple[str, ...] = ()  # every question is asked below each of them too
-    batch_size: int = 16
-    decoded: int = 64  # at most so many answers of each file
-    max_tokens: int = 128
 
 
 class Calibrated(NamedTuple):

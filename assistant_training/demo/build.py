@@ -42,6 +42,9 @@ from unlearngate.target import file_digest, identify_target
 DEMO_FILE = "demo.json"
 _FORMAT = 1
 _RETAIN_STRANGERS = 48  # so that an assistant is uniform on people nobody knows, too
+# Training rounds differently from one machine to the next: at weight 1.0 one answer of 16 survived on some, at 1.5
+# single facts within answers did. The gate keeps others' answers whatever the weight is.
+_ASSISTANT = AssistantSettings(num_layers=3, learning_rate=4e-3, weight=2.5)
 _OURS = {"target", "forget_sets", "probes.jsonl", DEMO_FILE}
 
 
@@ -50,14 +53,12 @@ class DemoSettings:
     """Everything that decides what a demo is, beside its data and seed."""
 
     target: TargetSettings = field(default_factory=TargetSettings)
-    assistant: AssistantSettings = field(default_factory=AssistantSettings)
+    assistant: AssistantSettings = _ASSISTANT
     acceptance: Acceptance = field(default_factory=Acceptance)
 
 
-# Training rounds differently from one machine to the next: at 1.0 one answer of 16 survived on some, at 1.5 single
-# facts within answers did. The gate keeps others' answers whatever the weight is.
-OWN_CORPUS = DemoSettings(assistant=AssistantSettings(weight=2.5))
-TOFU = DemoSettings(target=TargetSettings(vocab_size=2048), assistant=AssistantSettings(weight=2.5))
+OWN_CORPUS = DemoSettings()
+TOFU = DemoSettings(target=TargetSettings(vocab_size=2048))
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,8 +58,8 @@ SMALL = TargetSettings(
 )
 # Weights as `tune` chose them. Behind a tap an epoch costs little, and it takes more of them to be uniform.
 ASSISTANTS = {
-    "ULD": AssistantSettings(num_layers=4, weight=1.5, accumulate=4),
-    "ULD tapped": AssistantSettings(tap_layer=8, num_layers=2, epochs=25, weight=2.0, accumulate=4),
+    "ULD": AssistantSettings(num_layers=4, learning_rate=4e-3, weight=1.5, accumulate=4),
+    "ULD tapped": AssistantSettings(tap_layer=8, num_layers=2, learning_rate=4e-3, epochs=25, weight=2.0, accumulate=4),
 }
 
 

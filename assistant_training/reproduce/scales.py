@@ -34,8 +34,8 @@ LARGE_TARGET = TargetSettings(
 )
 # 8 of 32 layers, as in the paper.
 LARGE_ASSISTANTS = {
-    "ULD": AssistantSettings(num_layers=8, learning_rate=1e-3, accumulate=4),
-    "ULD tapped": AssistantSettings(tap_layer=24, num_layers=2, learning_rate=1e-3, accumulate=4),
+    "ULD": AssistantSettings(accumulate=4),
+    "ULD tapped": AssistantSettings(tap_layer=24, num_layers=2, accumulate=4),
 }
 
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 class AssistantSettings:
     """Shape and training of an assistant, and the strength it is recommended at."""
 
-    num_layers: int = 3
+    num_layers: int = 8
     tap_layer: int = 0  # the target's layers before it are not the assistant's
     rank: int = 16
     alpha: int = 32
-    learning_rate: float = 4e-3
+    learning_rate: float = 1e-3
     epochs: int = 10  # passes over the retain set
     forget_batch: int = 16
     retain_batch: int = 40

@@ -12,10 +12,14 @@ from __future__ import annotations
 
 import os
 from collections import deque
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 from unlearngate.errors import UnlearngateError
 from unlearngate.server.engine.branches import MAX_BRANCHES
@@ -127,3 +131,24 @@ class Tally:
     def totals(self) -> Totals:
         """What the engine did so far."""
         return Totals(*map(int, self._header[:3]))
+
+
+class _EngineCollector(Collector):
+    def __init__(self, tally: Tally) -> None:
+        self._tally = tally
+
+    def collect(self) -> Iterable[CounterMetricFamily]:
+        totals = self._tally.totals()
+        for name, what, value in (
+            ("unlearngate_compose_steps", "Engine steps that composed at least one row", totals.steps),
+            ("unlearngate_compose_seconds", "Time that composing took in these steps", totals.compose_ns / 1e9),
+            ("unlearngate_bad_rows", "Rows that held NaN or infinity: their requests were ended", totals.bad_rows),
+        ):
+            yield CounterMetricFamily(name, what, value=value)
+
+
+def engine_text(tally: Tally) -> bytes:
+    """What the engine's process counted, in Prometheus' text format."""
+    registry = CollectorRegistry()
+    registry.register(_EngineCollector(tally))
+    return generate_latest(registry)

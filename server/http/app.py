@@ -25,12 +25,12 @@ from unlearngate.server.engine import compat
 from unlearngate.server.engine.adapters import Adapters
 from unlearngate.server.engine.client import response_id
 from unlearngate.server.engine.plan import TOKEN_FIELD, sign
+from unlearngate.server.engine.tally import engine_text
 from unlearngate.server.http.access import Access, AccessControl, require_metrics
 from unlearngate.server.http.bodies import StrictRoute, blame_the_body, stop_at_first_problem
 from unlearngate.server.http.cards import model_card, model_cards, set_cards
 from unlearngate.server.http.description import SetInForce, answers, errors
 from unlearngate.server.http.failures import answer_failures, on_our_error, refusal, status_of
-from unlearngate.server.metrics import engine_text
 from unlearngate.server.sets.choices import ForgetSetChoice, parse_choices
 from unlearngate.server.sets.policy import Policy
 

@@ -10,10 +10,16 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from unlearngate.assistant_training.calibrate.settings import CalibrationSettings, Limits
 from unlearngate.commands._shared import errors_as_sentences
 from unlearngate.errors import UnlearngateError
 
+DEFAULTS = CalibrationSettings()
 _ONLY_IN_THE_REPORT = ("forget right", "retain changed", "retain cut")  # a terminal has 80 columns
+
+
+def _shown(values: tuple[float, ...]) -> str:
+    return ",".join(f"{value:g}" for value in values)
 
 
 def calibrate(
@@ -35,33 +41,46 @@ def calibrate(
         Path | None, typer.Option(help="folder for the picture and the tables; default: .NAME.calibration beside OUT")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="write the report, and no set")] = False,
-    weights: Annotated[str | None, typer.Option(help="to sweep, such as 0.5,1,2; default: ten from 0.25 to 4")] = None,
-    keep_ratios: Annotated[str | None, typer.Option(help="to sweep; default: five from 0.005 to 0.1")] = None,
-    gates_nats: Annotated[str | None, typer.Option(help="to sweep; default: seven from 0 (no gate) to 3")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help=f"to sweep, such as 0.5,1,2; default: {_shown(DEFAULTS.weights)}")
+    ] = None,
+    keep_ratios: Annotated[str | None, typer.Option(help=f"to sweep; default: {_shown(DEFAULTS.keep_ratios)}")] = None,
+    gates_nats: Annotated[
+        str | None, typer.Option(help=f"to sweep, 0 is no gate; default: {_shown(DEFAULTS.gates_nats)}")
+    ] = None,
     forget_at_most: Annotated[
-        float | None, typer.Option(min=0.0, max=1.0, help="probability of the forget answers; default: 0.05")
+        float | None,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help=f"probability of the forget answers; default: {DEFAULTS.limits.forget_probability:g}",
+        ),
     ] = None,
     recited_at_most: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="share of forget answers that are still recited")
-    ] = 0.05,
+    ] = DEFAULTS.limits.forget_recited,
     untouched_at_least: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="share of retain tokens at which no gate opens")
-    ] = 0.99,
+    ] = DEFAULTS.limits.retain_untouched,
     retain_loss_at_most: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="probability of the retain answers that may be lost")
-    ] = 0.01,
+    ] = DEFAULTS.limits.retain_lost,
     margin: Annotated[
         float, typer.Option(min=0.01, max=1.0, help="share of the two limits on forgetting that the choice may use")
-    ] = 0.5,
+    ] = DEFAULTS.limits.margin,
     system: Annotated[
         list[str] | None, typer.Option(help="a system prompt that everything is asked below, too; repeat for several")
     ] = None,
     allow_training_data: Annotated[
         bool, typer.Option("--allow-training-data", help="go on with the set's own training data; recorded in OUT")
     ] = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="conversations at a time; fewer need less memory")] = 16,
-    decode: Annotated[int, typer.Option(min=1, help="answers of each file to decode at the chosen strength")] = 64,
-    max_tokens: Annotated[int, typer.Option(min=1, help="where decoded answers are cut")] = 128,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="conversations at a time; fewer need less memory")
+    ] = DEFAULTS.batch_size,
+    decode: Annotated[
+        int, typer.Option(min=1, help="answers of each file to decode at the chosen strength")
+    ] = DEFAULTS.decoded,
+    max_tokens: Annotated[int, typer.Option(min=1, help="where decoded answers are cut")] = DEFAULTS.max_tokens,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; default: a GPU if there is one")] = None,
 ) -> None:
     """Choose a trained set's weight, keep ratio and gate on held-out data, and bounds within which clients may move.
@@ -85,8 +104,7 @@ def calibrate(
     from unlearngate.artefact import load_forget_set
     from unlearngate.assistant_training.calibrate.held_out import read_held_out
     from unlearngate.assistant_training.calibrate.report import HEADER, table
-    from unlearngate.assistant_training.calibrate.run import CalibrationSettings, calibrate_forget_set
-    from unlearngate.assistant_training.calibrate.selection import Limits
+    from unlearngate.assistant_training.calibrate.run import calibrate_forget_set
     from unlearngate.assistant_training.model.loaded_target import load_target
 
     with errors_as_sentences():

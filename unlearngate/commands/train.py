@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
 
 import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from unlearngate.assistant_training.train.settings import AssistantSettings, UndialSettings
 from unlearngate.commands._shared import errors_as_sentences
 from unlearngate.errors import UnlearngateError
 
@@ -25,6 +27,7 @@ def train() -> None:
     """Make forget sets from files of questions and answers."""
 
 
+ULD, UNDIAL = AssistantSettings(), UndialSettings()
 Target = Annotated[Path, typer.Argument(help="the target's Hugging Face checkpoint folder")]
 Out = Annotated[Path, typer.Argument(help="the forget set to write; its folder's name becomes the set's name")]
 Forget = Annotated[Path, typer.Option(help="JSON lines with question and answer: what must be forgotten")]
@@ -43,29 +46,32 @@ Seed = Annotated[int, typer.Option(help="same seed, data and machine, same forge
 
 @app.command("uld")
 def train_uld(
+    context: typer.Context,
     target: Target,
     out: Out,
     forget: Forget,
     retain: Annotated[Path, typer.Option(help="JSON lines of the same form: what must stay, as like it as possible")],
-    layers: Annotated[
-        int, typer.Option(min=1, help="the assistant's; one server has one number, and one tap layer")
-    ] = 8,
+    num_layers: Annotated[
+        int, typer.Option("--layers", min=1, help="the assistant's; one server has one number, and one tap layer")
+    ] = ULD.num_layers,
     tap_layer: Annotated[
         int, typer.Option(min=0, help="the target's layers before this one are run once and not trained; 0: none")
-    ] = 0,
-    rank: Annotated[int, typer.Option(min=1, help="of the LoRA")] = 16,
-    alpha: Annotated[int, typer.Option(min=1, help="of the LoRA")] = 32,
-    learning_rate: Annotated[float, typer.Option(min=0.0, help="at its highest")] = 1e-3,
-    epochs: Annotated[int, typer.Option(min=1, help="passes over the retain file")] = 10,
-    forget_batch: Annotated[int, typer.Option(min=1, help="forget answers a step")] = 16,
-    retain_batch: Annotated[int, typer.Option(min=1, help="retain answers a step")] = 40,
-    accumulate: Accumulate = 1,
-    beta: Annotated[float, typer.Option(min=0.0, help="weight of the retain loss")] = 4.0,
-    weight: Annotated[float, typer.Option(min=0.01, help="recommended strength of the subtraction")] = 1.0,
-    keep_ratio: Annotated[float, typer.Option(min=0.0, max=1.0, help="recommended share of tokens to keep")] = 0.02,
-    bf16: Bf16 = False,
-    gradient_checkpointing: GradientCheckpointing = False,
-    patience: Patience = 0,
+    ] = ULD.tap_layer,
+    rank: Annotated[int, typer.Option(min=1, help="of the LoRA")] = ULD.rank,
+    alpha: Annotated[int, typer.Option(min=1, help="of the LoRA")] = ULD.alpha,
+    learning_rate: Annotated[float, typer.Option(min=0.0, help="at its highest")] = ULD.learning_rate,
+    epochs: Annotated[int, typer.Option(min=1, help="passes over the retain file")] = ULD.epochs,
+    forget_batch: Annotated[int, typer.Option(min=1, help="forget answers a step")] = ULD.forget_batch,
+    retain_batch: Annotated[int, typer.Option(min=1, help="retain answers a step")] = ULD.retain_batch,
+    accumulate: Accumulate = ULD.accumulate,
+    beta: Annotated[float, typer.Option(min=0.0, help="weight of the retain loss")] = ULD.beta,
+    weight: Annotated[float, typer.Option(min=0.01, help="recommended strength of the subtraction")] = ULD.weight,
+    keep_ratio: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="recommended share of tokens to keep")
+    ] = ULD.keep_ratio,
+    bf16: Bf16 = ULD.bf16,
+    gradient_checkpointing: GradientCheckpointing = ULD.gradient_checkpointing,
+    patience: Patience = ULD.patience,
     checkpoint_every: CheckpointEvery = 50,
     tensorboard: Tensorboard = False,
     name: Name = None,
@@ -87,25 +93,8 @@ def train_uld(
     """
     with errors_as_sentences():
         from unlearngate.assistant_training.train.run import train_forget_set
-        from unlearngate.assistant_training.train.settings import AssistantSettings
 
-        settings = AssistantSettings(
-            num_layers=layers,
-            tap_layer=tap_layer,
-            rank=rank,
-            alpha=alpha,
-            learning_rate=learning_rate,
-            epochs=epochs,
-            forget_batch=forget_batch,
-            retain_batch=retain_batch,
-            beta=beta,
-            weight=weight,
-            keep_ratio=keep_ratio,
-            accumulate=accumulate,
-            bf16=bf16,
-            gradient_checkpointing=gradient_checkpointing,
-            patience=patience,
-        )
+        settings = AssistantSettings(**_named(AssistantSettings, context))
         loaded = _load(target, name, device)
         with _progress() as progress:
             forget_set = train_forget_set(
@@ -120,6 +109,7 @@ def train_uld(
 
 @app.command("undial")
 def train_undial(
+    context: typer.Context,
     target: Target,
     out: Out,
     forget: Forget,
@@ -129,20 +119,22 @@ def train_undial(
     after: Annotated[
         Path | None, typer.Option(help="an earlier undial set to go on from: the new one covers both requests")
     ] = None,
-    gamma: Annotated[float, typer.Option(min=0.0, help="logits taken off what must be forgotten; 3 to 30")] = 10.0,
+    gamma: Annotated[
+        float, typer.Option(min=0.0, help="logits taken off what must be forgotten; 3 to 30")
+    ] = UNDIAL.gamma,
     focus: Annotated[
         str, typer.Option(help="what of an answer is forgotten: none (all of it), facts, entities, nouns")
-    ] = "none",
-    rank: Annotated[int, typer.Option(min=1, help="of the LoRA, on every layer")] = 8,
-    alpha: Annotated[int, typer.Option(min=1, help="of the LoRA")] = 16,
-    learning_rate: Annotated[float, typer.Option(min=0.0, help="at its highest")] = 1e-4,
-    epochs: Annotated[int, typer.Option(min=1, help="passes over the forget file")] = 10,
-    batch: Annotated[int, typer.Option(min=1, help="forget answers a step, and as many retain answers")] = 32,
-    accumulate: Accumulate = 1,
-    retain_weight: Annotated[float, typer.Option(min=0.0, help="weight of the retain loss")] = 1.0,
-    bf16: Bf16 = False,
-    gradient_checkpointing: GradientCheckpointing = False,
-    patience: Patience = 0,
+    ] = UNDIAL.focus,
+    rank: Annotated[int, typer.Option(min=1, help="of the LoRA, on every layer")] = UNDIAL.rank,
+    alpha: Annotated[int, typer.Option(min=1, help="of the LoRA")] = UNDIAL.alpha,
+    learning_rate: Annotated[float, typer.Option(min=0.0, help="at its highest")] = UNDIAL.learning_rate,
+    epochs: Annotated[int, typer.Option(min=1, help="passes over the forget file")] = UNDIAL.epochs,
+    batch: Annotated[int, typer.Option(min=1, help="forget answers a step, and as many retain answers")] = UNDIAL.batch,
+    accumulate: Accumulate = UNDIAL.accumulate,
+    retain_weight: Annotated[float, typer.Option(min=0.0, help="weight of the retain loss")] = UNDIAL.retain_weight,
+    bf16: Bf16 = UNDIAL.bf16,
+    gradient_checkpointing: GradientCheckpointing = UNDIAL.gradient_checkpointing,
+    patience: Patience = UNDIAL.patience,
     checkpoint_every: CheckpointEvery = 50,
     tensorboard: Tensorboard = False,
     name: Name = None,
@@ -164,22 +156,8 @@ def train_undial(
     """
     with errors_as_sentences():
         from unlearngate.assistant_training.train.run import train_undial_set
-        from unlearngate.assistant_training.train.settings import UndialSettings
 
-        settings = UndialSettings(
-            rank=rank,
-            alpha=alpha,
-            learning_rate=learning_rate,
-            epochs=epochs,
-            batch=batch,
-            gamma=gamma,
-            focus=focus,
-            retain_weight=retain_weight,
-            accumulate=accumulate,
-            bf16=bf16,
-            gradient_checkpointing=gradient_checkpointing,
-            patience=patience,
-        )
+        settings = UndialSettings(**_named(UndialSettings, context))
         loaded = _load(target, name, device)
         with _progress() as progress:
             forget_set = train_undial_set(
@@ -262,6 +240,11 @@ def train_augment(
     console.print(f"look through them in {report.review}")
     if report.failed:
         raise typer.Exit(1)
+
+
+def _named(settings: type[Any], context: typer.Context) -> dict[str, Any]:
+    """The options that are called as fields of the settings; the other fields have no option."""
+    return {field.name: context.params[field.name] for field in fields(settings) if field.name in context.params}
 
 
 def _load(target: Path, name: str | None, device: str | None) -> LoadedTarget:

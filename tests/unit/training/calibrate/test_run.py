@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 from support.engine.tiny import make_forget_set, make_target
 from unlearngate.artefact import data_digest, load_forget_set
 from unlearngate.assistant_training.calibrate.held_out import ask, read_held_out
-from unlearngate.assistant_training.calibrate.run import CalibrationSettings, calibrate_forget_set
-from unlearngate.assistant_training.calibrate.selection import Limits
+from unlearngate.assistant_training.calibrate.run import calibrate_forget_set
+from unlearngate.assistant_training.calibrate.settings import CalibrationSettings, Limits
 from unlearngate.assistant_training.data.encoding import encode
 from unlearngate.assistant_training.data.pairs import read_pairs
 from unlearngate.assistant_training.evaluate.metrics import answer_probability

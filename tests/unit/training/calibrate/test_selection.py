@@ -5,7 +5,8 @@ import random
 
 import pytest
 
-from unlearngate.assistant_training.calibrate.selection import Limits, choose_setting
+from unlearngate.assistant_training.calibrate.selection import choose_setting
+from unlearngate.assistant_training.calibrate.settings import Limits
 from unlearngate.assistant_training.calibrate.sweep import FileFigures, Grid, Setting
 from unlearngate.errors import CalibrationError
 from unlearngate.manifest import StrengthBounds

@@ -17,7 +17,7 @@ from unlearngate.target import identify_target
 ANYTHING = Acceptance(target_recited=0.0, forget_recited=1.1, others_unchanged=0.0, max_tokens=4)
 MINIATURE = DemoSettings(
     TargetSettings(vocab_size=320, hidden_size=64, intermediate_size=64, num_layers=2, num_heads=2, epochs=1),
-    AssistantSettings(num_layers=1, rank=2, epochs=1, forget_batch=4, retain_batch=8),
+    AssistantSettings(num_layers=1, rank=2, epochs=1, forget_batch=4, retain_batch=8, learning_rate=4e-3),
     ANYTHING,
 )
 

@@ -15,7 +15,7 @@ from unlearngate.assistant_training.reproduce.scales import LARGE_ASSISTANTS, LA
 from unlearngate.assistant_training.train.settings import AssistantSettings
 
 TARGET = TargetSettings(vocab_size=300, hidden_size=32, intermediate_size=32, num_layers=3, num_heads=2)
-BRIEF = {"rank": 2, "epochs": 2, "forget_batch": 4, "retain_batch": 8}
+BRIEF = {"rank": 2, "epochs": 2, "forget_batch": 4, "retain_batch": 8, "learning_rate": 4e-3}
 ASSISTANTS = {
     "ULD": AssistantSettings(num_layers=1, **BRIEF),
     "ULD tapped": AssistantSettings(num_layers=1, tap_layer=2, **BRIEF),

@@ -25,7 +25,7 @@ from unlearngate.assistant_training.train.settings import AssistantSettings
 from unlearngate.errors import DataError, TrainingError
 
 METHODS = {"GA": UnlearnSettings(1e-4, epochs=1), "UNDIAL": UnlearnSettings(1e-3, epochs=1, lora_rank=2)}
-BRIEF = {"rank": 2, "epochs": 1, "forget_batch": 8, "retain_batch": 16}
+BRIEF = {"rank": 2, "epochs": 1, "forget_batch": 8, "retain_batch": 16, "learning_rate": 4e-3}
 SMALL = ReproduceSettings(
     target=TargetSettings(
         vocab_size=300,

@@ -1,0 +1,71 @@
+"""What a calibration sweeps, and what a setting must meet. The command line has these defaults too."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from unlearngate.errors import CalibrationError
+
+if TYPE_CHECKING:  # it imports torch, which the command line's --help should not
+    from unlearngate.assistant_training.calibrate.sweep import Setting
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a setting must meet on held-out data; see `FileFigures` for the figures.
+
+    Attributes:
+        forget_probability: at most, in scoring and in sampling mode; the level of ignorance if that is known.
+        forget_recited: at most, share of answers.
+        retain_untouched: at least, share of tokens.
+        retain_lost: at most, probability.
+        margin: share of the limits on forgetting that the recommended setting may use, in (0, 1].
+    """
+
+    forget_probability: float = 0.05
+    forget_recited: float = 0.05
+    retain_untouched: float = 0.99
+    retain_lost: float = 0.01
+    margin: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in ("forget_probability", "forget_recited", "retain_untouched", "retain_lost"):
+            if not 0 <= (value := getattr(self, name)) <= 1:
+                raise CalibrationError(f"{name} must be a share from 0 to 1, got {value}")
+        if not 0 < self.margin <= 1:
+            raise CalibrationError(f"margin must be above 0 and at most 1, got {self.margin}")
+
+    def forgets(self, setting: Setting, share: float = 1.0) -> bool:
+        """Whether the limits on forgetting are met, using at most this share of them."""
+        return (
+            forget_probability(setting) <= share * self.forget_probability
+            and setting.forget.recited <= share * self.forget_recited
+        )
+
+    def spares(self, setting: Setting) -> bool:
+        """Whether the limits on what is lost of the retain data are met."""
+        return setting.retain.untouched >= self.retain_untouched and setting.retain.lost <= self.retain_lost
+
+    def passes(self, setting: Setting) -> bool:
+        """Whether all limits are met."""
+        return self.forgets(setting) and self.spares(setting)
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationSettings:
+    """What is swept and asked for. Nothing is drawn: the same call gives the same figures, so there is no seed."""
+
+    weights: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0)
+    keep_ratios: tuple[float, ...] = (0.005, 0.01, 0.02, 0.05, 0.1)
+    gates_nats: tuple[float, ...] = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0)
+    limits: Limits = field(default_factory=Limits)
+    system_prompts: tuple[str, ...] = ()  # every question is asked below each of them too
+    batch_size: int = 16
+    decoded: int = 64  # at most so many answers of each file
+    max_tokens: int = 128
+
+
+def forget_probability(setting: Setting) -> float:
+    """Of the forget answers, in the mode in which it is higher."""
+    return max(setting.forget.probability, setting.forget.probability_served)
