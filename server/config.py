@@ -12,7 +12,7 @@ from unlearngate.server.engine.branches import MAX_BRANCHES
 
 
 class ServerConfig(BaseModel):
-    """A field's description and range are its option's. Everything else is vLLM's and goes through `engine_args`."""
+    """A field's description and range are its option's. All other settings are vLLM's and go through `engine_args`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

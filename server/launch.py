@@ -50,7 +50,7 @@ def serve(config: ServerConfig) -> int:
     Raises: ArtefactError, UnsupportedDeploymentError, OSError (port taken) before the engine is started.
     """
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    os.environ.setdefault("VLLM_MAX_N_SEQUENCES", "128")  # OpenAI's; vLLM's own 16384 are hours of one engine
+    os.environ.setdefault("VLLM_MAX_N_SEQUENCES", "128")  # OpenAI's limit; vLLM's 16384 would take an engine hours
     os.environ[OWN_GROUP_VARIABLE] = "1"
     _log_what_we_do()
     _allow_many_connections()
@@ -94,7 +94,7 @@ def serve(config: ServerConfig) -> int:
 
 
 def _log_what_we_do() -> None:
-    """Nobody else configures our own loggers, and every change of what is in force should leave a line."""
+    """Configure our own loggers, which vLLM does not: every change of the sets in force should leave a line."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(levelname)s %(asctime)s %(name)s: %(message)s"))
     ours = logging.getLogger("unlearngate")
@@ -103,7 +103,7 @@ def _log_what_we_do() -> None:
 
 
 def _allow_many_connections() -> None:
-    """Each is an open file, of which a process often may have 1024 unless it asks for more."""
+    """Raise the limit of open files, which is often 1024: each connection is one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -128,7 +128,7 @@ def _audit(config: ServerConfig, model: str) -> Iterator[Audit | None]:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """Take the port first: learning that it is taken should not cost an engine start."""
+    """Bind the port first: a port that is taken should not cost an engine start."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -214,7 +214,7 @@ async def _run(
         if config.watch_interval_s:
             beside.append(asyncio.create_task(keep_looking(lifecycle, config.watch_interval_s)))
         _announce(policy.registry, listener)
-        # uvicorn raises the signal that stopped it again once it is done: let that pass, the engine still has to stop.
+        # Once done, uvicorn raises the signal that stopped it again. Ignore it: the engine still has to stop.
         signal.signal(signal.SIGTERM, lambda *_: None)
         signal.signal(signal.SIGINT, lambda *_: None)
         await server.serve(sockets=[listener])

@@ -1,7 +1,7 @@
-"""Prometheus metrics of our own, counted in the HTTP process; vLLM's stand beside them in GET /metrics.
+"""Our own Prometheus metrics, counted in the HTTP process. GET /metrics also serves vLLM's.
 
-Labels are bounded: sets are those of the registry, codes and endings those of docs/http.md. `engine/tally.py` has what
-the engine's process counts.
+Labels are bounded: sets come from the registry, codes and endings from docs/http.md. `engine/tally.py` has what the
+engine's process counts.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ AUDIT_FAILURES = Counter("unlearngate_audit_failures_total", "Lines that could n
 
 
 def count_request(sets: Sequence[ForgetSet], finish: str, num_tokens: int, open_tokens: dict[str, int | None]) -> None:
-    """An admitted request has ended; `open_tokens` has the sets with a gate, None where it is not known."""
+    """Count an admitted request that has ended; `open_tokens` has the sets with a gate, None if not known."""
     ENDINGS.labels(finish).inc()
     for name in [s.name for s in sets] or ["none"]:
         REQUESTS.labels(name).inc()

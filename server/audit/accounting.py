@@ -1,7 +1,7 @@
-"""Accounts for every request: what was in force goes into the audit log before the engine is asked, how it ended after.
+"""Accounts for every request: the sets in force go into the audit log before the engine is asked, the outcome after.
 
-Two lines, because one that is written at the end is not there if the server is killed before: whatever the engine was
-asked to do has its line `admitted`, and `ended` repeats it with what came out.
+A single line at the end would be missing if the server is killed before. So everything that the engine was asked to do
+has its line `admitted`, and `ended` repeats it with the outcome.
 """
 
 from __future__ import annotations
@@ -26,21 +26,20 @@ Finish = Literal["completed", "aborted", "error"]
 
 
 class Accounting:
-    """What the routes write down; without an audit log it only counts."""
+    """Writes the routes' audit lines; without an audit log it only counts."""
 
     def __init__(self, meter: Meter, audit: Audit | None = None) -> None:
         self.meter = meter
         self._audit = audit
 
     def open(self, request_id: str, raw_request: Request) -> Account:
-        """An account for a request.
+        """Open an account for a request.
 
         Args:
             request_id: the id of the response to come.
-            raw_request: `state.caller`, where there is one, says whose it is.
+            raw_request: its `state.caller`, if any, is the caller.
 
-        Raises: InvalidRequestError if the client's x-request-id, or its field `request_id`, is too long to be written
-            down.
+        Raises: InvalidRequestError if the client's x-request-id, or its field `request_id`, is too long.
         """
         client_id = raw_request.headers.get("x-request-id")
         for what, given in (("x-request-id", client_id), ("request_id", request_id.partition("-")[2])):
@@ -50,14 +49,14 @@ class Accounting:
         who = {
             "request": request_id,
             "client_request": client_id,
-            "route": raw_request.scope["path"],  # that of `url` depends on what the client says its host is
+            "route": raw_request.scope["path"],  # that of `url` depends on the Host header
             "key": caller and caller.key_id,
             "tenant": caller and caller.tenant,
         }
         return Account(self, who)
 
     def check(self) -> None:
-        """For /health.
+        """Check the audit log, for /health.
 
         Raises: AuditUnavailableError if the audit log cannot be written.
         """
@@ -65,13 +64,13 @@ class Accounting:
             self._audit.check()
 
     async def keep_synced(self) -> None:
-        """Bring the audit log to the disk once a second, until cancelled."""
+        """Sync the audit log to disk once a second, until cancelled."""
         while self._audit is not None:
             await asyncio.sleep(_SYNC_EVERY_S)
             await asyncio.to_thread(self._audit.sync)
 
     def write(self, event: str, **fields: Any) -> None:
-        """A line of the audit log, if there is one.
+        """Write a line to the audit log, if there is one.
 
         Raises: AuditUnavailableError if it cannot be written.
         """
@@ -80,7 +79,7 @@ class Accounting:
 
 
 class Account:
-    """One request's: `refuse`, or `admit` and, once, `end`."""
+    """One request's account: call `refuse`, or `admit` and then, once, `end`."""
 
     def __init__(self, accounting: Accounting, who: dict[str, Any]) -> None:
         self._accounting = accounting
@@ -95,29 +94,29 @@ class Account:
         return self._usage is not None and self._usage.failed
 
     def refuse(self, status: int, code: str) -> None:
-        """The request was refused before the engine was asked; that stands, whether or not it can be written down."""
+        """Log a request that was refused before the engine was asked; it stays refused if that fails."""
         try:
             self._accounting.write("refused", **self._who, status=status, code=code)
         except AuditUnavailableError:
             pass  # it is counted, and nothing was served
 
     def admit(self, decision: Decision) -> int:
-        """The engine is about to be asked under this decision; returns the ticket for its plan.
+        """Log the decision before the engine is asked; returns the ticket for its plan.
 
-        Raises: AuditUnavailableError if that cannot be written down: it must not be asked.
+        Raises: AuditUnavailableError if it cannot be logged: the engine must not be asked.
         """
         self._accounting.write("admitted", **self._who, sets=decision.report())
         self._decision, self._usage = decision, self._accounting.meter.open()
         return self._usage.ticket
 
     def end(self, finish: Finish, status: int | None) -> None:
-        """What was admitted has ended. Nothing happens if nothing was admitted, or it has ended already.
+        """Count and log the end of an admitted request; do nothing if none was admitted, or it has ended already.
 
         Args:
             finish: how.
             status: the HTTP status, None if the client was gone before there was one.
 
-        Raises: AuditUnavailableError if it cannot be written down.
+        Raises: AuditUnavailableError if it cannot be logged.
         """
         if self._decision is None or self._usage is None:
             return

@@ -1,7 +1,7 @@
 """The audit log: JSON lines, each with the digest of the line before, so that a changed or missing one shows.
 
-A line goes to the operating system in one write before its event counts as done: an ended process loses none. `sync`
-brings what was written to the disk. If a line cannot be written nothing may be served, until one can again.
+A line goes to the operating system in one write before its event counts as done: a crashed process loses none. `sync`
+brings what was written to the disk. While lines cannot be written, nothing may be served.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Audit:
     """One log, held by one process. A file that reaches `max_bytes` is renamed after its first line's number."""
 
     def __init__(self, path: Path, *, max_bytes: int, **about: Any) -> None:
-        """Continue the chain of the newest file beside `path`, and say that the server started.
+        """Continue the chain of the newest file beside `path`, and write the line `started`.
 
         Args:
             path: the file, or a folder for `audit.jsonl`.
@@ -46,7 +46,7 @@ class Audit:
         self._lock = threading.Lock()
         self._failure: str | None = None  # why the last line could not be written
         self._lost = 0
-        self._torn_at: int | None = None  # a part of a line from here on could not be taken back
+        self._torn_at: int | None = None  # a part of a line from here on could not be removed
         self._unsynced = False
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._fd = self._open()
@@ -82,7 +82,7 @@ class Audit:
                 raise AuditUnavailableError(f"the audit log cannot be written ({self._failure})") from error
 
     def sync(self) -> None:
-        """Bring to the disk what was written; a failure counts as that of a line."""
+        """Sync to disk what was written; a failure counts as a lost line."""
         with self._lock:
             if not self._unsynced:
                 return
@@ -97,7 +97,7 @@ class Audit:
             os.close(fd)
 
     def close(self) -> None:
-        """Sync, and let another process have the log."""
+        """Sync, and release the log for another process."""
         self.sync()
         os.close(self._fd)
 
@@ -143,7 +143,7 @@ class Audit:
         AUDIT_LINES.inc()
 
     def _follow_rename(self) -> None:
-        """Begin a new file if somebody moved ours away."""
+        """Begin a new file if ours was moved away."""
         try:
             found, ours = os.stat(self.path), os.fstat(self._fd)
             moved = (found.st_dev, found.st_ino) != (ours.st_dev, ours.st_ino)
@@ -166,7 +166,7 @@ class Audit:
         os.close(old)
 
     def _recover(self) -> None:
-        """Take back a torn line, and say how many lines were lost."""
+        """Remove a torn line, and log how many lines were lost."""
         if self._torn_at is not None:
             os.ftruncate(self._fd, self._torn_at)
             self._torn_at = None

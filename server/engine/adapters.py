@@ -1,8 +1,8 @@
 """The adapters that the engine holds: one per combination of forget sets, loaded before the first request for it.
 
-vLLM evicts adapters by itself and reads them again from disk inside an engine step, where a file that is gone ends the
-engine. So the server holds at most as many as the engine keeps, and itself removes the one that was used longest ago
-and is not in use. No client can fill the disk or the memory by asking for ever new combinations.
+vLLM evicts adapters by itself and reads them again from disk inside an engine step, where a missing file ends the
+engine. So the server holds at most as many as the engine keeps, and itself evicts the least recently used one that is
+idle. No client can fill the disk or the memory by asking for ever new combinations.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ class Adapters:
         """The loaded adapter that binds `sets` to branches, in this order.
 
         Raises: BusyError (503) if all adapters are in use; ArtefactError if a set was changed on disk;
-            UnlearngateError if the engine could not load it. The adapter is not held then.
+            UnlearngateError if the engine could not load it. No adapter is held then.
         """
         binding = self._bindings.known_binding(sets)
         if binding is not None and binding in self._in_use:
             return self._hold(binding)
-        # A client that hangs up now must not leave the engine and this record apart: what was begun is ended.
+        # Loading finishes even if the client disconnects: the engine and this record must agree.
         loading = asyncio.create_task(self._acquire_new(sets))
         try:
             return await asyncio.shield(loading)
@@ -48,7 +48,7 @@ class Adapters:
             raise
 
     def release(self, binding: Binding) -> None:
-        """A request that acquired the adapter has ended."""
+        """Release the adapter of a request that has ended."""
         self._in_use[binding] -= 1
 
     async def _acquire_new(self, sets: Sequence[ForgetSet]) -> Binding:

@@ -1,8 +1,8 @@
 """The LoRA adapters that bind forget sets to the model.
 
 A request names sets; vLLM takes one adapter per request. So a combination {A, B} becomes one adapter that carries A's
-tensors under `assistant_a` and B's under `assistant_b`: built on first use from the verified artefacts. A set's kind
-alone decides where its tensors land: `uld` on a branch, `undial` on the target.
+tensors under `assistant_a` and B's under `assistant_b`. It is built on first use from the verified artefacts. A set's
+kind alone decides where its tensors land: `uld` on a branch, `undial` on the target.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _ARTEFACT_PREFIX = "base_model.model.model.layers."
 
 
 class Binding(NamedTuple):
-    """An adapter on disk that vLLM can load: its id is unique in this server, its name and path in the world.
+    """An adapter on disk that vLLM can load. Its id is unique in this server, its name and path everywhere.
 
-    vLLM keys its prefix cache by name and path. Both follow from the sets' digests, so no version of a set ever finds
-    what another one left in the cache.
+    vLLM keys its prefix cache by name and path. Both follow from the sets' digests, so no version of a set ever reads
+    another version's cache entries.
     """
 
     adapter_id: int
@@ -39,7 +39,7 @@ class Binding(NamedTuple):
 
 
 class Bindings:
-    """The adapters below one folder, by what they bind."""
+    """The adapters below one folder, by the sets that they bind."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

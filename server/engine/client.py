@@ -17,9 +17,9 @@ def response_id(request: Any, raw_request: Any) -> str:
 
 
 def check_adapters(engine: Any) -> None:
-    """Let the engine's client take a request only with the very adapter that its token was signed for.
+    """Make the engine's client refuse a request whose adapter is not the one that its token was signed for.
 
-    Whatever a route does to a request on its way, the assistants that run are the ones that are composed.
+    So the assistants that run are the ones that are composed, even if a route changes the request.
     """
     generate = engine.generate
 
@@ -34,7 +34,7 @@ def check_adapters(engine: Any) -> None:
 
 
 def count_tokens(engine: Any, meter: Meter) -> None:
-    """Have the meter told of every sequence that this client of the engine begins, and of the tokens that it gets."""
+    """Report to the meter every sequence that this client of the engine begins, and the tokens that it gets."""
     from vllm.sampling_params import RequestOutputKind
 
     generate, add_request = engine.generate, engine.engine_core.add_request_async

@@ -1,4 +1,4 @@
-"""Everything about vLLM, in the HTTP process, that differs between versions or is not its public API. Tried: 0.32."""
+"""All uses of vLLM in the HTTP process that differ between versions or are not its public API. Tried: 0.32."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = [
 
 
 def parse_engine_arguments(arguments: list[str]) -> Namespace:
-    """VLLM's own `vllm serve` parser over the given words; exits with its usage message if they are wrong."""
+    """Parse the words with vLLM's own `vllm serve` parser; exit with its usage message if they are wrong."""
     from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
@@ -60,8 +60,8 @@ def engine_client(args: Namespace) -> AbstractAsyncContextManager[Any]:
 async def init_handlers(engine: Any, state: Any, args: Namespace) -> None:
     """Fill `state` with vLLM's serving handlers: openai_serving_chat, openai_serving_completion, ..._models.
 
-    Every response's `model` is the served name, whatever adapter the request carries: what was in force is told
-    elsewhere, and an adapter's internal name is nobody's business.
+    Every response's `model` is the served name, whatever adapter the request carries. An adapter's internal name stays
+    private; other fields list the sets in force.
     """
     from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 
@@ -77,10 +77,10 @@ def unbind_adapter(state: Any, name: str) -> None:
 
 
 def drop_adapter_info(engine: Any) -> None:
-    """End vLLM's gauge `vllm:lora_requests_info`.
+    """Unregister vLLM's gauge `vllm:lora_requests_info`.
 
-    Its labels are the names of all adapters that run and wait at a moment. It keeps every combination that there ever
-    was, with many sets one more at nearly each step, for ever; `unlearngate_requests_total` says which sets run.
+    Its labels are the names of all adapters that run and wait at a moment, and it keeps every combination for ever.
+    With many sets nearly every step adds one. `unlearngate_requests_total` says which sets run.
     """
     from vllm.v1.metrics.prometheus import get_prometheus_registry
 

@@ -10,7 +10,7 @@ from unlearngate.server.engine.plan import ensure_key
 from unlearngate.server.engine.refusals import PROCESSOR
 from unlearngate.target import TARGET_ARCHITECTURES
 
-OWN_GROUP_VARIABLE = "UNLEARNGATE_OWN_GROUP"  # in the environment: the plugin lets the engine's processes leave ours
+OWN_GROUP_VARIABLE = "UNLEARNGATE_OWN_GROUP"  # with it, the plugin puts the engine's processes in their own groups
 
 
 def engine_options(branches: BranchOptions, *, max_rank: int, max_loaded: int, max_known: int) -> dict[str, Any]:

@@ -34,10 +34,10 @@ class Term:
 class Plan:
     """Everything the worker needs to compose one request's rows.
 
-    adapter_id is the LoRA adapter that binds the sets to the model; 0 is the plain target. An adapter without terms is
-    that of a set of kind `undial` alone: the target itself is adapted, and nothing is subtracted from it.
-    ticket is the HTTP request whose tokens are counted (usage.py), lease where the open gates of one of its sequences
-    are noted (tally.py); 0 is none.
+    adapter_id is the LoRA adapter that binds the sets to the model; 0 is the plain target. An adapter without terms has
+    a set of kind `undial` alone: the target itself is adapted, and nothing is subtracted from it.
+    ticket is the HTTP request whose tokens are counted (usage.py). lease is where the open gates of one of its
+    sequences are recorded (tally.py). 0 is none.
     """
 
     adapter_id: int = 0

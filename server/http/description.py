@@ -1,4 +1,4 @@
-"""What /openapi.json says beyond the types of the requests: what comes back, and every error."""
+"""What /openapi.json says beyond the types of the requests: the responses, and every error."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ _EVENTS = {"text/event-stream": {"schema": {"type": "string"}}}
 
 
 def errors(*statuses: int) -> Responses:
-    """These statuses, each with OpenAI's shape of an error."""
+    """OpenAPI's responses for these statuses, each with OpenAI's error body."""
     return {status: {"model": ErrorBody, "description": _ERRORS[status]} for status in statuses}
 
 
 def answers(model: type[BaseModel]) -> Responses:
-    """What a route answers that has the engine generate: this model's JSON, or events; and every way to fail."""
+    """OpenAPI's responses of a route that generates: this model's JSON, or events; and every error."""
     success = {"model": model, "description": "The answer; events with `stream`.", "headers": _IN_FORCE}
     failures = errors(400, 401, 403, 404, 408, 413, 422, 500, 501, 503)
     return {200: {**success, "content": _EVENTS}, **failures}

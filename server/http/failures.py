@@ -1,4 +1,4 @@
-"""How a request that fails is answered: OpenAI's error body, counted, whatever raised the error."""
+"""Error responses: every failed request is answered with OpenAI's error body, and counted."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _LONGEST_MESSAGE = 2000
 
 
 def answer_failures(app: FastAPI) -> None:
-    """Answer every error that a route, or what is before it, raises."""
+    """Register a handler for every error that a route, or what runs before it, raises."""
     app.add_exception_handler(UnlearngateError, on_our_error)
     app.add_exception_handler(RequestValidationError, _on_malformed)
     app.add_exception_handler(HTTPException, _on_http_error)
@@ -45,7 +45,7 @@ async def on_our_error(_: Request, error: Exception) -> Response:
 
 
 def refusal(status: int, message: str, param: str | None, code: str | None = None) -> JSONResponse:
-    """OpenAI's error body, counted; never as long as what was sent."""
+    """OpenAI's error body, counted. A message that repeats a long request is cut."""
     if len(message) > _LONGEST_MESSAGE:
         message = message[:_LONGEST_MESSAGE] + "..."
     kind = "invalid_request_error" if status < 500 else "internal_error"

@@ -1,10 +1,10 @@
-"""What a gateway in front of this server may say about a request, in headers that count from nobody else.
+"""What a gateway in front of this server may say about a request, in headers that no other sender may use.
 
     x-unlearngate-gateway: SECRET     proves that the request comes through the gateway
     x-unlearngate-required: a,b       forget sets that must be in force, besides those required anyway
     x-unlearngate-tenant: acme        whose request it is
 
-From anybody without the secret any `x-unlearngate-*` header is refused: whoever sends one believes that it counts.
+Without the secret, a request with any `x-unlearngate-*` header is refused: its sender believes that it counts.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Gateway:
     def read(self, headers: Headers) -> GatewayWord | None:
         """What the gateway says with these headers; None if the request did not come through it.
 
-        Raises: ForbiddenError if somebody else sets its headers, or if the gateway is demanded; InvalidRequestError if
+        Raises: ForbiddenError if another sender sets its headers, or if the gateway is demanded; InvalidRequestError if
             what it says is malformed.
         """
         ours = sorted({name for name in headers if name.startswith(PREFIX)})
@@ -85,7 +85,7 @@ class Gateway:
         return GatewayWord(_names(headers, REQUIRED_HEADER), _tenant(headers))
 
     def _proven(self, shown: list[str]) -> bool:
-        # A second value would be somebody else's, passed on by a gateway that adds its own without removing others.
+        # A second value would be the client's, passed on by a gateway that adds its own without removing others.
         return (
             self._secret is not None
             and len(shown) == 1
@@ -96,7 +96,7 @@ class Gateway:
 def _names(headers: Headers, header: str) -> tuple[str, ...]:
     names = [name.strip() for value in headers.getlist(header) for name in value.split(",")]
     for name in names:
-        # An empty name too: a gateway whose template came out empty meant some set.
+        # An empty name is refused too: a gateway whose template rendered empty meant some set.
         if not re.fullmatch(NAME_PATTERN, name):
             raise InvalidRequestError(
                 f"{header} must be names of forget sets with commas between, got {name[:80]!r} among "

@@ -40,7 +40,7 @@ class Keyring:
         return self._keys.keys
 
     def find(self, secret: str) -> ApiKey | None:
-        """The key that this secret is, or None. Takes as long whichever key it is, if any."""
+        """The key with this secret, or None. The time taken does not tell which key matched, if any."""
         digest = hash_secret(secret)
         found = None
         for key in self.keys():

@@ -1,11 +1,11 @@
-"""The keys file: which API keys there are, whose they are, and the forget sets that each must, may and by default gets.
+"""The keys file: the API keys, their tenants, and each key's required, allowed and default forget sets.
 
 Keys are 256 random bits made here, and the file holds only their SHA-256. A slow hash such as scrypt protects passwords
-that could be guessed from a list; nobody can list 2**256 keys, and a slow hash on every request would let strangers
+that could be guessed from a list. 2**256 keys cannot be listed, and a slow hash on every request would let strangers
 spend the server's CPU with wrong keys.
 
-The file is JSON because a JSON document that was cut off never parses, where a shorter TOML file might: fewer
-restrictions by accident. For the same reason a field written twice is refused, and so is an unknown one.
+The file is JSON because a truncated JSON document never parses. A truncated TOML file might, with fewer restrictions by
+accident. For the same reason repeated and unknown fields are refused.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class KeysFile(BaseModel):
         return KeysFile(keys=(*self.keys, key))
 
     def without_key(self, key_id: str) -> KeysFile:
-        """This file less one key.
+        """This file without one key.
 
         Raises: ValueError if there is no such key.
         """
@@ -93,7 +93,7 @@ def new_secret() -> str:
 
 
 def hash_secret(secret: str) -> str:
-    """What the file holds of a key."""
+    """The hash that the file holds of a key."""
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
@@ -114,13 +114,13 @@ def read_keys(path: Path) -> KeysFile:
 
 
 def write_keys(path: Path, keys: KeysFile) -> None:
-    """Replace the file at once: a server reads the old one or the new one, never half. Its mode becomes 0600."""
+    """Replace the file atomically: a server reads the old or the new one, never half. Its mode becomes 0600."""
     write_whole(path, keys.model_dump_json(indent=2) + "\n", mode=0o600)
 
 
 @contextmanager
 def changing(path: Path) -> Iterator[KeysFile]:
-    """The keys as they are, with other changes kept out until the block ends; without a file there are none."""
+    """The current keys, locked against other changes until the block ends; without a file there are none."""
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)

@@ -1,8 +1,8 @@
-"""Whether requests may be sent here: the engine answers, and every set that somebody must have can be put in force.
+"""Whether this server may get requests: the engine answers, and all required and default sets can be put in force.
 
 `/health` is the liveness probe: a restart would not bring a missing set. `/ready` is the readiness probe for load
-balancers. A new process listens only once it is ready, and does not start without its required sets. What changes
-later, the folder of sets or the keys file, changes `/ready`.
+balancers. A new process listens only once it is ready, and does not start without its required sets. Later changes of
+the folder of sets or the keys file change `/ready`.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ READY = Gauge("unlearngate_ready", "1 while every forget set that somebody must 
 
 
 class Readiness:
-    """Looks at what must be in force for whom, each time anew."""
+    """Checks at every call what must be in force for each caller."""
 
     def __init__(self, policy: Policy, access: Access, check_engine: Callable[[], Awaitable[None]]) -> None:
-        """Nothing is looked at yet.
+        """Check nothing yet.
 
         Args:
             policy: decides what must be in force.
-            access: knows everybody who may ask.
+            access: knows every caller.
             check_engine: raises if the engine cannot answer.
         """
         self._policy = policy
@@ -40,7 +40,7 @@ class Readiness:
         READY.set_function(lambda: not self.missing())
 
     def missing(self) -> list[str]:
-        """What must be in force and cannot be, a sentence each; said in the log whenever it changes."""
+        """What must be in force and cannot be, a sentence each; every change is logged."""
         missing = list(dict.fromkeys(reason for _, reason in self._policy.unmet(self._access.known_callers())))
         if missing != self._said:
             self._said = missing
@@ -51,7 +51,7 @@ class Readiness:
         return missing
 
     async def reason(self) -> str | None:
-        """Why no requests should be sent here, or None. It names no set: everybody may ask."""
+        """Why no requests should be sent here, or None. It names no set: `/ready` is public."""
         try:
             await self._check_engine()
         except Exception as error:

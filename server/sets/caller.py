@@ -1,4 +1,4 @@
-"""Who asks for an answer, as far as that decides its forget sets."""
+"""The caller of a request, as far as it decides the forget sets."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks, and what is in force or visible because of that. Without a key every set may be named and listed."""
+    """The caller, and what is in force or visible for it. Without a key every set may be named and listed."""
 
     key_id: str | None = None
     tenant: str | None = None

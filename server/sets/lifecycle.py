@@ -1,8 +1,8 @@
 """How forget sets come, change and go while the server runs.
 
-Two hands change what is in force: the folder of --forget-sets, which is looked at every few seconds, and the admin's
-`POST /v1/forget_sets`. The later change wins. A version is copied into the store before it is in force, so what happens
-to its folder afterwards changes nothing for a request that has it.
+Sets change in two ways: the folder of --forget-sets is polled every few seconds, and an admin calls
+`POST /v1/forget_sets`. The later change wins. A version is copied into the store before it is in force, so no later
+change of its folder affects a request that has it.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ Fingerprint = frozenset[tuple[str, int, int, int]]  # of each file: name, size, 
 
 
 class Lifecycle:
-    """Every change of one server's sets, one at a time.
+    """Makes every change of one server's sets, one at a time.
 
-    The methods read and write files and may run in a thread. `publish` alone changes what requests see, and belongs
-    where requests are decided: none sees half a change then.
+    The methods read and write files and may run in a thread. `publish` alone changes what requests see. It belongs in
+    the event loop, where requests are decided: then none sees half a change.
     """
 
     def __init__(
         self, registry: Registry, folder: Path, store: Store, *, write_event: Callable[..., None] | None = None
     ) -> None:
-        """Nothing is read yet.
+        """Read nothing yet.
 
         Args:
             registry: what requests see.
-            folder: the watched one.
+            folder: the watched one, --forget-sets.
             store: keeps the versions and the record.
             write_event: writes a line of the audit log, `write_event(event, **fields)`; None: there is none.
         """
@@ -55,7 +55,7 @@ class Lifecycle:
         self._handled: dict[str, Fingerprint] = {}
 
     def start(self, *, tap_layer: int | None = None, num_layers: int | None = None, undial: bool = False) -> None:
-        """Bring back what was in force, then act upon what has changed in the folder since.
+        """Restore what was in force, then apply what has changed in the folder since.
 
         Args:
             tap_layer: as `Registry.choose_layers` takes it.
@@ -90,9 +90,9 @@ class Lifecycle:
         self.registry.check_not_empty(self.folder)
 
     def publish(self) -> None:
-        """Let requests see what is in force by now, and write it down if it is not what was written last.
+        """Let requests see what is now in force, and log it if it is not what was logged last.
 
-        Raises: AuditUnavailableError if that cannot be written down; it is tried again the next time.
+        Raises: AuditUnavailableError if it cannot be logged; the next call tries again.
         """
         self.registry.publish(*self._in_force)
         current, pinned = self._in_force
@@ -105,11 +105,11 @@ class Lifecycle:
             self._written = now
 
     def look(self) -> None:
-        """Act upon what changed in the folder.
+        """Poll the folder, and apply what changed in it.
 
-        A sub-folder is acted upon once it has stayed as it is for one look, so none is read while it is being copied.
-        One that cannot be served is refused, and what it brought before stays in force. A folder of --forget-sets that
-        is not there is taken for an accident, not for the end of every set.
+        A change is applied once the sub-folder has stayed the same for one poll, so none is read while it is being
+        copied. One that cannot be served is refused, and what it brought before stays in force. A missing folder of
+        --forget-sets is treated as an accident, not as the end of every set.
         """
         with self._lock:
             try:
@@ -121,7 +121,7 @@ class Lifecycle:
             before, self._looked = self._looked, now
             names = sorted(now.keys() | self._handled.keys())
             changed = [n for n in names if now.get(n) == before.get(n) and now.get(n) != self._handled.get(n)]
-            # What is new comes before what is gone: a folder that was renamed then changes nothing.
+            # New folders come before those that are gone, so that a renamed folder changes nothing.
             for name in sorted(changed, key=lambda n: n not in now):
                 self._act(name, now)
 
@@ -152,7 +152,7 @@ class Lifecycle:
             self._take_from(source, self._load(name, source))
 
     def replace_with_version(self, name: str, digest: str) -> None:
-        """Put in force a version that is there, pinned; as `replace`.
+        """Like `replace`, with a version that is there already, pinned.
 
         Raises: UnknownForgetSetError if it is not there, or cannot be served.
         """
@@ -160,7 +160,7 @@ class Lifecycle:
             self._commit(self._record.with_current(name, self._find(name, digest)))
 
     def retire(self, name: str, digest: str | None = None) -> None:
-        """End a version, or with no digest every version of a name. Requests that have it keep it.
+        """Retire a version, or without a digest every version of a name. Running requests keep theirs.
 
         Raises: UnknownForgetSetError if there is none.
         """
@@ -217,20 +217,20 @@ class Lifecycle:
         except ArtefactError as error:
             self._handled[name] = now[name]
             self.registry.refuse(error)
-        except OSError as error:  # of our own disk: it is tried again at every look
+        except OSError as error:  # of our own disk: every poll tries again
             self.registry.refuse(ArtefactError(path, f"cannot be taken into {self.store.folder} now: {error}"))
 
     def _take_from(self, source: Path, forget_set: ForgetSet) -> None:
-        """Take a set that an admin named; below the watched folder it is that sub-folder's."""
+        """Take a set that an admin named; below the watched folder it counts as that sub-folder's."""
         if source.parent == self.folder.resolve():
             self._take(self.folder / source.name, forget_set)
-            self._handled.setdefault(source.name, frozenset())  # from now on its end would be noticed
+            self._handled.setdefault(source.name, frozenset())  # so that its removal is noticed
         else:
             version = self._adopt(forget_set)
             self._commit(self._record.with_current(version.name, version.digest), version)
 
     def _take_if_new(self, path: Path, forget_set: ForgetSet) -> None:
-        """Take what a sub-folder holds, unless it was acted upon before: what an admin did since then stays done."""
+        """Take what a sub-folder holds, unless it was applied before: an admin's later change stays in force."""
         found = Seen(name=forget_set.name, digest=forget_set.digest)
         in_force = self._record.current.get(forget_set.name) == forget_set.digest
         damaged = in_force and forget_set.digest not in self._versions
@@ -255,7 +255,7 @@ class Lifecycle:
         return self.store.put(forget_set, self.registry.target)
 
     def _find(self, name: str, digest: str | None) -> str:
-        """The one version of a name whose digest begins so; the current one for None."""
+        """The one version of a name whose digest has this prefix; the current one for None."""
         digests = sorted(self._record.digests_of(name))
         if not digests:
             raise _unknown(name, "the action 'register' takes in a first version")
@@ -270,7 +270,7 @@ class Lifecycle:
         return fitting[0]
 
     def _commit(self, record: Record, version: ForgetSet | None = None) -> None:
-        """The moment of a change: before it nothing has happened, after it everything has."""
+        """Apply a change as a whole: before this call nothing has changed, after it everything has."""
         self.store.write(record)
         before, self._record = self._record, record
         known = {**self._versions, version.digest: version} if version else self._versions
@@ -293,13 +293,13 @@ class Lifecycle:
 
 
 async def keep_looking(lifecycle: Lifecycle, interval_s: float) -> None:
-    """Look at the folder every so often, for as long as the server runs."""
+    """Poll the folder every `interval_s` seconds, for as long as the server runs."""
     while True:
         await asyncio.sleep(interval_s)
         try:
             await asyncio.to_thread(lifecycle.look)
             lifecycle.publish()
-        except Exception:  # whatever it is, the next look may work, and without it nothing would be noticed any more
+        except Exception:  # the next poll may work, and without it no change would be noticed any more
             logger.exception("could not look at %s; trying again", lifecycle.folder)
 
 
@@ -312,7 +312,7 @@ def _unknown(name: str, what_to_do: str) -> UnknownForgetSetError:
 
 
 def _fingerprints(folder: Path) -> dict[str, Fingerprint]:
-    """What changes whenever a sub-folder's files do, by the sub-folder's name.
+    """A fingerprint of each sub-folder's files, by the sub-folder's name.
 
     Raises: ArtefactError if the folder is not there.
     """

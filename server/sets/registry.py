@@ -22,8 +22,8 @@ _SHORTEST_DIGEST = 8
 class Registry:
     """Verified forget sets by name, and what was refused.
 
-    A name means its current version; `name@digest`, with at least the first 8 digits, one certain version, which must
-    be the current one or a pinned one. Whoever got a set from here keeps that version, whatever happens afterwards.
+    A name means its current version. `name@digest`, with at least the first 8 digits, means one version, which must be
+    the current one or a pinned one. A request that got a set from here keeps that version, whatever changes later.
     """
 
     def __init__(self, target: TargetIdentity, bindings_folder: Path) -> None:
@@ -81,13 +81,13 @@ class Registry:
     def choose_layers(
         self, sets: Collection[ForgetSet], *, tap_layer: int | None, num_layers: int | None, undial: bool
     ) -> None:
-        """Choose what `check` asks of a set.
+        """Choose the layers and kinds that `check` accepts.
 
         Args:
             sets: what there is to choose from.
             tap_layer: the target's layer that this server's assistants start before.
-            num_layers: layers of this server's assistants; given, the model has branches even while no set is there.
-                What is None is as in most of the sets.
+            num_layers: layers of this server's assistants; if given, the model has branches even without a set.
+                Layers that are None are as in most of the sets.
             undial: whether sets of kind `undial` are served, which put LoRA on the target itself.
         """
         self.tap_layer, self.num_layers = _branch_layers(sets, tap_layer, num_layers)
@@ -132,13 +132,13 @@ class Registry:
         self.sets, self.pinned = current, pinned
 
     def refuse(self, error: ArtefactError) -> None:
-        """Note that something is not served, and why; said once in the log."""
+        """Record that something is not served, and why; log it once."""
         if self.refused.get(str(error.path)) != error.message:
             self.refused[str(error.path)] = error.message
             logger.error("forget set refused: %s", error.message)
 
     def forget_refusals(self, folder: Path) -> None:
-        """What was refused about `folder` and its files no longer holds."""
+        """Drop the refusals of `folder` and its files."""
         for path in [p for p in self.refused if folder in (Path(p), Path(p).parent)]:
             del self.refused[path]
 
@@ -187,7 +187,7 @@ class Registry:
         )
 
     def limit(self, branches: BranchOptions, max_rank: int) -> None:
-        """The engine is started for these: from now on `check` refuses what it could not load."""
+        """Record what the engine is started for: from now on `check` refuses what it could not load."""
         self._engine = branches, max_rank
 
     def _all(self) -> list[ForgetSet]:
@@ -195,7 +195,7 @@ class Registry:
 
 
 def same_name(forget_set: ForgetSet, owner: Path) -> ArtefactError:
-    """Why a set is refused whose name another folder, `owner`, brought before."""
+    """The refusal of a set whose name another folder, `owner`, has already."""
     return ArtefactError(forget_set.folder, f"is named {forget_set.name!r}, as {owner} already is")
 
 

@@ -6,8 +6,8 @@
     STATE/incoming/          where an operator may put artefacts for POST /v1/forget_sets
     STATE/lock               held by the one server that uses the folder
 
-A change first puts the new version into `sets`, then replaces the record: that one rename is the moment at which the
-change has happened. Whenever the server is killed, the next one finds the state before a change or after it.
+A change first puts the new version into `sets`, then replaces the record. That one rename commits the change: whenever
+the server is killed, the next one finds the state before a change or after it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Seen(BaseModel):
-    """What a sub-folder of --forget-sets held when it was last acted upon."""
+    """What a sub-folder of --forget-sets held when it was last applied."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -65,22 +65,22 @@ class Record(BaseModel):
         return self.model_copy(update={"current": {**self.current, name: digest}})
 
     def without(self, name: str, digests: Iterable[str]) -> Record:
-        """These versions of a name retired."""
+        """The record with these versions of a name retired."""
         gone = set(digests)
         current = {n: d for n, d in self.current.items() if n != name or d not in gone}
         return self.model_copy(update={"current": current}).with_pins(name, self.pinned.get(name, frozenset()) - gone)
 
     def with_pins(self, name: str, digests: frozenset[str]) -> Record:
-        """Exactly these versions of a name pinned."""
+        """The record with exactly these versions of a name pinned."""
         others = {n: d for n, d in self.pinned.items() if n != name}
         return self.model_copy(update={"pinned": {**others, name: digests} if digests else others})
 
     def with_seen(self, folder: str, seen: Seen) -> Record:
-        """A sub-folder acted upon."""
+        """The record with what a sub-folder holds."""
         return self.model_copy(update={"seen": {**self.seen, folder: seen}})
 
     def without_seen(self, folder: str) -> Record:
-        """A sub-folder forgotten; what it brought is retired, unless it is pinned or another version is in force."""
+        """The record without a sub-folder. Its set is retired, unless it is pinned or another version is in force."""
         seen = self.seen[folder]
         record = self.model_copy(update={"seen": {f: s for f, s in self.seen.items() if f != folder}})
         if record.current.get(seen.name) != seen.digest:
@@ -92,7 +92,7 @@ class Store:
     """One server's state folder."""
 
     def __init__(self, folder: Path) -> None:
-        """Take the folder, and make it if it is not there.
+        """Lock the folder, and create it if it is not there.
 
         Raises: ArtefactError if another server uses it.
         """
@@ -112,7 +112,7 @@ class Store:
         shutil.rmtree(self.bindings, ignore_errors=True)
 
     def close(self) -> None:
-        """Let another server have the folder."""
+        """Unlock the folder for another server."""
         self._lock.close()
 
     def read(self) -> Record:
@@ -135,7 +135,7 @@ class Store:
             ) from None
 
     def write(self, record: Record) -> None:
-        """Replace the record, at once and for good."""
+        """Replace the record, atomically and synced to disk."""
         write_whole(self.folder / RECORD_FILE, record.model_dump_json(indent=2) + "\n")
 
     def load(self, name: str, digest: str, target: TargetIdentity) -> ForgetSet:

@@ -1,8 +1,8 @@
-"""LoRA on a CPU by adapter: two matmuls for each of the batch's, where vLLM copies an adapter's weights for each row.
+"""LoRA on a CPU by adapter: two matmuls per adapter of the batch, where vLLM copies an adapter's weights for each row.
 
-A few rows go one by one through a kernel of our own (`kernels.numba_lora`), as far as their modules are joined.
+A small batch goes row by row through our own kernel (`kernels.numba_lora`), in modules whose adapters are joined.
 
-vLLM's own operations also take the last slot's adapter for rows that have none (index -1): plain rows of a mixed batch
+vLLM's own operations also apply the last slot's adapter to rows that have none (index -1): plain rows of a mixed batch
 then answer with a set of kind `undial` that another request asked for (vLLM pull request 48421, not in 0.32).
 """
 
@@ -21,27 +21,27 @@ from vllm.utils.torch_utils import direct_register_custom_op
 
 Group = tuple[int, slice | Tensor]  # a slot and the rows whose adapter is there
 SEPARATELY = 4  # adapters in a batch that are applied one after the other; more are faster together
-# Multiplications, of one linear map in a batch, that one core does sooner than matmuls are called: docs/performance.md
+# Up to this many multiplications per linear map and batch, one core beats the calls of matmuls: docs/performance.md
 ALONE = 2**22
 
 
 class Padded(NamedTuple):
-    """The N rows that have an adapter as `most` places for each slot from `first` to `last`, P in all."""
+    """The N rows that have an adapter, padded to `most` places for each slot from `first` to `last`, P in all."""
 
     first: int
     last: int
     most: int
     row_N: Tensor
     place_N: Tensor
-    row_P: Tensor  # any of the rows where there is none of the slot's
+    row_P: Tensor  # an arbitrary row where a place is padding
 
     def fills_enough(self) -> bool:
-        """Whether the padding costs less than going slot by slot, as it does unless one has far more rows than most."""
+        """Whether padding costs less than going slot by slot: it does, unless one slot has far more rows than most."""
         return len(self.row_P) <= 4 * len(self.row_N)
 
 
 class Joined(NamedTuple):
-    """A module's adapters, as vLLM has them and, in fp32, the same memory as `add_lora_rows` reads it."""
+    """A module's adapters as vLLM has them and, in fp32, the same memory as arrays for `add_lora_rows`."""
 
     a: list[Tensor]
     b: list[Tensor]
@@ -55,7 +55,7 @@ _wrappers: weakref.WeakValueDictionary[int, GroupedLora] = weakref.WeakValueDict
 
 
 class GroupedLora(PunicaWrapperCPU):
-    """Applies LoRA to linear maps; every adapted module of an engine has the same object of this class."""
+    """Applies LoRA to linear maps; all adapted modules of an engine share one object of this class."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -70,7 +70,7 @@ class GroupedLora(PunicaWrapperCPU):
 
         self.add_rows = add_lora_rows
         rows, adapters = np.zeros((0, 0), np.float32), np.zeros((0, 0, 0), np.float32)
-        # Compiled before any request.
+        # Compile before any request.
         add_lora_rows(rows, rows, adapters, adapters, np.zeros(1, np.int64), self.slot_T, 0)
 
     def update_metadata(self, *args: Any, **kwargs: Any) -> None:
@@ -92,7 +92,7 @@ class GroupedLora(PunicaWrapperCPU):
         buffer: tuple[Tensor, ...] | None = None,
         **kwargs: Any,
     ) -> None:
-        """(T, out) y += scale * (T, in) x @ A^T @ B^T, in place, by slices of the output; in between fp32.
+        """(T, out) y += scale * (T, in) x @ A^T @ B^T, in place, by slices of the output; x @ A^T in fp32.
 
         A is (slots, 1, rank, in), B (slots, 1, slice, rank).
         """
@@ -101,7 +101,7 @@ class GroupedLora(PunicaWrapperCPU):
     def join(self, linear: BaseLinearLayerWithLoRA) -> None:
         """Lay the slices of a module's adapters side by side: A's (slots, n * rank, in), B's (slots, rank, out).
 
-        vLLM goes on writing adapters, through the views of this that the module has from now on.
+        vLLM keeps writing adapters, through the views of this memory that the module has from now on.
         """
         a, b = linear.lora_a_stacked, linear.lora_b_stacked
         whole_a = torch.cat([x[:, 0] for x in a], dim=1)
@@ -116,7 +116,7 @@ class GroupedLora(PunicaWrapperCPU):
         self.joined.append(Joined(list(linear.lora_a_stacked), list(linear.lora_b_stacked), arrays, weights))
 
     def of_slot(self, a: list[Tensor], b: list[Tensor], slot: int) -> list[tuple[Tensor, Tensor]]:
-        """A^T and B^T of every slice: views of a module's weights, made once, which change as vLLM writes those."""
+        """A^T and B^T of every slice: views of a module's weights, made once, which follow what vLLM writes."""
         key = (a[0].data_ptr(), slot)
         if key not in self._of_slot:
             self._of_slot[key] = [(a_[slot, 0].T, b_[slot, 0].T) for a_, b_ in zip(a, b, strict=True)]
@@ -124,7 +124,7 @@ class GroupedLora(PunicaWrapperCPU):
 
 
 def join_slices(model: nn.Module) -> None:
-    """`GroupedLora.join` for all of a model's linear maps; nothing where another class applies LoRA."""
+    """`GroupedLora.join` for all of a model's linear maps; skips those where another class applies LoRA."""
     with torch.inference_mode(False):  # or vLLM could write adapters in that mode only
         for module in model.modules():
             if isinstance(module, BaseLinearLayerWithLoRA) and isinstance(module.punica_wrapper, GroupedLora):
@@ -132,7 +132,7 @@ def join_slices(model: nn.Module) -> None:
 
 
 def joined_number(linear: nn.Module) -> tuple[int, int] | None:
-    """What `add_joined` knows a module by; None if its adapters are not joined."""
+    """A module's key for `add_joined`; None if its adapters are not joined."""
     return getattr(linear, _NUMBER, None)
 
 
@@ -141,7 +141,7 @@ def add_joined(y: Tensor, x: Tensor, number: tuple[int, int], part: int, parts: 
     torch.ops.vllm.unlearngate_add_joined(y, x, *number, part, parts)
 
 
-# One operation each to a compiler, which must not look at a batch's rows.
+# Each is one opaque operation to a compiler, which must not trace a batch's rows.
 
 
 def _add_lora(y: Tensor, x: Tensor, a: list[Tensor], b: list[Tensor], scale: float, wrapper: int) -> None:
@@ -151,7 +151,7 @@ def _add_lora(y: Tensor, x: Tensor, a: list[Tensor], b: list[Tensor], scale: flo
         return
     for slot, rows in lora.batch:
         x_group = x[rows].float()
-        y_group = y[rows]  # a view if the rows are neighbours
+        y_group = y[rows]  # a view if the rows are contiguous
         start = 0
         for a_t, b_t in lora.of_slot(a, b, slot):
             low = (x_group @ a_t.float()).to(y.dtype)
@@ -191,7 +191,7 @@ for _name, _function in {"unlearngate_add_lora": _add_lora, "unlearngate_add_joi
 
 
 def group_rows(slots_T: Tensor) -> Padded | list[Group]:
-    """(T,) slots, -1 where there is no adapter, to the rows of each slot; neighbours as a slice."""
+    """The rows of each slot, from (T,) slots, -1 where there is no adapter; contiguous rows as a slice."""
     groups: list[Group] = []
     for slot in slots_T.unique().tolist():
         if slot < 0:

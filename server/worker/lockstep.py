@@ -4,7 +4,7 @@ Layers j to j + m of the target and of every branch are the same weights. A stac
 over (1 + S) T rows, the target's first: each weight is read once for all of them. What is not shared stays apart:
 attention is the target's and each branch's own, over its rows and its KV; LoRA is added to its branch's rows alone.
 
-Every row goes through the operations that it goes through alone.
+Every row goes through the same operations as it does alone.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Lockstep(nn.Module):
         self._stacked: tuple[nn.Module, ...] = ()
 
     def stack(self) -> None:
-        """Build the stacked layers, once: when weights are loaded, packed and adapted they are what they stay."""
+        """Build the stacked layers, once, after weights are loaded, packed and adapted: they no longer change then."""
         if not self._stacked:
             shared = cast("nn.ModuleList", self._target[0].layers)[self._tap_layer :]
             columns = zip(*(cast("nn.ModuleList", branch.layers) for branch in self._branches), strict=True)
@@ -77,7 +77,7 @@ def _stacked(target: nn.Module, branches: Sequence[nn.Module]) -> nn.Module:
     if isinstance(target, LinearBase | BaseLinearLayerWithLoRA):
         base = _base(target)
         for branch in branches:
-            # What vLLM made of the weights after loading, packing them for a CPU, takes the place of what was loaded.
+            # The weights as vLLM left them after loading, packed for a CPU, replace the loaded ones.
             for name, parameter in base.named_parameters(recurse=False):
                 setattr(_base(branch), name, parameter)
         linear: Any = copy.copy(base)
@@ -98,7 +98,7 @@ def _base(linear: nn.Module) -> nn.Module:
 
 
 class NeverAlone:
-    """Stands where a branch's linear map has its way to multiply: nothing is packed for it, and nothing runs it."""
+    """Placeholder for the quant_method of a branch's linear map: nothing is packed for it, and nothing runs it."""
 
 
 class _StackedAttention(nn.Module):
@@ -115,7 +115,7 @@ class _StackedAttention(nn.Module):
 
 
 class _StackedMethod:
-    """A linear map's way to multiply, which then adds LoRA to the rows of whoever has it."""
+    """A linear map's quant_method, which then adds LoRA to the rows of each part that has it."""
 
     def __init__(self, method: Any, linears: Sequence[nn.Module]) -> None:
         self._method = method
@@ -142,5 +142,5 @@ def _adapted(linear: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """`y` with the linear map's LoRA, if it has one."""
     if not isinstance(linear, BaseLinearLayerWithLoRA):
         return y
-    # Not in place: compiled by inductor (torch 2.13), every part of a tensor but the last that is changed so is wrong.
+    # Not in place: inductor (torch 2.13) miscompiles in-place changes of every part of a tensor but the last.
     return y + linear._apply_lora_to_output(x, torch.zeros_like(y))

@@ -1,19 +1,18 @@
 """The served model: the untouched target and S assistant branches, run over the same scheduled tokens.
 
     forward         -> [target | assistant_a | assistant_b] hidden, (T, (1 + k) * H), of the k branches that are needed
-    compute_logits  -> the target's logits, (R, V), and with the same product the assistants', for the logits processor
+    compute_logits  -> the target's logits, (R, V), and in the same matmul the assistants', for the logits processor
 
 An assistant is m of the target's layers, its embeddings, final norm and head, all the same tensors, plus LoRA on the
 branch only: a forget set is an adapter. The layers are the target's first, as in ULD (arXiv:2406.08607, section 3), or
-those from a tap layer j on: such a branch goes on from the target's hidden states, so the first j layers run once.
-Its modules are its own: LoRA of a set of kind `undial`, on the target's modules, leaves every assistant as it is. They
-run in lockstep with the target's (`lockstep`).
+those from a tap layer j on. Such a branch continues from the target's hidden states, so the first j layers run once.
+Each branch has its own modules, so LoRA of a set of kind `undial`, on the target's modules, changes no assistant. The
+branches run in lockstep with the target (`lockstep`).
 
-A batch without any adapter does not run the branches. Their KV then holds nothing for its tokens; no request with a
-forget set can come to read it, because vLLM's prefix cache is keyed by the adapter. vLLM records CUDA graphs with and
-without LoRA apart, and the choice with them. On the V1 runner without graphs, once a set has been composed, a batch
-whose requests have at most one set each runs one branch, however many there are: an adapter always has the same
-branches, so the same holds for its KV.
+A batch without any adapter does not run the branches. Their KV then holds nothing for its tokens, but no request with a
+forget set can read it, because vLLM's prefix cache is keyed by the adapter. vLLM records CUDA graphs with and without
+LoRA separately, and this choice with them. On the V1 runner without graphs, once a set has been composed: if every
+request uses at most one set, only branch a runs. An adapter always has the same branches, so the same holds for its KV.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ def loaded_model() -> UnlearningForCausalLM:
 
 
 class AssistantLogits(NamedTuple):
-    """What the head made of the assistants, in a step of R rows: `chosen` (N,), or all S * R, branch by branch."""
+    """The assistants' logits in a step of R rows: of the rows `chosen` (N,), or of all S * R, branch by branch."""
 
     num_rows: int
     chosen: Tensor | None
@@ -77,7 +76,7 @@ class _HeadRows(NamedTuple):
         return cls(num_rows, copies, chosen, row_X, torch.cat([0 * row_R, place_N // num_rows + 1]))
 
     def are_of(self, num_rows: int, copies: int, chosen: Tensor | None) -> bool:
-        """Whether these are the rows, as they are for many steps of a batch."""
+        """Whether these are the rows; in a batch they often stay the same for many steps."""
         return (self.num_rows, self.copies) == (num_rows, copies) and self.chosen is chosen
 
 
@@ -146,7 +145,7 @@ class UnlearningForCausalLM(nn.Module, SupportsLoRA):
         """(T,) scheduled tokens -> (T, (1 + k) * H) final hidden states of the target and k branches, in this order."""
         count = self._branches_to_run()
         if not self._ran:
-            # vLLM compiles, and measures its memory, by the first batch: what later ones may do, it does.
+            # vLLM compiles and measures memory with the first batch, so it does all that later ones may do.
             self._ran = True
             join_slices(self)
             for lockstep in self._locksteps.values():
@@ -162,8 +161,8 @@ class UnlearningForCausalLM(nn.Module, SupportsLoRA):
     def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
         """(R, (1 + k) * H) -> (R, V), the target's logits; keeps the assistants' for `take_assistant_logits`.
 
-        One product with the head for both, so that it is read once. (R, H), of a batch that ran without the branches,
-        keeps none.
+        One matmul with the head serves both, so that it is read once. (R, H) comes from a batch that ran without the
+        branches; then none are kept.
         """
         self._assistant_logits = None
         num_rows, hidden_size = hidden_states.shape[0], self.hidden_size
@@ -181,7 +180,7 @@ class UnlearningForCausalLM(nn.Module, SupportsLoRA):
         return logits[:num_rows]
 
     def take_assistant_logits(self) -> AssistantLogits:
-        """Of the rows that `compute_logits` saw last. Once only.
+        """The assistants' logits from the last `compute_logits`, once only.
 
         Raises: RuntimeError if there are none.
         """
@@ -195,7 +194,7 @@ class UnlearningForCausalLM(nn.Module, SupportsLoRA):
         return {f"target.{name}" for name in self.target.load_weights(weights)}
 
     def _branches_to_run(self) -> int:
-        """How many branches have anything to do in the batch that is about to run; in the first one, all."""
+        """How many branches the batch that is about to run needs; the first batch runs all."""
         most = self.options.num_branches
         if not most or not self._ran:
             return most

@@ -1,4 +1,4 @@
-"""vLLM's general plugin, which it runs in every one of its processes."""
+"""Our general plugin for vLLM, which runs it in each of its processes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def register() -> None:
-    """Make the served model class known by name; it is imported only where it is served."""
+    """Register the served model class by name; it is imported only where it is served."""
     from vllm import ModelRegistry
 
     if ARCHITECTURE not in ModelRegistry.get_supported_archs():
@@ -25,11 +25,11 @@ def register() -> None:
 
 
 def leave_group_and_end_with_parent() -> None:
-    """What the engine's processes of our server do about signals; nothing in a process that nobody started so.
+    """Detach an engine process from the server's signals, and end it with its parent; do nothing if it has none.
 
-    They leave the server's process group: a Ctrl-C in a terminal goes to the whole group and would end the engine at
-    once, while the server still lets running streams finish. And they end with the process that started them: a server
-    that was killed cannot stop its engine, which vLLM leaves waiting for ever, with the memory that the next one needs.
+    It leaves the server's process group: a Ctrl-C in a terminal goes to the whole group and would end the engine at
+    once, while the server still lets running streams finish. It ends with its parent because a killed server cannot
+    stop its engine: vLLM leaves the engine waiting for ever, with the memory that the next one needs.
     """
     parent = multiprocessing.parent_process()
     if parent is None:
@@ -37,5 +37,5 @@ def leave_group_and_end_with_parent() -> None:
     os.setpgid(0, 0)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent.pid:  # it ended before that
+        if os.getppid() != parent.pid:  # the parent ended before prctl
             os._exit(1)

@@ -1,6 +1,6 @@
 """The logits processor: composes every sampled row with the forget sets of its request.
 
-One class for vLLM's two interfaces. The V1 runner tells batch changes through `update_state` and calls `apply(logits)`,
+One class for vLLM's two interfaces. The V1 runner reports batch changes to `update_state` and calls `apply(logits)`,
 where row i is batch index i; the V2 runner keys requests by slot and calls `apply(logits, ctx)`, where ctx maps rows to
 slots. Both end in `_compose`.
 """
@@ -43,14 +43,14 @@ class _Batch(NamedTuple):
     pairs: Pairs
     branch_N: Tensor
     place_N: Tensor  # of each pair's assistant among all S * R, branch by branch
-    leases: np.ndarray  # (R,) int64: where the rows' open gates are noted
+    leases: np.ndarray  # (R,) int64: where the rows' open gates are recorded
 
 
 class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
     """Subtracts the assistants' logits, row by row, as each request's signed plan says.
 
-    A request without a valid token is refused at admission; should one reach a worker all the same, its rows are
-    forced to end-of-sequence: never the plain target.
+    A request without a valid token is refused at admission. If one reaches a worker all the same, its rows are forced
+    to end-of-sequence, never the plain target.
     """
 
     @classmethod
@@ -132,7 +132,7 @@ class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
                 open_R = torch.zeros(len(slots), dtype=torch.int64, device=logits.device)
                 open_R.index_add_(0, batch.pairs.row_N, open_N.long() << batch.branch_N)
                 self._recorder.record(started, batch.leases, self._positions(slots, ctx), open_R, self.bad_rows)
-        # A row that nobody announced is as untrusted as one with a bad token.
+        # A row of an unknown request is as untrusted as one with a bad token.
         for row, slot in enumerate(slots):
             if self._plans.get(slot) is None:
                 logits[row] = -torch.inf
@@ -142,9 +142,9 @@ class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
     # `model.Composer`, which V1 can tell before a step runs and V2 cannot
 
     def num_branches(self) -> int:
-        """How many branches, from the first on, the batch's sets need: all where a request is not known to need less.
+        """How many branches, from the first on, the batch's sets need; all if a request's need is not known.
 
-        A plan has a term for every branch that its adapter is on, so that an adapter always has the same branches run.
+        A plan has a term for every branch of its adapter, so an adapter always runs the same branches.
         """
         needed = 0
         for plan in self._plans.values():
@@ -167,7 +167,7 @@ class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
     def _positions(self, slots: Sequence[int], ctx: LogitsContext | None) -> np.ndarray:
         """(R,) int64: how many tokens each row's sequence has, or below 0 while its prompt is not complete.
 
-        V1 also asks for a token after a part of a prompt, and discards it: the row is then noted again.
+        V1 also samples a token after a part of a prompt, and discards it: the row is then recorded again.
         """
         if ctx is None:
             return np.array([len(self._outputs.get(slot) or ()) for slot in slots], dtype=np.int64)

@@ -1,8 +1,8 @@
 """What an engine process tells the server about each composed step: open gates, time, rows that were not finite.
 
 On a CPU it is written at once. On a GPU nothing waits for the device: a few bytes are copied to the host behind the
-step's kernels, and a thread writes them down once they have arrived. They arrive before the step's sampled tokens,
-whose copy is behind theirs, but may be written down after another process has those: see docs/audit.md.
+step's kernels, and a thread writes them to the tally once they arrive. They arrive before the step's sampled tokens,
+which are copied later, but another process may have those before the tally is written: see docs/audit.md.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Recorder:
 
     @classmethod
     def attach(cls, device: torch.device) -> Recorder | None:
-        """None where no server reads it, and in all ranks but the first: they compose the same rows."""
+        """A recorder; None if no server reads it, and in all ranks but the first: they compose the same rows."""
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         if distributed and torch.distributed.get_rank() != 0:
             return None
@@ -51,7 +51,7 @@ class Recorder:
         return time.perf_counter_ns() if self._steps is None else _recorded_event()
 
     def record(self, started: Any, leases: np.ndarray, positions: np.ndarray, open_R: Tensor, bad_rows: Tensor) -> None:
-        """A step has been composed since `started`.
+        """Record a step that was composed since `started`.
 
         Args:
             started: from `start`.
