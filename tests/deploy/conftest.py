@@ -6,9 +6,6 @@ import pytest
 
 from support.deploy.replicas import two_replicas
 from support.engine.tiny import VOCAB_SIZE
-from support.figures import print_figures, pytest_terminal_summary
-
-__all__ = ["print_figures", "pytest_terminal_summary"]
 
 
 @pytest.fixture(scope="session")

@@ -30,6 +30,7 @@ class Image:
     installed: Path
     environment: dict[str, str]
     last: Stage
+    seconds: float
 
     @property
     def packages(self) -> set[str]:
@@ -38,22 +39,27 @@ class Image:
 
 
 @pytest.fixture(scope="module")
-def image(tmp_path_factory, print_figures):
+def image(tmp_path_factory):
     folder = tmp_path_factory.mktemp("image")
     clean, started = CleanFolder(folder, ROOT), time.monotonic()
     *before, last = read(ROOT / "docker" / "cpu.Dockerfile")
     for number, stage in enumerate(before):
         root = clean.run(stage, number, timeout_s=1800)
     # The last stage copies the environment to the place it was made for; here it stays where that place is.
-    made = Image(clean, root / "opt" / "unlearngate", {**clean.environment(before[-1], root), **last.env()}, last)
-    size = sum(path.lstat().st_size for path in made.installed.rglob("*"))
-    print_figures(
-        f"image: wheel built and {len(made.packages)} packages installed by the image's own steps, as user "
-        f"{NOBODY}, in {time.monotonic() - started:.0f} s: {size / 2**30:.2f} GiB, {len(clean.left_out)} left out"
-    )
+    environment = {**clean.environment(before[-1], root), **last.env()}
+    made = Image(clean, root / "opt" / "unlearngate", environment, last, time.monotonic() - started)
     assert clean.left_out == []  # those of root are in the last stage
     yield made
     shutil.rmtree(folder)
+
+
+def test_the_image_is_built_by_its_own_steps(image, print_figures):
+    size = sum(path.lstat().st_size for path in image.installed.rglob("*"))
+    print_figures(
+        f"image: wheel built and {len(image.packages)} packages installed by the image's own steps, as user "
+        f"{NOBODY}, in {image.seconds:.0f} s: {size / 2**30:.2f} GiB, {len(image.clean.left_out)} left out"
+    )
+    assert image.packages and not image.clean.left_out
 
 
 def test_the_installed_server_starts_from_a_tree_that_it_cannot_write_answers_and_stops(image, tmp_path):

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from support.clients.question import ANSWER, FORGET, MESSAGES, PROMPT, QUESTION
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("demo_server")]
 
 EITHER = pytest.mark.parametrize("sets", [[], [FORGET]], ids=["plain", "forgetting"])
 TOOL = {

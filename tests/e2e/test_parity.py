@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -27,26 +26,12 @@ RUNS = {
 }
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """One process per engine, two at a time: an engine here is bound to one core. Tensor parallel 2 wants both."""
-    base = tmp_path_factory.mktemp("parity")
-
-    def start(name: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, PROGRAM, *RUNS[name], "--requests", str(REQUESTS), "--work", base / name]
-        env = {**os.environ, "PYTHONPATH": str(PROGRAM.parents[2])}
-        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=900)
-
-    alone = [name for name in RUNS if "tensor-parallel" in name]
-    with ThreadPoolExecutor(2) as pool:
-        shared = [name for name in RUNS if name not in alone]
-        results = dict(zip(shared, pool.map(start, shared), strict=True))
-    return results | {name: start(name) for name in alone}
-
-
-@pytest.mark.parametrize("name", RUNS)
-def test_every_token_is_the_one_the_formula_chooses(name, runs, print_figures):
-    result = runs[name]
+# One process per engine, so every worker (pytest -n) may take one: an engine here is bound to one core.
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in RUNS])
+def test_every_token_is_the_one_the_formula_chooses(name, tmp_path, print_figures):
+    command = [sys.executable, PROGRAM, *RUNS[name], "--requests", str(REQUESTS), "--work", tmp_path / name]
+    env = {**os.environ, "PYTHONPATH": str(PROGRAM.parents[2])}
+    result = subprocess.run(command, env=env, capture_output=True, text=True, timeout=900)
     lines = [line for line in result.stdout.splitlines() if line.startswith('{"family"')]
     assert lines, (
         f"no figures; the run ended with {result.returncode}:\n{result.stdout[-2000:]}\n{result.stderr[-6000:]}"
