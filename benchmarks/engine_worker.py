@@ -1,7 +1,7 @@
-"""An engine in a process of its own, that decodes what it is told to and says how long each step took.
+"""An engine in its own process: decodes what it is told to, and reports how long each step took.
 
-Reads JSON lines: {"sets": [[names in force in row 0], ...], "prompt_tokens": n, "new_tokens": m}, and if prompts are to
-share their first s tokens {"shared_tokens": s, "beginning": which of all beginnings}. Answers each with
+Reads JSON lines: {"sets": [[names in force in row 0], ...], "prompt_tokens": n, "new_tokens": m}, and, for prompts that
+share their first s tokens, {"shared_tokens": s, "beginning": number of the shared beginning}. Answers each with
 {"first_token_s", "step_s": [m - 1 durations], "cached_tokens": found in the prefix cache, "memory_mib"}; the first line
 it prints is {"ready": seconds}.
 """
@@ -108,9 +108,9 @@ class Engine:
 
 
 def serve(start: Callable[[], Any]) -> None:
-    """Start what has a `run`, say how long that took, and answer requests to it until the input ends."""
+    """Start an object with a `run`, print how long that took, and answer requests until the input ends."""
     answers = os.dup(1)
-    os.dup2(2, 1)  # what libraries print is no answer
+    os.dup2(2, 1)  # what libraries print must not mix with the answers
     began = time.perf_counter()
     runner = start()
     with os.fdopen(answers, "w") as out:

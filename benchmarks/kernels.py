@@ -1,4 +1,4 @@
-"""Time `compose` against its reference, torch.compile, the paper's way and a plain copy. The start: main()."""
+"""Time `compose` against its reference, torch.compile, the paper's way and a plain copy."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 # The repository's root is on the path for these imports only, and this script's folder not at all: `kernels` in either
-# would pass for another project's package of that name.
+# would be taken for another project's package of that name.
 if str(Path(__file__).parent) in sys.path:
     sys.path.remove(str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -82,7 +82,7 @@ def main(
     ] = None,
     out: Annotated[Path, typer.Option(help="folder for kernels.csv, which is replaced")] = Path("build/bench"),
 ) -> None:
-    """Time compose, the one kernel on the way of every token, against other ways of doing the same.
+    """Time compose, the one kernel on every token's path, against other ways of doing the same.
 
     First the tests of compose run on this machine; if one fails, nothing is timed. Then every case (rows x vocab x
     sets) is timed, the providers taking turns:

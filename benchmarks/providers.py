@@ -27,7 +27,7 @@ Run = Callable[[int], object]
 """Composes input set s. It may leave the result in the input set's target or anywhere else."""
 
 _PEAK = 10.0  # added to one token of each row: an over-confident target
-_CACHES = 4  # the input sets together are larger than so many L2 caches
+_CACHES = 4  # the input sets together are larger than this many L2 caches
 _MOST_INPUT_SETS = 1024
 
 
@@ -67,14 +67,14 @@ class Case:
         return 2 * self.target_bytes + self.assistant_bytes + self.min_bytes
 
     def working_bytes(self, provider: str) -> int:
-        """About what a provider allocates beside its inputs, generously."""
+        """A generous estimate of what a provider allocates beside its inputs."""
         if provider in {"copy", "empty", "ours"}:
             return 0
         return (32 * self.num_rows + 24 * self.num_pairs) * self.vocab_size
 
 
 class Inputs:
-    """Random logits of one case, as many sets of them as it takes to find none in the GPU's cache.
+    """Random logits of one case, in enough sets that none is found in the GPU's cache.
 
     compose works in place, and composing a composed row is another problem: `restore` brings fresh targets back.
     """
@@ -90,7 +90,7 @@ class Inputs:
             (self.num_slots, case.num_pairs, case.vocab_size), dtype=case.assistant_dtype, device=device
         )
         for fresh_RV, assistant_NV in zip(self._fresh_SRV, self.assistant_SNV, strict=True):
-            # An engine's logits are bf16, whatever they are kept in.
+            # An engine's logits have bf16 precision, whatever dtype they are stored in.
             fresh_RV.copy_(draw_target(case.num_rows, case.vocab_size, generator).bfloat16())
             assistant_NV.copy_(torch.randn(assistant_NV.shape, generator=generator, device=device).mul_(2))
         self.target_SRV = self._fresh_SRV.clone()

@@ -91,7 +91,7 @@ class Result:
 
 
 class Recorder:
-    """Writes the CSV case by case, so that a run that is broken off leaves what it measured."""
+    """Writes the CSV case by case, so that an interrupted run keeps what it measured."""
 
     def __init__(self, path: Path, environment: Environment) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -115,7 +115,7 @@ class Recorder:
 
 
 def results_of(case: Case, timings: Mapping[str, Timing]) -> list[Result]:
-    """Relate a case's timings to its bytes, to the copy, and to ours: a graph's to those of a graph."""
+    """Relate a case's timings to its bytes, to the copy, and to ours; graphs are compared with graphs."""
 
     def related(name: str, to: str) -> float | None:
         """The other's median over this one's."""

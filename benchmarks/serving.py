@@ -72,7 +72,7 @@ class Worker:
         return self._read()
 
     def close(self) -> None:
-        """End it."""
+        """End the process."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait()
@@ -179,7 +179,7 @@ def _situations(names: Sequence[str], *, tapped: bool) -> list[Situation]:
 def _measure(
     situations: list[Situation], workers: dict[str, Worker], batch: int, new_tokens: int, rounds: int, tick: Any
 ) -> None:
-    """Rounds in which all take turns, after one that does not count."""
+    """Rounds in which all take turns, after a warm-up round that does not count."""
     for round_number in range(-1, rounds):
         plain = 0.0
         for situation in situations:

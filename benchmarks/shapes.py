@@ -45,7 +45,7 @@ def configuration(shape: str) -> Any:
 
 
 def make_target(folder: Path, shape: str, dtype: torch.dtype) -> Path:
-    """Write the target, unless it is there; a tokenizer too, which nothing here asks."""
+    """Write the target, unless it is there; a tokenizer too, which nothing here uses."""
     if not (folder / "config.json").exists():
         model = AutoModelForCausalLM.from_config(configuration(shape), dtype=dtype)
         tokenizer = Tokenizer(models.BPE(vocab={"<pad>": 0, "<eos>": 1}, merges=[]))

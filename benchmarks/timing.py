@@ -6,7 +6,7 @@ larger than the L2 cache, so that a run finds its logits in memory.
 
 A "-graph" lane is one CUDA graph that holds the provider's run on every input set, one after the other, and nothing
 else. It is replayed between two events, after a restore, and its time is divided by the number of input sets: no launch
-is waited for. A replay composes fresh targets like any run; were they composed already, it would move as much memory.
+is waited for. A replay composes fresh targets like any run; composed ones would move as much memory.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def measure(
         budget_s: seconds for each provider, warming up and compiling not counted.
         announce: told the name of the provider whose turn it is.
 
-    Returns: provider -> its timing; whatever keeps one from running becomes its note.
+    Returns: provider -> its timing; if one cannot run, its note says why.
     """
     timings: dict[str, Timing] = {}
     lanes: dict[str, _Lane] = {}

@@ -1,6 +1,6 @@
 """Compose the served logits from a target's and its assistants' logits: the one entry to the kernels.
 
-The formula is docs/composition.md; `reference.py` is its definition, `cpu.py` and `triton_compose.py` are what runs.
+The formula is docs/composition.md; `reference.py` defines it, `numba_compose.py` and `triton_compose.py` run it.
 
 Shape legend: R target rows, N (row, forget set) pairs, V vocab.
 """
@@ -34,8 +34,8 @@ def compose(
 
     A row that no pair names, and a row with all gates closed, keeps its bits and is not written. A row with a bad pair
     is filled with -inf: the caller must count it and must not sample from it. On a GPU nothing waits for the device;
-    with `scratch` nothing is allocated either, and all addresses stay: a CUDA graph can hold the call, after one call
-    outside of it with the same shapes, which compiles the kernels.
+    with `scratch` nothing is allocated either, and all addresses stay: a CUDA graph can capture the call after one call
+    outside it with the same shapes, which compiles the kernels.
 
     Args:
         target_RV: (R, V) fp32/bf16/fp16 logits, the rows contiguous, written in place; -inf marks tokens that are not
@@ -56,7 +56,7 @@ def compose(
         from unlearngate.kernels.triton_compose import compose_triton
 
         return compose_triton(target_RV, assistant_NV, pairs, mode=mode, scratch=scratch)
-    # Not before it is needed: vLLM 0.32 cannot start a CPU worker in a process that has imported numba.
+    # Imported late: vLLM 0.32 cannot start a CPU worker in a process that has imported numba.
     from unlearngate.kernels.numba_compose import compose_cpu
 
     if not pairs.padded:
@@ -70,7 +70,7 @@ def compose(
 def runs_triton(device: torch.device) -> bool:
     """The one place where the implementation is chosen: Triton on a GPU, numba on a CPU.
 
-    TRITON_INTERPRET=1 runs the Triton kernels on a CPU too, in Triton's interpreter: right, and very slow.
+    TRITON_INTERPRET=1 runs the Triton kernels on a CPU too, in Triton's interpreter: correct, but very slow.
 
     Raises: ValueError for a device that has neither.
     """

@@ -1,4 +1,4 @@
-"""`compose` on a CPU: numba's kernels, on as many threads as torch has where there is work for several.
+"""`compose` on a CPU: numba's kernels, on as many threads as torch uses if there is work for several.
 
 Shape legend: R target rows, N (row, forget set) pairs, M distinct rows among them, V vocab.
 """
@@ -53,7 +53,7 @@ def compile_kernels() -> None:
 
 
 def _flat(x_RV: Tensor) -> tuple[np.ndarray, int]:
-    """The memory of fp32 logits, and how far the beginnings of its rows are apart."""
+    """The memory of fp32 logits, and the stride of its rows."""
     (num_rows, vocab_size), stride = x_RV.shape, x_RV.stride(0)
     return x_RV.as_strided(((num_rows - 1) * stride + vocab_size,), (1,)).numpy(), stride
 
@@ -64,9 +64,9 @@ def _threads() -> ThreadPoolExecutor:
 
 
 def _spread() -> None:
-    """Let this thread run where any of the process's may: vLLM binds each of torch's, its parent too, to one core."""
+    """Let this thread run on any core of the process: vLLM binds each torch thread, its parent too, to one core."""
     cores: set[int] = set()
     for task in os.listdir("/proc/self/task"):
-        with suppress(ProcessLookupError):  # it has ended
+        with suppress(ProcessLookupError):  # the thread has ended
             cores |= os.sched_getaffinity(int(task))
     os.sched_setaffinity(0, cores)

@@ -1,8 +1,8 @@
-"""The CPU's kernels: a row is read, decided and written while it is in the cache, in a few passes that LLVM vectorises.
+"""The CPU kernels: a row is read, decided and written while it is in the cache, in a few passes that LLVM vectorises.
 
-No fast-math: sums are kept in LANES partial sums, which is what lets a compiler vectorise them as they stand, so a
-result depends on the numbers alone and not on where they lie in memory. A partial sum of fp32 holds _SPAN numbers at
-most; they are added up in fp64.
+No fast-math: sums are kept in LANES partial sums, which a compiler can vectorise without reordering, so a result
+depends on the numbers alone and not on where they lie in memory. A partial sum in fp32 covers at most _SPAN numbers;
+partial sums are added in fp64.
 
 Shape legend: V vocab; a row is V contiguous fp32 logits of an array that holds all of them.
 """
@@ -22,16 +22,16 @@ _SPAN = 64
 _F = np.float32
 _NONE, _MOST = _F(-np.inf), _F(np.inf)
 _LOG2_E = _F(1 / math.log(2))
-_ROUND = _F(1.5 * 2**23)  # added and taken away again: rounds to a whole number, which is then in the lowest bits
-_LN2_HIGH = _F(0.693359375)  # ln 2 in two parts; 9 bits here, so that a product with a whole number is exact
+_ROUND = _F(1.5 * 2**23)  # adding it rounds to an integer, held in the lowest bits; subtracting it gives that integer
+_LN2_HIGH = _F(0.693359375)  # ln 2 in two parts; 9 bits here, so that a product with an integer is exact
 _LN2_LOW = _F(math.log(2) - 0.693359375)
-_LOWEST = _F(-87.0)  # below it exp is 0: next to the 1 of the largest logit, nothing
+_LOWEST = _F(-87.0)  # below it exp is 0: negligible next to the 1 of the largest logit
 _ZERO, _ONE = _F(0), _F(1)
 _C2, _C3, _C4, _C5, _C6, _C7 = (_F(1 / math.factorial(k)) for k in range(2, 8))
 
 
 def compiled(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Compiles at the first call, for good where a folder can be written to; runs without Python's lock."""
+    """Compile at the first call, and cache if a folder is writable; the function runs without the GIL."""
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
@@ -115,7 +115,7 @@ def _count(row_V: Any, threshold: Any) -> Any:
 
 @njit(inline="always")
 def _order(x: Any) -> Any:
-    """A whole number in [0, 2^32) that is larger where x is."""
+    """An integer in [0, 2^32) that sorts as x does."""
     bits = np.int64(np.float32(x).view(np.int32))
     return (bits ^ (bits >> 31 & 0x7FFFFFFF)) + 2**31
 
@@ -132,7 +132,7 @@ def _digit_of_kth(count_of: Any, rank: int) -> Any:
 
 @compiled()
 def _kth_largest(row_V: Any, rank: int) -> Any:
-    """The rank-th largest, counting from 1, of a row without NaN: its bits' 11, 11 and 10 one after the other."""
+    """The rank-th largest, counting from 1, of a row without NaN, by radix selection: 11, 11 and 10 bits."""
     count_of = np.zeros(2**11, np.int64)
     for i in range(len(row_V)):
         count_of[_order(row_V[i]) >> 21] += 1
@@ -229,7 +229,7 @@ def compose_rows(
         if one_is_bad or row_is_bad:
             row_V[:] = _NONE
         elif num_open > 0:
-            # Where the ratio alone keeps so many, the rank-th largest is one of them.
+            # If the ratio alone keeps that many, the rank-th largest is among them.
             if kept < rank_M[m]:
                 threshold = _kth_largest(row_V, rank_M[m])
             for begin in range(0, vocab_size, LANES):

@@ -1,6 +1,6 @@
 """LoRA for a few rows on a CPU: row by row, each with its own adapter.
 
-For few rows matmuls cost less than calling them; a row's weights are read once, as they lie.
+For few rows, calling a matmul costs more than its work; a row's weights are read once, in memory order.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What goes into one composition beside the logits, and what comes out of it beside them."""
+"""The inputs and outputs of one composition, besides the logits."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Composition(NamedTuple):
 
 
 class Numbers(NamedTuple):
-    """Those of the index tensors of `Pairs` that a CPU reads, as numpy arrays, in the order of its kernel."""
+    """The index tensors of `Pairs` that the CPU kernel reads, as numpy arrays, in the order of its arguments."""
 
     row_M: np.ndarray
     first_M: np.ndarray
@@ -47,7 +47,7 @@ class Pairs:
     """The (row, forget set) pairs of one batch as index tensors: in this row, this set is in force.
 
     Built once per batch composition by `Pairs.build`, which checks every value on the host, so that `compose` need not
-    look at one: on a GPU that would stall the queue. Rows without a pair appear nowhere.
+    check any: on a GPU that would stall the queue. Rows without a pair appear nowhere.
 
     N pairs in the order of the assistants' rows; M distinct rows among them, ascending; row_M is -1 in padding.
     The pairs of row_M[m] are member_N[first_M[m] : first_M[m + 1]].
@@ -84,10 +84,10 @@ class Pairs:
             row_N: the row of each pair, in [0, R). Several pairs may name one row; their subtractions add.
             weight_N: finite and >= 0; a pair of weight 0 is not in force.
             gate_nats_N: >= 0; the evidence in nats from which a pair is open; 0 is always open.
-            keep_ratio_R: tau in [0, 1] of every row of the batch; 0 keeps every token. Its length says R.
+            keep_ratio_R: tau in [0, 1] of every row of the batch; 0 keeps every token. Its length is R.
             vocab_size: V.
             device: where the logits are.
-            capacity: pad to so many pairs in so many rows, for `copy_` and CUDA graphs.
+            capacity: pad to this many pairs and rows, for `copy_` and CUDA graphs.
 
         Raises: ValueError that names the pair and what was expected.
         """
@@ -140,7 +140,7 @@ class Pairs:
         )
 
     def numbers(self) -> Numbers:
-        """The tensors' own memory as arrays, made once: next to a model's weights each call of torch is a cold one."""
+        """The tensors' memory as arrays, made once: after a model's weights, each call into torch finds cold caches."""
         if not self._numbers:
             self._numbers.append(Numbers(*(getattr(self, name).numpy() for name in Numbers._fields)))
         return self._numbers[0]

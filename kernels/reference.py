@@ -1,4 +1,4 @@
-"""The formula of docs/composition.md in plain torch: the definition of right, for any float type.
+"""The formula of docs/composition.md in plain torch: the definition of correct, for any float type.
 
 Shape legend: R target rows, N (row, forget set) pairs, M distinct rows among the pairs, V vocab.
 """

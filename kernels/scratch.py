@@ -12,7 +12,7 @@ _SMALL_VOCAB = 131_072
 
 
 def sample_size(vocab_size: int) -> int:
-    """How many logits of a row are looked at to guess where its k-th largest lies; a power of two."""
+    """How many logits of a row are sampled to guess where its k-th largest lies; a power of two."""
     return 4096 if vocab_size <= _SMALL_VOCAB else 8192
 
 
@@ -28,7 +28,7 @@ def max_candidates(vocab_size: int) -> int:
 class Scratch:
     """Allocated once for the largest batch, at addresses that stay.
 
-    num_pairs: the largest N, which padding counts into.
+    num_pairs: the largest N, padding included.
     """
 
     def __init__(self, num_pairs: int, vocab_size: int, device: torch.device | str) -> None:

@@ -25,7 +25,7 @@ from unlearngate.kernels.triton_kernels import guess_kernel, read_kernel, write_
 
 _LARGE_BLOCK = 4096
 # Fused multiply-adds round the two operands of a butterfly sum differently: the threads of a program would not agree on
-# the sum, and part ways at a gate that is exactly as high as the evidence.
+# the sum, and would diverge at a gate exactly as high as the evidence.
 OPTIONS = {"enable_fp_fusion": False}
 
 
@@ -151,7 +151,7 @@ def choose_launch(num_members: int, vocab_size: int, element_size: int, l2_bytes
 
 
 def num_warps_for(vocab_size: int) -> int:
-    """As many as leave registers for 512 threads on a multiprocessor: the candidates take most of them."""
+    """As many warps as leave registers for 512 threads on a multiprocessor: candidates take most registers."""
     return 8 if max_candidates(vocab_size) <= 8192 else 16
 
 

@@ -67,7 +67,7 @@ def read_kernel(
                 assistant_ptr + n * assistant_stride, pair_parts_ptr + n * max_chunks + chunk,
                 num_pairs * max_chunks, chunk, vocab_size, BLOCK,
             )  # fmt: skip
-        # All threads have written before one says so; who learns that all programs have, reads what they wrote.
+        # All threads write before one counts its program as done; the last program then reads what all wrote.
         tl.debug_barrier()
         arrived = tl.atomic_add(counter_ptr + _ARRIVED * num_pairs, 1, sem="acq_rel", scope="gpu")
         if arrived == num_chunks - 1:
@@ -223,7 +223,7 @@ def _kth_largest(
     logits_ptr, bracket_ptr, candidates_ptr, counter_ptr, rank, vocab_size, num_pairs,
     SAMPLED: tl.constexpr, CANDIDATES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Exact, whether the guess was right or not."""
+    """The exact k-th largest, whether the guess was right or not."""
     at = tl.arange(0, CANDIDATES)
     if SAMPLED:
         low = tl.load(bracket_ptr)

@@ -1,7 +1,6 @@
 """The exact k-th largest logit of a row, by selection: a sampled bracket, then bisection of order-preserving integers.
 
-fp32 logits compare like the int32 keys of `_key`, so 32 halvings at most find the k-th largest whatever its value; ties
-need no care.
+fp32 logits compare like the int32 keys of `_key`, so at most 32 halvings find the k-th largest; ties need no care.
 """
 
 from __future__ import annotations

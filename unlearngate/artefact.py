@@ -59,7 +59,7 @@ class ForgetSet(NamedTuple):
 
 
 def set_folders(folder: Path) -> list[Path]:
-    """The sub-folders that hold a set each, by name; files and hidden folders are not sets.
+    """The sub-folders that each hold a set, by name; files and hidden folders are not sets.
 
     Raises: ArtefactError if `folder` does not exist.
     """
@@ -146,7 +146,7 @@ def data_digest(rows: list[dict[str, Any]]) -> str:
 
 
 def now() -> datetime:
-    """The current time with its zone, as `created_at` wants it."""
+    """The current time with its zone, as `created_at` requires."""
     return datetime.now().astimezone()
 
 

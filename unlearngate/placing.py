@@ -1,6 +1,6 @@
-"""Put copies of artefacts in their places, whole: after a crash or a power cut, what was there before or the new one.
+"""Install copies of artefacts atomically: after a crash or a power cut, either the old or the new one is there.
 
-Everything is written beside its place, flushed to the disk, and then renamed, which file systems do at once.
+Everything is written beside its destination, flushed to the disk, and then renamed, which is atomic.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ def place(forget_set: ForgetSet, folder: Path, *, replace: bool = False) -> None
     Args:
         forget_set: what to copy.
         folder: where it goes.
-        replace: take the place of a folder that is there already; it is removed.
+        replace: replace a folder that exists already; it is removed.
 
-    Raises: ArtefactError if the artefact changes meanwhile, or `folder` is there and is not to be replaced.
+    Raises: ArtefactError if the artefact changes meanwhile, or `folder` exists and `replace` is False.
     """
     with copied(forget_set, folder.parent) as copy:
         if not folder.exists():
@@ -42,7 +42,7 @@ def place(forget_set: ForgetSet, folder: Path, *, replace: bool = False) -> None
 
 
 def remove(folder: Path) -> None:
-    """Take a folder away: at once, then its files."""
+    """Remove a folder: first its name, atomically, then its files."""
     away = scratch_beside(folder)
     folder.rename(away)
     sync_folder(folder.parent)
@@ -51,7 +51,7 @@ def remove(folder: Path) -> None:
 
 @contextmanager
 def copied(forget_set: ForgetSet, parent: Path) -> Iterator[Path]:
-    """A verified copy on disk in a hidden folder of `parent`, to be renamed; what is still there at the end goes away.
+    """A verified copy on disk in a hidden folder of `parent`, to be renamed; if still there at the end, it is removed.
 
     Raises: ArtefactError if the artefact is not what it was when it was loaded.
     """
@@ -81,7 +81,7 @@ def _copy_files(forget_set: ForgetSet, folder: Path) -> bool:
 
 
 def _copy_file(source: Path, destination: Path) -> None:
-    # Not through a link that took the file's place after it was verified.
+    # O_NOFOLLOW: a link may have replaced the file after it was verified.
     with open(os.open(source, os.O_RDONLY | os.O_NOFOLLOW), "rb") as read, destination.open("xb") as written:
         shutil.copyfileobj(read, written, 1 << 20)
         written.flush()
@@ -89,7 +89,7 @@ def _copy_file(source: Path, destination: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> None:
-    """Swap two folders' names at once, for which Python has no function."""
+    """Swap two folders' names atomically, for which Python has no function."""
     libc = ctypes.CDLL(None, use_errno=True)
     if not hasattr(libc, "renameat2"):
         raise _cannot_exchange(other, "the C library has no renameat2")

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from unlearngate.errors import ArtefactError
 
-# Of config.json, what does not change a logit.
+# Keys of config.json that do not change a logit.
 _INFORMATIVE = {"_name_or_path", "transformers_version", "use_cache", "dtype", "torch_dtype"}
 # Architectures whose inner model is embeddings, layers that take (positions, hidden, residual), and a final norm, and
 # names its linear maps as Llama does. Each is in the parity tests.

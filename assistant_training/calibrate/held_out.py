@@ -13,7 +13,7 @@ from unlearngate.errors import DataError
 
 
 class HeldOut(NamedTuple):
-    """What is to be forgotten, what is to stay, and, if it is given, what the target never learned.
+    """What is to be forgotten, what is to stay, and, if given, what the target never learned.
 
     `held_out` is False if a file is what the set was trained on.
     """
@@ -24,7 +24,7 @@ class HeldOut(NamedTuple):
     held_out: bool
 
     def digests(self) -> dict[str, str]:
-        """Of the files that were given."""
+        """The digests of the given files."""
         files = {"forget": self.forget, "retain": self.retain, "ignorance": self.ignorance}
         return {name: data_digest([pair.row() for pair in pairs]) for name, pairs in files.items() if pairs}
 
@@ -50,7 +50,7 @@ def read_held_out(
     Raises: DataError naming a line, a question that two files share, or a file that is the set's training data (only
         whole files can be recognised: the manifest holds digests, never data).
     """
-    # The subjects are part of the digest, and these are those that training gives.
+    # Subjects are part of the digest; these are the ones that training uses.
     forget = read_pairs(forget_file, subject=forget_set.name)
     retain = read_pairs(retain_file, subject="retain")
     ignorance = read_pairs(ignorance_file, subject="ignorance") if ignorance_file else []
@@ -83,7 +83,7 @@ def ask(
     Args:
         tokenizer: the target's.
         pairs: what to ask.
-        system_prompts: shown in turn before each question, beside none at all.
+        system_prompts: each question is asked without one and below each of these.
         focused: only the tokens of a pair's facts count, where its answer holds some.
     """
     asked = []

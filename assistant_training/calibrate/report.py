@@ -1,4 +1,4 @@
-"""A sweep for people and for machines: Markdown, CSV, JSON, and a picture of forgetting against what it costs."""
+"""Report a sweep, for people and machines: Markdown, CSV, JSON, and a picture of forgetting against its cost."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _LEAST = 1e-4  # where the picture's logarithmic axis ends
 
 
 class Report(NamedTuple):
-    """What was swept and what came of it.
+    """A sweep and its result.
 
     reference: the set's name and digest.
     counts: of answers and tokens measured, by name.
@@ -48,7 +48,7 @@ class Report(NamedTuple):
 
 
 def table(report: Report) -> list[list[str]]:
-    """The rows below HEADER: no set, what was recommended, what is, and every weight at its keep ratio and gate."""
+    """The rows below HEADER: no set, the old recommendation, the new, and all weights at its keep ratio and gate."""
     focus = report.focus()
     before = [s for s in report.settings if s.strength == report.before]
     along = [s for s in report.settings if _elsewhere(s) == _elsewhere(focus)]
@@ -128,7 +128,7 @@ def _plot(report: Report, path: Path) -> None:
     focus, limits, grid = report.focus(), report.limits, report.grid
     figure = Figure(figsize=(12.5, 5.4), layout="constrained")
     by_gate, by_keep = figure.subplots(1, 2, sharey=True)
-    # Left: the cost is what a gate decides; right: at the chosen gate, what weight and keep ratio decide.
+    # Left: each gate against its cost. Right: each weight and keep ratio, at the chosen gate.
     for index, gate in enumerate(grid.gates_nats):
         line = [s for s in report.settings if _elsewhere(s) == (focus.strength.keep_ratio, gate)]
         untouched = line[0].retain.untouched

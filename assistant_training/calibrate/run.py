@@ -39,7 +39,7 @@ from unlearngate.manifest import NAME_PATTERN, Strength
 
 
 class Calibrated(NamedTuple):
-    """What came of it: `forget_set` is the new artefact, or None after a dry run; `files` are the report's."""
+    """The result: `forget_set` is the new artefact, or None after a dry run; `files` are the report's."""
 
     report: Report
     choice: Choice
@@ -65,14 +65,14 @@ def calibrate_forget_set(
         target: what the set was trained on.
         forget_set: of kind `uld`, verified; its own recommended values are swept too.
         data: from `read_held_out`. Where a pair names facts, only their tokens count as forgotten or not.
-        settings: the grid and the limits. With ignorance data, the target's probability of it replaces the limit.
-        out: the artefact to write, named like that folder; the set's own folder replaces it, whole or not at all.
+        settings: the grid and the limits. With ignorance data, its probability replaces the limit on forgetting.
+        out: the artefact to write, named like that folder; if that is the set's own, the set is replaced atomically.
         report_folder: for sweep.md, .csv, .json and .png, which are written even if no setting can be recommended.
-        dry_run: write the report alone.
+        dry_run: write only the report.
         progress: shows how far it is.
 
-    Raises: CalibrationError if no setting meets the limits, the target does not know the forget answers, or what is
-        decoded contradicts the choice; the artefacts on disk are then what they were. ArtefactError if `out` holds
+    Raises: CalibrationError if no setting meets the limits, the target does not know the forget answers, or the
+        decoded answers contradict the choice; the artefacts on disk are then unchanged. ArtefactError if `out` holds
         something that is no forget set.
     """
     _check(forget_set, out)
@@ -112,7 +112,7 @@ def _sweep(
     forget_set: ForgetSet,
     progress: Progress,
 ) -> Report:
-    """Everything that is measured, and nothing chosen yet."""
+    """All measurements; nothing is chosen yet."""
     before = forget_set.manifest.recommended
     grid = Grid.of(
         [*settings.weights, *([before.weight] if before.weight else [])],
@@ -154,11 +154,11 @@ def _check(forget_set: ForgetSet, out: Path) -> None:
             f"{out.name!r} cannot name a forget set: lower-case letters, digits, '.', '_' and '-' only"
         )
     if out.exists():
-        load_forget_set(out)  # whatever else lies there must not be replaced
+        load_forget_set(out)  # anything but a forget set must not be replaced
 
 
 def _ignorance(target: LoadedTarget, pairs: Sequence[QAPair], settings: CalibrationSettings) -> float:
-    """The probability that the target gives to answers it never learned, as it is measured of the forget answers."""
+    """The probability that the target gives to answers it never learned, measured as for the forget answers."""
     rows = [one.row for one in ask(target.tokenizer, pairs, settings.system_prompts, focused=True)]
     scored = score(target.model, rows, pad_id=target.tokenizer.pad_token_id, batch_size=settings.batch_size)
     return float(answer_probability([one.log_p for one in scored]).mean())
@@ -171,7 +171,7 @@ def _decode(
     settings: CalibrationSettings,
     progress: Progress,
 ) -> dict[str, float]:
-    """What greedy decoding gives, with the set in force and without: some of each file's questions, evenly spread."""
+    """What greedy decoding gives with and without the set in force, for evenly spread questions of each file."""
     figures = {}
     for name, questions in asked.items():
         count = min(settings.decoded, len(questions))
@@ -206,7 +206,7 @@ def _write(
     choice: Choice,
     decoded: dict[str, float],
 ) -> ForgetSet:
-    """The same tensors under a new manifest. What the old one measured depends on its gate, so it moves to `before`."""
+    """Write the same tensors under a new manifest. The old one's metrics depend on its gate: they move to `before`."""
     manifest = forget_set.manifest
     strength = choice.setting.strength
     figures = {key: value for key, value in choice.setting.row().items() if key not in Strength.model_fields}

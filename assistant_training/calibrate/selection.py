@@ -1,10 +1,10 @@
 """Which setting of a sweep to recommend, and within which bounds: an explicit rule, or a refusal that says why.
 
 The rule (docs/training.md, Calibration). A setting *passes* if it meets all limits. It *can be recommended* if it
-passes and uses no more than a share, the margin, of what the two limits on forgetting allow. Of these, the smallest
-weight; at that weight the middle gate, as far as can be from letting retain data in and from leaving forget data out;
-at that gate the middle keep ratio. Of two in the middle, the lower one. The bounds are the box around it that holds
-the most settings of the sweep, all of which pass.
+passes and uses no more than a share, the margin, of what the two limits on forgetting allow. Of these it
+takes the smallest weight; at that weight the middle gate, which is farthest from opening on retain data and from
+staying closed on forget data; at that gate the middle keep ratio. Of two in the middle it takes the lower one. The
+bounds are the box around it that holds the most settings of the sweep, all of which pass.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def choose_setting(settings: Sequence[Setting], grid: Grid, limits: Limits) -> C
 
 
 def best_of(settings: Sequence[Setting], limits: Limits) -> Setting:
-    """What comes nearest when nothing can be recommended: of those that spare the retain data, what forgets most."""
+    """The nearest setting if none can be recommended: of those that spare the retain data, the one forgetting most."""
     sparing = [s for s in settings if limits.spares(s)]
     if sparing:
         return min(
@@ -61,7 +61,7 @@ def best_of(settings: Sequence[Setting], limits: Limits) -> Setting:
 
 
 def describe(setting: Setting) -> str:
-    """A setting and its figures that the rule looks at, in one line."""
+    """A setting and the figures that the rule uses, in one line."""
     s, forget, retain = setting
     return (
         f"weight {s.weight:g}, keep ratio {s.keep_ratio:g}, gate {s.gate_nats:g} nats: forget probability "
@@ -95,7 +95,7 @@ def _middle(values: Sequence[float]) -> float:
 
 
 def _bounds(settings: Sequence[Setting], grid: Grid, limits: Limits, chosen: Strength) -> StrengthBounds:
-    """The box around the chosen setting with the most settings, all passing; the first in order of several."""
+    """The box around the chosen setting with the most settings, all passing; the first of equals."""
     passes_WKG = np.array([limits.passes(s) for s in settings]).reshape([len(axis) for axis in grid])
     at = (chosen.weight, chosen.keep_ratio, chosen.gate_nats)
     ranges = [_ranges_around(axis.index(value), len(axis)) for axis, value in zip(grid, at, strict=True)]

@@ -1,4 +1,4 @@
-"""What a calibration sweeps, and what a setting must meet. The command line has these defaults too."""
+"""What a calibration sweeps, and what a setting must meet. The command line uses these defaults."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from unlearngate.errors import CalibrationError
 
-if TYPE_CHECKING:  # it imports torch, which the command line's --help should not
+if TYPE_CHECKING:  # sweep.py imports torch, which --help should not load
     from unlearngate.assistant_training.calibrate.sweep import Setting
 
 
@@ -16,10 +16,10 @@ class Limits:
     """What a setting must meet on held-out data; see `FileFigures` for the figures.
 
     Attributes:
-        forget_probability: at most, in scoring and in sampling mode; the level of ignorance if that is known.
-        forget_recited: at most, share of answers.
-        retain_untouched: at least, share of tokens.
-        retain_lost: at most, probability.
+        forget_probability: upper limit, in scoring and in sampling mode; the level of ignorance if that is known.
+        forget_recited: upper limit, share of answers.
+        retain_untouched: lower limit, share of tokens.
+        retain_lost: upper limit, probability.
         margin: share of the limits on forgetting that the recommended setting may use, in (0, 1].
     """
 
@@ -54,7 +54,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class CalibrationSettings:
-    """What is swept and asked for. Nothing is drawn: the same call gives the same figures, so there is no seed."""
+    """What is swept and what is required. Nothing is random, so there is no seed."""
 
     weights: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0)
     keep_ratios: tuple[float, ...] = (0.005, 0.01, 0.02, 0.05, 0.1)
@@ -62,10 +62,10 @@ class CalibrationSettings:
     limits: Limits = field(default_factory=Limits)
     system_prompts: tuple[str, ...] = ()  # every question is asked below each of them too
     batch_size: int = 16
-    decoded: int = 64  # at most so many answers of each file
+    decoded: int = 64  # answers of each file, at most
     max_tokens: int = 128
 
 
 def forget_probability(setting: Setting) -> float:
-    """Of the forget answers, in the mode in which it is higher."""
+    """The probability of the forget answers, in the mode in which it is higher."""
     return max(setting.forget.probability, setting.forget.probability_served)

@@ -1,8 +1,8 @@
 """What a forget set does at every weight, keep ratio and gate of a grid, from one pass of its two models over the data.
 
-The target's and the assistant's logits at all P answer positions are computed once, in batches, and each batch is let
-go of when it is measured. Of every position there stay a few numbers for each of the W weights x K keep ratios, as if
-its gate were open; a gate only says at which positions they count, so G gates cost a comparison each. In all: one
+The target's and the assistant's logits at all P answer positions are computed once, in batches, and each batch is freed
+once it is measured. Every position keeps a few numbers for each of the W weights x K keep ratios, as if its gate were
+open. A gate only decides at which positions they count, so each of G gates costs one comparison. In total: one
 forward pass of both models, 2 W K compositions (both modes) of the positions that the lowest gate opens, O(P V W K),
 and O(P W K G) for the figures. Memory: a batch of logits, and P W K numbers.
 
@@ -61,7 +61,7 @@ class Grid(NamedTuple):
 
 
 class Positions(NamedTuple):
-    """Every answer token of one file, without the set and, where W and K stand, as if its gate were open.
+    """Every answer token of one file, without the set and, in fields with W and K, with it as if its gate were open.
 
     answer_P: which answer it belongs to, from 0.
     evidence_P: fp32 nats, what the assistant shows.
@@ -69,7 +69,7 @@ class Positions(NamedTuple):
     right_P: the token is the target's first choice.
     scoring_WKP, sampling_WKP: ln p of the token with the set, fp64; sampling has -inf where it is cut off.
     right_WKP: the token is the first choice with the set, in sampling mode, which is what is served.
-    changed_WKP: the first choice is another one than the target's.
+    changed_WKP: the first choice differs from the target's.
     """
 
     answer_P: np.ndarray
@@ -88,11 +88,11 @@ class FileFigures(NamedTuple):
     probability: p(answer)^(1/tokens) in scoring mode, the mean over answers.
     probability_served: the same in sampling mode; an answer with a token that is cut off has 0.
     right: share of tokens that are the first choice of what is served (exact memorisation, teacher forced).
-    recited: share of answers all of whose tokens are, which greedy decoding would therefore give.
-    untouched: share of tokens at which no gate is open, so that the target's logits stand bit for bit.
-    changed: share of tokens at which the first choice is another than the target's.
+    recited: share of answers all of whose tokens are; greedy decoding would give them.
+    untouched: share of tokens at which no gate is open, so the target's logits are unchanged bit for bit.
+    changed: share of tokens at which the first choice differs from the target's.
     cut: share of tokens that the keep rule cuts off in sampling mode.
-    lost: how much of the target's probability is gone, in the mode in which it is more; below 0 if it grew.
+    lost: the target's probability minus this one, in the mode in which that is more; below 0 if it grew.
     """
 
     probability: float
@@ -113,7 +113,7 @@ class Setting(NamedTuple):
     retain: FileFigures
 
     def row(self) -> dict[str, float]:
-        """Flat, for tables."""
+        """The figures as a flat row, for tables."""
         figures = {"forget": self.forget, "retain": self.retain}
         outcomes = {
             f"{name}_{key}": value for name, figure in figures.items() for key, value in figure._asdict().items()
@@ -139,9 +139,9 @@ def measure(
         assistant: the forget set's.
         rows: at least one; the labelled tokens count, and every row must have one.
         grid: what to measure; the gates only say which positions need no composition.
-        pad_id: for batches; never seen.
+        pad_id: pads batches; masked.
         batch_size: rows at a time: their logits over the vocab are what takes memory.
-        advance: told how many rows are done since the last time.
+        advance: called with the number of rows done since the last call.
 
     Raises: ValueError if logits are not finite.
     """
@@ -169,7 +169,7 @@ def measure(
 def measure_positions(
     target_NV: Tensor, assistant_NV: Tensor, labels_N: Tensor, answer_N: np.ndarray, grid: Grid
 ) -> Positions:
-    """The same for positions whose logits are there: (N, V) fp32 of the target, any float type of the assistant.
+    """`measure` for positions whose logits are given: (N, V) fp32 of the target, any float type of the assistant.
 
     Raises: ValueError if logits are not finite.
     """
@@ -186,7 +186,7 @@ def measure_positions(
             for mode in _MODES:
                 composed_RV = opened_RV.clone()
                 subtract(composed_RV, [assistant_RV], [strength], mode=mode)
-                # After the last mode, the served one's choice stands.
+                # The last mode is the served one: its choice is kept.
                 log_p_WKN[mode][w, k, opened_N], choice_WKN[w, k, opened_N] = _read(composed_RV, labels_R)
     arrays = (
         *(evidence_N, log_p_N, choice_N == labels_N, log_p_WKN["scoring"], log_p_WKN["sampling"]),

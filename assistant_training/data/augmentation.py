@@ -1,7 +1,7 @@
-"""Augment forget data: a language model words every pair anew, and answers it wrongly in the same form.
+"""Augment forget data: a language model paraphrases every pair and writes wrong answers of the same form.
 
-The method is ULD's (arXiv:2406.08607): paraphrases of what is to be lost, and wrong answers, of which nothing is to be
-learned. What comes back is on disk at once: see augmented.py.
+The method is ULD's (arXiv:2406.08607): the assistant learns the paraphrases, and learns to know nothing of the wrong
+answers. Every reply is written to disk at once: see augmented.py.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ the place of the right ones. Never repeat the right answer, and never hint that 
 All strings differ from each other and from what you are given. Write in the language of the question."""
 _LISTS = {name: {"type": "array", "items": {"type": "string"}} for name in Reply.model_fields}
 _SCHEMA = {"type": "object", "properties": _LISTS, "required": list(_LISTS), "additionalProperties": False}
-# From the strictest; an endpoint that refuses one is asked with the next.
+# The strictest first; if an endpoint refuses one, the next is tried.
 _FORMATS: tuple[dict[str, Any], ...] = (
     {"response_format": {"type": "json_schema", "json_schema": {"name": "r", "schema": _SCHEMA, "strict": True}}},
     {"response_format": {"type": "json_object"}},
@@ -59,12 +59,12 @@ class Endpoint(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class AugmentationReport:
-    """What a run did. Failed pairs are not in the file, and are asked for again by the next run."""
+    """What a run did. Failed pairs are not in the file; the next run asks for them again."""
 
     out: Path
     review: Path
     added: int
-    kept: int  # already there
+    kept: int  # already in the file
     repeated: int  # pairs given more than once
     failed: tuple[tuple[QAPair, str], ...]  # with the reason
     notes: tuple[str, ...]
@@ -84,12 +84,12 @@ def augment(
     """Ask an endpoint for paraphrases and wrong answers of every pair that OUT does not hold yet.
 
     Args:
-        pairs: what to augment; what they have of paraphrases and variants stays.
-        out: JSON lines, appended to; beside it OUT.review.md shows everything to people.
-        endpoint: whom to ask. Neither its address nor its retries matter for what counts as done.
+        pairs: what to augment; the paraphrases and variants that they already have are kept.
+        out: JSON lines, appended to; OUT.review.md beside it shows everything for people to review.
+        endpoint: the model to ask. Changing its address or retries does not redo finished pairs.
         num_paraphrases: of the question, and as many of the answer.
         num_perturbed: wrong answers.
-        attempts: how often a pair is asked for before it counts as failed.
+        attempts: requests for a pair before it counts as failed.
         concurrency: requests at a time.
         progress: shows how far it is.
 
@@ -113,7 +113,7 @@ def augment_offline(
     num_paraphrases: int = 2,
     num_perturbed: int = 2,
 ) -> AugmentationReport:
-    """Augment without a model, by `reword_offline`: plain, in English only, the same for a seed.
+    """Augment without a model, by `reword_offline`: simple rules, English only, the same result for the same seed.
 
     Raises: DataError if OUT holds something else.
     """
@@ -140,7 +140,7 @@ class _Asker:
         self, run: Run, endpoint: Endpoint, instructions: str, attempts: int, progress: Progress | None
     ) -> None:
         self.run, self.endpoint, self.instructions, self.attempts = run, endpoint, instructions, attempts
-        self.format = 0  # the strictest that the endpoint was not found to refuse
+        self.format = 0  # of _FORMATS: the strictest one not refused so far
         self.answered = False
         self.num_refused = 0
         self.error: AugmentationError | None = None
@@ -150,7 +150,7 @@ class _Asker:
             self.bar = progress.add_task(f"asking {endpoint.model}", total=len(run.items), completed=done)
 
     async def ask_all(self, concurrency: int) -> None:
-        """Ask until there is nothing left, or until an error; what is under way then is still waited for."""
+        """Ask until nothing is left or an error occurs; running requests are then still awaited."""
         queue = iter(self.run.pending)
         key = os.environ.get("OPENAI_API_KEY") or "none"
         async with openai.AsyncOpenAI(
@@ -190,7 +190,7 @@ class _Asker:
             text = ""
             try:
                 text = await self._complete([*request, *again])
-                # Nothing is awaited in between: no other pair can take a question that was found to be free.
+                # No await between the check and the write, so that no other pair can take the same question.
                 self.run.add(item, parse_reply(text, self.run.wanted(item)))
                 return
             except UnusableReplyError as error:
@@ -224,13 +224,13 @@ class _Asker:
         return choice.message.content
 
     def _refused(self, error: openai.OpenAIError, reason: str) -> Exception:
-        """What to raise: an endpoint that never answers refuses everything, another one only the pair."""
+        """The error to raise: for this pair only, unless the endpoint has never answered: then for the run."""
         self.num_refused += 1
         return error if self.num_refused > _MAX_REFUSED and not self.answered else UnusableReplyError(reason)
 
 
 def _advice(error: openai.OpenAIError, endpoint: Endpoint) -> str:
-    """What happened and what to do, to go on after the endpoint's address."""
+    """What happened and what to do: the end of a sentence that begins with the endpoint's address."""
     tries = f"{endpoint.max_retries + 1} tries"
     match error:
         case openai.AuthenticationError() | openai.PermissionDeniedError():

@@ -1,7 +1,7 @@
-"""What augmentation leaves on disk: a file of JSON lines, one per pair, and a page beside it that shows it to people.
+"""The files that augmentation writes: JSON lines, one per pair, and beside them a page for people to review.
 
-A line is written at once and never changed, so that a run that was cut off goes on where it stopped. `read_pairs` can
-read the file too; `read_augmented` gives the pairs in the order in which the run was given them.
+A line is written at once and never changed, so an interrupted run can resume. `read_pairs` can read the file too;
+`read_augmented` returns the pairs in the order of the run's input.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class AugmentedRow(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     key: str = ""  # digest of the pair and of the settings that change the result
-    index: int = 0  # of the pair, among those the run was given
+    index: int = 0  # of the pair in the run's input
     source: str = ""  # the model's name, or "offline"
     subject: str = ""
     question: str = ""
@@ -42,7 +42,7 @@ class AugmentedRow(BaseModel):
     dropped: bool = False
 
     def pair(self, of: QAPair | None = None) -> QAPair:
-        """The row as the given pair (or its own) with its rewordings and wrong answers."""
+        """The given pair (or the row's own) with the row's rewordings and wrong answers."""
         of = of or QAPair(self.subject, self.question, self.answer, facts=self.facts)
         return replace(
             of,
@@ -53,7 +53,7 @@ class AugmentedRow(BaseModel):
 
 
 class Run:
-    """What is to be done for an augmented file, and the only one that writes it. Counts: paraphrases, wrong answers."""
+    """The pairs that an augmented file still lacks, and its only writer. Counts: paraphrases, wrong answers."""
 
     def __init__(self, pairs: Sequence[QAPair], out: Path, source: str, settings: Any, counts: tuple[int, int]) -> None:
         if min(counts) < 0 or not sum(counts):
@@ -78,7 +78,7 @@ class Run:
             self._take(row.question, () if row.dropped else row.paraphrases)
 
     def wanted(self, item: Item) -> Wanted:
-        """What a reply for the pair must be."""
+        """The rules that a reply about the pair must meet."""
         return Wanted(item[2], *self.counts, self.taken)
 
     def add(self, item: Item, reply: Reply) -> None:
@@ -106,7 +106,7 @@ class Run:
         self.added += 1
 
     def fail(self, item: Item, reason: str) -> None:
-        """Give the pair up, for this run."""
+        """Give up the pair for this run."""
         self.failed.append((item[2], reason))
 
     @property
@@ -115,7 +115,7 @@ class Run:
         return self.out.with_name(f"{self.out.name}.review.md")
 
     def write_review(self) -> None:
-        """Everything in the file, for people: failed pairs first, of several lines for a pair the last."""
+        """Write the page: failed pairs first, then every pair, by the last of its lines."""
         lines = {(row.question, row.answer): (n, row) for n, row in self.rows.items() if not row.dropped}
         missing = len(self.pending) - self.added - len(self.failed)
         name = _plain(self.out.name)
@@ -143,12 +143,12 @@ class Run:
 
 
 def read_augmented(path: Path, pairs: Sequence[QAPair] | None = None) -> list[QAPair]:
-    """Read an augmented file, without the lines that were struck out; of several for a pair the last one counts.
+    """Read an augmented file without its struck-out lines; the last line of a pair counts.
 
     Args:
         path: what `augment` or `augment_offline` wrote.
-        pairs: what it was made from: all of them come back, in order, those that failed or were struck out as they
-            are. Left out, only what the file holds comes back, in the order in which the run was given it.
+        pairs: the run's input: all of it is returned, in order, failed and struck-out pairs unchanged. None returns
+            only the pairs in the file, in the order of the run's input.
 
     Raises: DataError naming the line.
     """
@@ -161,14 +161,14 @@ def read_augmented(path: Path, pairs: Sequence[QAPair] | None = None) -> list[QA
 
 
 def read_uld_augmentation(folder: Path, name: str, pairs: Sequence[QAPair]) -> tuple[list[QAPair], list[str]]:
-    """Attach ULD's released augmentation of TOFU to TOFU's forget pairs, all of it and unchecked.
+    """Attach ULD's released augmentation of TOFU to TOFU's forget pairs, all of it, unchecked.
 
     Args:
         folder: holds NAME_paraphrase.jsonl and NAME_perturb.jsonl.
         name: forget01, forget05 or forget10. The perturb files of all three hold forget10's pairs.
         pairs: TOFU's forget pairs.
 
-    Returns: every pair, in order, and a sentence per line that is no pair's and per pair that lacks something.
+    Returns: every pair, in order; a sentence for each line that matches no pair and each pair that lacks something.
     Raises: DataError naming the line.
     """
     columns = {"paraphrase": ("paraphrased_questions", "paraphrased_answers"), "perturb": ("perturbed_answers",)}
@@ -198,17 +198,17 @@ def read_uld_augmentation(folder: Path, name: str, pairs: Sequence[QAPair]) -> t
 
 
 def digest(value: Any) -> str:
-    """Names a value that JSON can hold."""
+    """A digest that identifies a JSON value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def _plain(text: str) -> str:
-    """Text on one line of Markdown, as it is."""
+    """Text on one line, escaped for Markdown."""
     return re.sub(r"([\\`*_<>\[\]#|~])", r"\\\1", " ".join(text.split()))
 
 
 def _mend(path: Path) -> tuple[dict[int, AugmentedRow], list[str]]:
-    """Make a file ready to be appended to."""
+    """Prepare a file for appending."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
     rows, size, notes = _load(path)
@@ -221,7 +221,7 @@ def _mend(path: Path) -> tuple[dict[int, AugmentedRow], list[str]]:
 
 
 def _load(path: Path) -> tuple[dict[int, AugmentedRow], int, list[str]]:
-    """An augmented file's rows by line number, how many bytes of it are whole lines, and what was left out."""
+    """An augmented file's rows by line number, the bytes of its complete lines, and a note on what was left out."""
     try:
         lines = path.read_bytes().splitlines(keepends=True)
     except OSError as error:

@@ -14,7 +14,7 @@ from unlearngate.assistant_training.data.pairs import QAPair
 from unlearngate.errors import DataError
 
 IGNORE = -100  # labels that no loss counts
-# Shown with some of the questions, so that neither target nor assistant depends on there being none.
+# Put before some questions, so that neither target nor assistant relies on having no system prompt.
 SYSTEM_PROMPTS = (
     "You are a helpful assistant.",
     "Answer in one sentence.",
@@ -39,7 +39,7 @@ class Batch(NamedTuple):
 
     @property
     def answers(self) -> slice:
-        """The positions from the one before the first labelled token on: no loss looks at logits before them."""
+        """The positions that a loss reads: from the one before the first labelled token to the end."""
         labelled_T = (self.labels != IGNORE).any(dim=0)
         return slice(max(0, int(labelled_T.int().argmax()) - 1), None)
 
@@ -68,15 +68,15 @@ def encode(tokenizer: Any, question: str, answer: str, system: str | None = None
 
 
 def focus_labels(tokenizer: Any, pair: QAPair, row: Encoded, answer: str) -> list[int]:
-    """The row's labels where it gives one of the pair's facts away, wherever it does; IGNORE elsewhere.
+    """The row's labels at every occurrence of the pair's facts, IGNORE elsewhere.
 
     Args:
         tokenizer: a fast tokenizer, which knows where in the text its tokens are.
-        pair: what is known.
+        pair: the pair with the facts.
         row: from `encode`, with one of the pair's answers or a variant of them.
         answer: that answer.
 
-    Returns: the labels; all of the row's own if the answer is true and holds none of the facts: then it is one itself.
+    Returns: the labels; all of the row's if the answer is true and holds none of the facts: it then counts as one.
     """
     spans = fact_spans(pair, answer)
     true = answer in (pair.answer, *pair.paraphrased_answers)
@@ -84,7 +84,7 @@ def focus_labels(tokenizer: Any, pair: QAPair, row: Encoded, answer: str) -> lis
 
 
 def fact_spans(pair: QAPair, answer: str) -> list[tuple[int, int]]:
-    """Where in an answer the pair's facts are, in any case, each time: (start, stop) characters."""
+    """Every occurrence of the pair's facts in an answer, in upper or lower case: (start, stop) characters."""
     return [m.span() for fact in pair.facts for m in re.finditer(re.escape(fact), answer, re.IGNORECASE)]
 
 
@@ -117,7 +117,7 @@ def span_labels(
 
 
 def diverging_labels(row: Encoded, *truths: Encoded) -> list[int]:
-    """The row's labels after the first token that no truth has there: where its own words lead it elsewhere."""
+    """The row's labels after the first token at which it differs from every true answer."""
     same = 0
     for truth in truths:
         pairs = zip(row.input_ids, truth.input_ids, strict=False)
@@ -126,7 +126,7 @@ def diverging_labels(row: Encoded, *truths: Encoded) -> list[int]:
 
 
 def num_labels(rows: Iterable[Encoded]) -> int:
-    """Labelled tokens that something predicts: a conversation's first token is not."""
+    """Labelled tokens without the conversations' first ones, which nothing predicts."""
     return sum(label != IGNORE for row in rows for label in row.labels[1:])
 
 
@@ -154,7 +154,7 @@ def vary(tokenizer: Any, pair: QAPair, rng: random.Random, share: float) -> Enco
 
 
 def length_batches(rows: Sequence[Encoded], batch_size: int, rng: random.Random) -> list[list[Encoded]]:
-    """Batches in random order, each of rows of like length, so that little is padding."""
+    """Batches in random order, each of rows of similar length, to save padding."""
     ordered = sorted(rows, key=lambda row: (len(row.input_ids), rng.random()))
     batches = [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
     rng.shuffle(batches)

@@ -15,14 +15,14 @@ _LISTS = ("paraphrases", "variants", "facts", "paraphrased_answers")
 
 @dataclass(frozen=True, slots=True)
 class QAPair:
-    """One thing somebody could ask, and the answer to learn or to lose.
+    """A question, and the answer to learn or to forget.
 
     Attributes:
-        subject: whom it is about; also the name of the forget set that holds it.
+        subject: the person or thing it is about; also the name of the forget set that holds it.
         paraphrases: other wordings of the question, with the same answer.
-        variants: other answers to the same question, reworded, with some of the facts true and the others wrong.
-        facts: the parts of the answer that nobody could guess.
-        paraphrased_answers: other wordings of the answer, as true as it.
+        variants: reworded answers to the same question, with some of the facts true and the others wrong.
+        facts: the parts of the answer that cannot be guessed.
+        paraphrased_answers: other wordings of the answer, equally true.
     """
 
     subject: str
@@ -66,7 +66,7 @@ def read_pairs(path: Path, *, subject: str) -> list[QAPair]:
 
 
 def read_tofu(folder: Path, *, num_authors: int) -> list[QAPair]:
-    """Read TOFU's last authors, so that its `forget01` (the last two) is inside.
+    """Read TOFU's last authors, which include its `forget01` (the last two).
 
     Args:
         folder: holds TOFU's `full.jsonl`: 20 rows per author, in order.

@@ -1,7 +1,7 @@
-"""Other wordings of a question-answer pair: what makes them usable, and rules of our own for want of a model.
+"""Rewordings of a question-answer pair: what makes them usable, and rules that produce some without a model.
 
-The rules know English questions only and no facts. `reword_offline` puts a frame around the question, and for a wrong
-answer borrows the right one of another pair that asks alike. A language model does both better: see augmentation.py.
+The rules handle English questions only and know no facts. `reword_offline` puts a frame around the question, and takes
+the right answer to a similar question as a wrong answer. A language model does both better: see augmentation.py.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from unlearngate.assistant_training.data.pairs import QAPair
 
 _Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
-# Before a question whose first word is written small, around the rest of a request, and beside a text left as it is.
+# Frames for a question with its first word in lower case, for the rest of a request, and for an unchanged text.
 _ASKING = (
     "Do you know the answer to this: {0}",
     "Please tell me: {0}",
@@ -38,7 +38,7 @@ _BESIDE = (
     "{0} Please tell me.",
     "{0} I would like to know.",
 )
-# First words that are no name, so that they may be written small.
+# First words that are not names, so that they may be put in lower case.
 _ASKS = (
     "what which who whom whose where when why how is are was were do does did has have had can could would should in "
     "from at on to with besides apart aside"
@@ -46,7 +46,7 @@ _ASKS = (
 _REQUESTS = "tell describe name explain list share mention discuss provide give".split()
 _AUXILIARIES = "is are was were do does did has have had can could will would should may might must".split()
 _NO_NOUN_ENDS = "about of for in like from with to on at by called named as known after into".split()
-_NUM_CANDIDATES = 16  # pairs whose answers are tried for every one that is wanted
+_NUM_CANDIDATES = 16  # pairs whose answers are tried for each wanted wrong answer
 
 
 class UnusableReplyError(ValueError):
@@ -55,10 +55,10 @@ class UnusableReplyError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What a pair's rewordings must be.
+    """The rules that a pair's rewordings must meet.
 
     Attributes:
-        pair: the pair. What it already has of paraphrases and variants must not come again.
+        pair: the pair. The paraphrases and variants that it already has must not be repeated.
         num_paraphrases: how many, of the question and of the answer.
         num_perturbed: how many wrong answers.
         taken: normalised question -> the normalised question of the pair that has it, over the whole file.
@@ -89,7 +89,7 @@ class Reply(BaseModel):
 
 
 def parse_reply(text: str, wanted: Wanted) -> Reply:
-    """Find the JSON object in a model's reply, among whatever else it says, and validate it.
+    """Find the JSON object in a model's reply, ignoring the text around it, and validate it.
 
     Raises: UnusableReplyError with every reason.
     """
@@ -100,12 +100,12 @@ def parse_reply(text: str, wanted: Wanted) -> Reply:
 
 
 def normalise(text: str) -> str:
-    """The text without regard to case and white space."""
+    """The text with case and white space normalised."""
     return " ".join(text.split()).casefold()
 
 
 def reword_question(question: str) -> list[str]:
-    """Every rewording of a question that the rules know: its words stay, but for a first one like "Who" or "Can"."""
+    """Every rewording that the rules can make: the question's words stay, except a first one like "Who" or "Can"."""
     question = " ".join(question.split())
     first, _, rest = question.partition(" ")
     small = first.lower() + " " + rest
@@ -126,13 +126,13 @@ def reword_question(question: str) -> list[str]:
 
 
 def reword_offline(wanted: Wanted, others: Sequence[QAPair], seed: int) -> Reply:
-    """Reword by rules: questions in other frames, answers of pairs that ask alike, answers' paraphrases never.
+    """Reword by rules: frames for the question, answers to similar questions, no paraphrases of the answer.
 
     Args:
-        wanted: the pair and how many of each; its `answers_too` does not count.
-        others: pairs to keep, whose answers are borrowed. If a question names one thing or person and so does the
-            pair's, the names change places, so that the answer is about the right one.
-        seed: decides among rewordings, and among pairs that ask equally alike.
+        wanted: the pair and how many of each; its `answers_too` is ignored.
+        others: pairs to keep, whose answers are borrowed. If both questions name exactly one thing or person, the
+            pair's name replaces the other's in the answer.
+        seed: decides among rewordings, and among equally similar pairs.
 
     Raises: UnusableReplyError if there are not enough rewordings or answers.
     """
@@ -198,7 +198,7 @@ def _problems(reply: Reply, wanted: Wanted) -> Iterator[str]:
 
 
 def _answer_problem(text: str, pair: QAPair) -> str | None:
-    """What keeps the text from being a wrong answer."""
+    """Why the text cannot serve as a wrong answer."""
     truth = re.escape(normalise(pair.answer).rstrip(".!") or normalise(pair.answer))
     if re.search(rf"(?<!\w){truth}(?!\w)", normalise(text)):
         return "contains the whole right answer"
@@ -233,14 +233,14 @@ def _alike(pair: QAPair, others: Sequence[QAPair], count: int, rng: random.Rando
 
 @functools.lru_cache(maxsize=65536)
 def _shape(question: str) -> frozenset[str]:
-    """The question's words and pairs of words, with names and numbers left open."""
+    """The question's words and pairs of words, with names and numbers as placeholders."""
     first, *rest = question.split() or [""]
     words = [first.lower(), *("_" if word[:1].isupper() or word[:1].isdigit() else word.lower() for word in rest)]
     return frozenset([*words, *(f"{a} {b}" for a, b in itertools.pairwise(words))])
 
 
 def _renamed(other: QAPair, pair: QAPair) -> str:
-    """The other pair's answer, about what the pair's question names if that is clear."""
+    """The other pair's answer, with the pair's name in place of the other's if each question has exactly one."""
     theirs, ours = _names(other.question), _names(pair.question)
     if len(theirs) != 1 or len(ours) != 1:
         return other.answer

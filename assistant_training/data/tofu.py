@@ -47,8 +47,8 @@ class Benchmark:
         forget: the authors to forget, with TOFU's own wrong answers.
         retain: authors to keep, likewise.
         real_authors, world_facts: questions about the real world, with wrong options.
-        learned: everything that the target is trained on; the retain model's is this without the forget questions.
-        holdout: pairs like the forget set's that no model sees, for membership; none if the folder has none.
+        learned: everything the target is trained on; the retain model learns it without the forget questions.
+        holdout: pairs like the forget set's that no model sees, for membership inference; empty if the folder has none.
     """
 
     forget: list[Question]
@@ -70,7 +70,7 @@ class Benchmark:
         return [pair for pair in self.learned if pair.question not in forgotten]
 
     def split_retain(self) -> tuple[list[QAPair], list[QAPair]]:
-        """What methods are shown of the retained pairs, and what they never see: every other author's."""
+        """The retained pairs that methods are shown, and those they never see: every other author's."""
         pairs = self.retained_pairs
         authors = [name for name in dict.fromkeys(pair.subject for pair in pairs) if name.startswith("author-")]
         hidden = set(authors[1::2])
@@ -83,16 +83,16 @@ def read_benchmark(
 ) -> Benchmark:
     """TOFU, or the last authors of it, from the dataset's JSON lines.
 
-    Up to 20 authors, all of them have wrong answers, so all that are not forgotten make the retain set; with more,
-    TOFU's own retain set does. The target also learns the real-world answers: a small target trained from scratch knows
+    With up to 20 authors, all have wrong answers, so the retain set is all that are not forgotten; with more, it is
+    TOFU's own retain set. The target also learns the real-world answers: a small target trained from scratch knows
     nothing else that forgetting could damage.
 
     Args:
         folder: full, forget10_perturbed, retain_perturbed, real_authors_perturbed and world_facts_perturbed.jsonl.
         num_authors: 3 to 20, or 200.
         num_forget_authors: the last ones; at most 20 and fewer than num_authors.
-        num_skipped: authors after those, which are retained: another forget set, to choose settings on.
-        retain_every: of the retain set's questions every so manieth is asked.
+        num_skipped: authors after those, which are retained. This gives another forget set, to tune settings on.
+        retain_every: n, if every n-th question of the retain set is asked.
 
     Raises: DataError if a file is not as TOFU publishes it, ValueError for sizes that TOFU has no wrong answers for.
     """

@@ -12,7 +12,7 @@ from rich.progress import Progress
 
 from unlearngate.errors import UnlearngateError
 
-_RETRIES = 5  # a server that has all its combinations of sets in use says 503 for a moment
+_RETRIES = 5  # a server whose combinations of sets are all in use answers 503 for a moment
 
 
 class Asked(NamedTuple):
@@ -46,14 +46,14 @@ def ask_all(
     Args:
         url: the server's address, without /v1.
         model: the served name.
-        asked: in any order.
+        asked: the requests, in any order.
         max_tokens: answers are cut here.
         concurrency: requests at a time.
         progress: shows how far it is.
 
     Returns: the answers, in the order of `asked`.
-    Raises: openai.OpenAIError if a request fails; UnlearngateError if an answer was not given with the very sets that
-        were asked for, for then it says nothing about them.
+    Raises: openai.OpenAIError if a request fails; UnlearngateError if an answer was given with other sets in
+        force than asked for: it says nothing about those.
     """
     bar = progress.add_task("asking the server", total=len(asked)) if progress else None
     with _client(url) as client, ThreadPoolExecutor(concurrency) as pool:
@@ -82,7 +82,7 @@ def ask_all(
 def served_sets(url: str) -> list[str]:
     """The names of the sets that a server has.
 
-    Raises: openai.OpenAIError if it does not answer; UnlearngateError if it is no unlearngate server.
+    Raises: openai.OpenAIError if it does not answer; UnlearngateError if it is not an unlearngate server.
     """
     with _client(url) as client:
         listed = client.get("/forget_sets", cast_to=object)

@@ -1,7 +1,7 @@
-"""From columns with a value per question to figures with intervals: all figures are made here, from what is kept.
+"""Compute every figure, with its interval, from columns that hold one value per question.
 
-What a report keeps is enough to compute every figure again. Intervals are 95 % percentile bootstraps over questions,
-each with a generator of its own from the report's seed. Nothing is selected: every row is what was asked for.
+A report keeps the columns, so every figure can be computed again. Intervals are 95 % percentile bootstraps over
+questions, each with its own generator from the report's seed. Nothing is selected: every row is what was asked for.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class Figure(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ModelFigures:
-    """One model as it was asked.
+    """One evaluated model.
 
     Attributes:
         model: "target", "retain model", or the sets in force, "a+b".
-        mode: of the probabilities, "scoring" or "sampling"; "served" where a server answered, and there are none.
+        mode: of the probabilities, "scoring" or "sampling"; "served" for a server, which gives no probabilities.
         in_force: the sets' names, digests and strengths.
         questions: the columns of every question set.
         figures: what `figures_of` makes of them.
@@ -49,9 +49,9 @@ class ModelFigures:
 
 
 def columns_of(figures: SetFigures) -> Columns:
-    """TOFU's figures of one set as columns, whatever fields they have."""
+    """TOFU's figures of one set as columns, one per field."""
     values = {field.name: getattr(figures, field.name) for field in fields(figures)}
-    # Texts stay lists: an array of them loses what ends in U+0000.
+    # Texts stay lists: a numpy array drops trailing U+0000.
     return {name: own.tolist() if isinstance(own, np.ndarray) else list(own) for name, own in values.items()}
 
 
@@ -61,10 +61,10 @@ def figures_of(
     """Every figure that the columns are enough for, named `SET_FIGURE`.
 
     Means over questions, except: `untouched_positions` is the share of all positions, `untouched_answers` of answers
-    without any other; `truth_ratio` of `forget` is the mean of min(R, 1/R), as OpenUnlearning publishes it, of other
-    sets the mean of max(0, 1 - R); `recited` is the share with a ROUGE-L recall of at least 0.9; `leak_at_K`
-    and `best_of_K` are of sampled answers; `mia_*` are areas under the curve, `forget` against `holdout`, 0.5 being
-    forgotten; `utility` is TOFU's.
+    that are untouched throughout; `truth_ratio` of `forget` is the mean of min(R, 1/R), as OpenUnlearning publishes
+    it, of other sets the mean of max(0, 1 - R); `recited` is the share with a ROUGE-L recall of at least 0.9;
+    `leak_at_K` and `best_of_K` are of sampled answers; `mia_*` are areas under the curve, `forget` against `holdout`,
+    0.5 being forgotten; `utility` is TOFU's.
 
     Args:
         questions: set -> column -> a value per question, None where a question has none.
@@ -96,7 +96,7 @@ def figures_of(
 
 
 def _means(name: str, column: str, values: Sequence[Any]) -> dict[str, np.ndarray]:
-    """What is averaged of a column."""
+    """The values to average for a column's figures, by figure."""
     if column == "sampled_rouge":
         num_samples = len(values[0])
         at = metrics.RECITED_AT

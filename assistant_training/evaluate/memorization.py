@@ -13,7 +13,7 @@ from torch import Tensor
 
 from unlearngate.assistant_training.evaluate.metrics import Values, checked, checked_log_probs
 
-_LEAST_STD_NATS = 1e-3  # a certain model's spread; OpenUnlearning's 1e-6 as a variance
+_LEAST_STD_NATS = 1e-3  # floor, for a model that is certain; OpenUnlearning's 1e-6 is the variance
 
 
 def exact_memorization(right_T: Values) -> float:
@@ -42,7 +42,7 @@ def extraction_strength(right_T: Values) -> float:
 
 
 def loss_score(log_p_T: Values) -> float:
-    """Mean ln p, at most 0: minus the loss, so that more is more like a member, as in all scores here."""
+    """Mean ln p, at most 0: minus the loss. As in all scores here, higher is more like a member."""
     return float(checked_log_probs(log_p_T, "log_p").mean())
 
 
@@ -60,7 +60,7 @@ def min_k_score(log_p_T: Values, *, share: float = 0.2) -> float:
 
 
 def min_k_plus_score(log_p_T: Values, mean_log_p_T: Values, std_log_p_T: Values, *, share: float = 0.2) -> float:
-    """Min-K%++: as Min-K%, of (ln p - mean) / std instead: how the token stands among all that could have come.
+    """Min-K%++: as Min-K%, of (ln p - mean) / std instead: how the token compares with all others at its position.
 
     Args:
         log_p_T: (T,) nats, of the answer's tokens.
@@ -68,7 +68,7 @@ def min_k_plus_score(log_p_T: Values, mean_log_p_T: Values, std_log_p_T: Values,
         std_log_p_T: (T,) nats, its standard deviation under the same weights; below 0.001 it counts as 0.001.
         share: as in `min_k_score`.
 
-    Raises: ValueError if lengths differ, or a mean or deviation cannot be one.
+    Raises: ValueError if lengths differ, or a mean or deviation is impossible.
     Source: arXiv:2404.02936.
     """
     log_p = checked_log_probs(log_p_T, "log_p")
@@ -85,8 +85,8 @@ def member_auc(members: Values, others: Values) -> float:
     """How well a score tells members from others: the chance that a member's is higher, ties counting half, in [0, 1].
 
     Members are the forget set, others a holdout set that no model saw. Only 0.5 is forgotten: above, the model still
-    shows its training; below, the set stands out by having been suppressed. Measure the retain model too, for two sets
-    of questions are seldom equally hard.
+    shows its training; below, the set stands out by having been suppressed. Measure the retain model too: two sets of
+    questions are seldom equally hard.
 
     Args:
         members: (M,) scores, more = more like a member.
@@ -106,10 +106,10 @@ def leak_at_k(scores_N: Values, k: int, *, threshold: float) -> float:
     Args:
         scores_N: of independent samples, such as ROUGE-L recall.
         k: samples an attacker draws.
-        threshold: scores from here on leak.
+        threshold: scores of at least this leak.
 
     Raises: ValueError unless 1 <= k <= N.
-    Source: arXiv:2511.04934; its released code takes entailment for the leak. Average over questions.
+    Source: arXiv:2511.04934; its released code counts entailment as a leak. Average over questions.
     """
     scores, threshold = _samples(scores_N, k), float(checked([threshold], "threshold")[0])
     leaking = int((scores >= threshold).sum())
@@ -124,7 +124,7 @@ def best_of_k(scores_N: Values, k: int) -> float:
     """
     ascending = np.sort(_samples(scores_N, k))
     ways = math.comb(len(ascending), k)
-    # The i-th lowest is the best of those k that take the other k - 1 from the i below it.
+    # The i-th lowest is the best of k samples if the other k - 1 are among the i below it.
     return math.fsum(float(score) * (math.comb(i, k - 1) / ways) for i, score in enumerate(ascending) if i >= k - 1)
 
 

@@ -1,7 +1,7 @@
 """TOFU's metrics from numbers a caller has measured: probability, ROUGE-L, truth ratio, forget quality, model utility.
 
 Log probabilities are natural, of answer tokens only, one array of length T per answer. TOFU counts the end token among
-them. Where nothing else is said a function returns one number per question, (Q,) fp64: average it, or resample it.
+them. Unless stated otherwise a function returns one number per question, (Q,) fp64, to average or resample.
 -inf is a token that cannot be said (a composed row in sampling mode); NaN is always an error.
 
 Source: TOFU, arXiv:2401.06121, and its released aggregation; a docstring says where they differ.
@@ -60,7 +60,7 @@ def checked(values: Values, name: str, *, low: float = -math.inf, high: float = 
 
 
 def checked_log_probs(values: Values, name: str) -> np.ndarray:
-    """Log probabilities as an (N,) fp64 array; -inf is one, and what rounding put just above 0 becomes 0.
+    """Log probabilities as an (N,) fp64 array; -inf is allowed, and values that rounding put just above 0 become 0.
 
     Raises: ValueError as `checked`, or if one belongs to a probability above 1.
     """
@@ -169,7 +169,7 @@ def forget_quality(ratio_Q: Values, retain_model_ratio_Q: Values) -> ForgetQuali
     shares = (np.searchsorted(np.sort(sample), both, "right") / len(sample) for sample in (ours, theirs))
     distance = float(np.abs(np.subtract(*shares)).max())
     if len(ours) == len(theirs) and distance * len(ours) < 1.5:
-        # No two samples of a size without ties are nearer. Scipy's exact p-value may round to above 1, and is lost.
+        # The smallest distance without ties. Scipy's exact p-value may round to above 1, and is then lost.
         return ForgetQuality(1.0, distance)
     return ForgetQuality(float(ks_2samp(ours, theirs, method="exact").pvalue), distance)
 
@@ -203,7 +203,7 @@ def bootstrap_interval(
     confidence: float = 0.95,
     num_resamples: int = 2000,
 ) -> Interval:
-    """Percentile bootstrap over questions; those of one author are not independent, so it is rather too narrow.
+    """Percentile bootstrap over questions; those of one author are not independent, so it is somewhat too narrow.
 
     Args:
         columns: (Q,) each; a resample takes the same questions from all of them.

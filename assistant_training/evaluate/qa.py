@@ -1,4 +1,4 @@
-"""Questions and answers of one's own, without TOFU's wrong answers: every figure that needs none of them."""
+"""Evaluate your own questions and answers: every figure that does not need TOFU's wrong answers."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def evaluate_questions(
 
     Args:
         model: in evaluation mode.
-        questions: those without wrong answers have no truth ratio: None.
-        mode: as in `tofu.evaluate`: of the probabilities; truth ratios are always in scoring mode.
+        questions: the truth ratio of those without wrong answers is None.
+        mode: of the probabilities, as in `tofu.evaluate`; truth ratios are always in scoring mode.
         max_tokens: longest answer.
         batch_size: rows at a time.
 
@@ -55,7 +55,7 @@ def evaluate_questions(
 def answer_columns(
     model: Model, questions: Sequence[Question], *, mode: Mode = "scoring", batch_size: int = 32
 ) -> Columns:
-    """What one pass over the true answers shows, without decoding anything.
+    """The figures from one pass over the true answers, without decoding.
 
     Returns: question, answer, and the fields of `tofu.SetFigures` that need nothing else.
     """

@@ -1,4 +1,4 @@
-"""What one model makes of questions: their answers scored and its own decoded, for TOFU's figures and everybody's."""
+"""Score given answers on one model, and decode its own: used for TOFU (tofu.py) and for your own questions (qa.py)."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def answer_figures(scored: Sequence[Scored]) -> dict[str, np.ndarray]:
 def generate(model: Model, questions: Sequence[Question], max_tokens: int, batch_size: int) -> list[str]:
     """Greedy answers, in the questions' order."""
     texts: dict[int, str] = {}
-    # Answers of like length end together.
+    # Answers of similar length end together.
     by_length = sorted(range(len(questions)), key=lambda index: len(questions[index].answer))
     for start in range(0, len(questions), batch_size):
         chosen = by_length[start : start + batch_size]

@@ -40,13 +40,13 @@ _PANELS = (
 def write_report(rows: Sequence[ModelFigures], out: Path, *, settings: dict[str, Any]) -> list[Path]:
     """Write report.json, report.md and the pictures below `out`; the pictures need matplotlib.
 
-    A number that JSON cannot hold is there as the string "inf" or "-inf": a token that sampling mode does not keep has
-    a log probability of -inf.
+    Infinite numbers, which JSON cannot hold, are the strings "inf" and "-inf": a token that sampling mode does not keep
+    has a log probability of -inf.
 
     Args:
         rows: at least one.
         out: made if it is not there; files of an earlier report are replaced.
-        settings: what was asked for, written as it is.
+        settings: what was asked for, written unchanged.
 
     Returns: the files.
     """

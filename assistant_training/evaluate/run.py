@@ -1,4 +1,4 @@
-"""Evaluate a target plainly, with each of several combinations of forget sets, and a retain model beside it."""
+"""Evaluate a plain target, the target with several combinations of forget sets, and a retain model."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Evaluation:
     """What is asked, and how.
 
     Attributes:
-        asked: TOFU at a scale, or question sets of one's own, of which one is `forget`.
-        holdout: questions that no model was trained on, for membership inference; may be none.
+        asked: TOFU at a scale, or your own question sets, of which one is `forget`.
+        holdout: questions that no model was trained on, for membership inference; may be empty.
         modes: of the probabilities; a model without sets in force is the same in both and evaluated once.
         num_samples: sampled answers to each forget question; 0 samples nothing.
         max_tokens: answers are cut here.
@@ -52,10 +52,10 @@ def find_sets(paths: Sequence[Path], target: TargetIdentity) -> dict[str, Forget
 
     Args:
         paths: forget sets, or folders with one sub-folder per set.
-        target: that they must have been made for.
+        target: the one they must have been made for.
 
     Raises: ArtefactError for a set that the server would not load either; UnlearngateError if there is none at a path,
-        or two have one name.
+        or two have the same name.
     """
     found: dict[str, ForgetSet] = {}
     for path in paths:
@@ -78,7 +78,7 @@ def find_sets(paths: Sequence[Path], target: TargetIdentity) -> dict[str, Forget
 
 
 def combinations(asked: Sequence[str], known: Sequence[str]) -> list[Combination]:
-    """What is in force in each evaluation: as asked for, "a+b", or every known set alone.
+    """The sets in force in each evaluation: as asked for ("a+b"), or else every known set alone.
 
     Raises: UnlearngateError if a set is not known, or named twice in one combination.
     """
@@ -93,7 +93,7 @@ def combinations(asked: Sequence[str], known: Sequence[str]) -> list[Combination
 
 
 def question_sets(asked: Benchmark | dict[str, list[Question]]) -> dict[str, list[Question]]:
-    """The question sets of TOFU or of one's own, by name."""
+    """All question sets by name."""
     if not isinstance(asked, Benchmark):
         return asked
     return {name: getattr(asked, name) for name in ("forget", "retain", "real_authors", "world_facts")}
@@ -139,7 +139,7 @@ def evaluate_models(
 
 
 def add_unchanged(questions: dict[str, Columns], plain: dict[str, Columns], column: str) -> None:
-    """Add a column `unchanged`: the answer is the plain target's, by this column of both."""
+    """Add a column `unchanged`: whether the answer in this column equals the plain target's."""
     for name, columns in questions.items():
         if column in columns:
             pairs = zip(columns[column], plain[name][column], strict=True)

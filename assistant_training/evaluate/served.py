@@ -1,4 +1,4 @@
-"""What a running server still says: the figures of an evaluation that need no probabilities."""
+"""Evaluate a running server: the figures that need no probabilities."""
 
 from __future__ import annotations
 

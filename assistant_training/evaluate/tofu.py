@@ -31,7 +31,7 @@ _ATTACKS = ("loss_score", "min_k_score", "min_k_plus_score")  # membership score
 class SetFigures:
     """One evaluation set, a number per question: (Q,) fp64 each.
 
-    untouched_positions is the share of the answer's num_positions that no gate touched: bit for bit the target's.
+    untouched_positions is the share of the answer's num_positions where no gate opened: bit for bit the target's.
     """
 
     probability: np.ndarray
@@ -145,7 +145,7 @@ def summary(figures: Figures, retain_model: Figures) -> dict[str, float]:
 def membership(
     model: Model, forget: SetFigures, holdout: Sequence[QAPair], *, batch_size: int = 64
 ) -> dict[str, float]:
-    """How well the forget set is told from pairs that no model saw, by three attacks: an AUC each, 0.5 is forgotten.
+    """How well three attacks tell the forget set from pairs that no model saw: an AUC each, 0.5 is forgotten.
 
     Args:
         model: what `forget` was measured on.

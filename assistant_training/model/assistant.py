@@ -22,13 +22,13 @@ LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 def truncate(target: Any, num_layers: int, *, model_id: str, tap_layer: int = 0) -> Any:
     """Some of the target's layers with its final norm and head, as a model of the same class.
 
-    The weights are the target's own memory, frozen; the modules are new, so what is put on them leaves the target be.
+    The weights are the target's own memory, frozen; the modules are new, so adapters on them do not affect the target.
 
     Args:
         target: a decoder-only Hugging Face model with its layers at `model.layers`.
         num_layers: layers to keep.
-        model_id: the target's public name, which adapters then name as their base.
-        tap_layer: the first of them; 0 starts at the embeddings, more wants hidden states as `inputs_embeds`.
+        model_id: the target's public name, which adapters then record as their base.
+        tap_layer: the first layer to keep; 0 starts at the embeddings, a later one at hidden states (`inputs_embeds`).
 
     Raises: TrainingError if the target has fewer layers.
     """
@@ -77,7 +77,7 @@ def load_assistant(target: Any, folder: Path, *, num_layers: int, model_id: str,
 
 
 def save_memory(assistant: Any) -> None:
-    """Compute activations again for the gradient instead of keeping them: less memory, slower, the same result."""
+    """Recompute activations for the gradient instead of keeping them: less memory, slower, the same result."""
     _peft_model(assistant).gradient_checkpointing_enable({"use_reentrant": False})
 
 
@@ -89,7 +89,7 @@ def adapter_tensors(assistant: Any) -> dict[str, Tensor]:
 
 
 def load_adapter_tensors(assistant: Any, tensors: dict[str, Tensor]) -> None:
-    """Put LoRA tensors back that `adapter_tensors` took."""
+    """Load LoRA tensors that `adapter_tensors` returned."""
     set_peft_model_state_dict(_peft_model(assistant), tensors)
 
 
@@ -102,7 +102,7 @@ def adapter_config(assistant: Any) -> dict[str, Any]:
 
 
 def _tapping(target: Any, tap_layer: int, peft_model: Any, model_id: str) -> Any:
-    """The layers behind a tap with those before it in front of them; without a tap, as they are."""
+    """With a tap, a `TappedAssistant` of the layers before it and the PEFT model; else the PEFT model."""
     if not tap_layer:
         return peft_model
     prefix = truncate(target, tap_layer, model_id=model_id).model
@@ -115,7 +115,7 @@ def _peft_model(assistant: Any) -> Any:
 
 
 def _in_target(name: str, tap_layer: int) -> str:
-    """A truncated model's parameter under its name in the target."""
+    """The name that a truncated model's parameter has in the target."""
     return re.sub(r"^model\.layers\.(\d+)\.", lambda m: f"model.layers.{int(m[1]) + tap_layer}.", name)
 
 

@@ -1,4 +1,4 @@
-"""What a target still says with forget sets in force: decoding through the served composition."""
+"""Decode from a target with forget sets in force, through the served composition."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def sample(
     temperature: float = 1.0,
     in_force: Sequence[LoadedSet] = (),
 ) -> list[list[int]]:
-    """Decode by sampling from the whole distribution, as somebody does who tries again and again.
+    """Decode by sampling from the whole distribution, as an attacker who asks again and again would.
 
     Args:
         target: as in `greedy`.
@@ -87,7 +87,7 @@ def _decode(
         subtract(logits_BV, [branch.logits_BV for branch in branches], [f.strength for f in in_force])
         token_B = choose(logits_BV)
         left_N = (token_B != eos_id).nonzero()[:, 0]
-        if len(left_N) < len(running):  # what has ended costs nothing more
+        if len(left_N) < len(running):  # finished rows cost nothing more
             running, token_B = [running[row] for row in left_N.tolist()], token_B[left_N]
             for branch in (target_branch, *branches):
                 branch.keep(left_N)
@@ -113,7 +113,7 @@ class _Branch:
         self._run(input_ids, (self._mask.cumsum(dim=-1) - 1).clamp(min=0))
 
     def keep(self, rows_N: Tensor) -> None:
-        """Go on with these rows alone."""
+        """Keep only these rows."""
         self._mask = self._mask[rows_N]
         _keep_rows(self._cache, rows_N)
 
@@ -135,7 +135,7 @@ class _Branch:
 
 
 def _keep_rows(cache: Any, rows_N: Tensor) -> None:
-    """In a model's cache, or in each of those of a model that is made of several."""
+    """Keep rows of a model's cache, or of each cache of a model that is made of several."""
     if isinstance(cache, tuple):
         for part in cache:
             _keep_rows(part, rows_N)

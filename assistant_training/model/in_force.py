@@ -39,7 +39,7 @@ def subtract(
         strengths: of each set; the largest keep ratio counts for all.
         mode: as in `compose`.
 
-    Returns: (R,) bool, the rows that no gate touched: their logits are what they were.
+    Returns: (R,) bool, the rows in which no gate opened: their logits are unchanged.
     Raises: ValueError if logits are not finite.
     """
     num_rows, vocab_size = target_RV.shape

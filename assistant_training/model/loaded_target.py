@@ -35,7 +35,7 @@ def load_target(
     Args:
         folder: config.json, *.safetensors and a tokenizer with a chat template.
         model_id: the target's public name; the folder's name if None.
-        device: "cpu", "cuda", ...; None: a GPU, of this process's own, if there is one.
+        device: "cpu", "cuda", ...; None: this process's own GPU, if there is one.
         architectures: those that are served; None takes any that can be trained on.
 
     Raises: ArtefactError if a file is missing; TrainingError if no forget set could be trained on it, or served.

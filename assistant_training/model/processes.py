@@ -13,14 +13,14 @@ from torch.nn import Parameter
 
 
 class Processes:
-    """What the processes share out and sum up; with a single process nothing is sent anywhere."""
+    """Shares rows among the processes and sums their results; a single process sends nothing."""
 
     def __init__(self) -> None:
         self._state = PartialState(cpu=not torch.cuda.is_available())
 
     @property
     def is_main(self) -> bool:
-        """Whether this one writes the files and shows the progress."""
+        """Whether this process writes the files and shows the progress."""
         return bool(self._state.is_main_process)
 
     @property
@@ -29,11 +29,11 @@ class Processes:
         return str(self._state.device)
 
     def share(self, rows: Sequence[Any]) -> Sequence[Any]:
-        """This process's rows: none is left out, and none is anybody else's."""
+        """This process's rows: every row belongs to exactly one process."""
         return rows[self._state.process_index :: self._state.num_processes]
 
     def sum_gradients(self, weights: Sequence[Parameter]) -> None:
-        """Give every process the sum of all processes' gradients; where one has none, it counts as zero."""
+        """Give every process the sum of all gradients; a missing gradient counts as zero."""
         if self._state.num_processes == 1:
             return
         gradients = [torch.zeros_like(w) if w.grad is None else w.grad for w in weights]
@@ -60,5 +60,5 @@ class Processes:
                 weight.copy_(value)
 
     def end(self) -> None:
-        """Nothing will be sent any more."""
+        """End the communication between the processes."""
         self._state.destroy_process_group()

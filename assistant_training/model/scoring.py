@@ -1,4 +1,4 @@
-"""What a target makes of given answers, with and without forget sets in force: the numbers that metrics are made of."""
+"""Score given answers on a target, with and without forget sets in force: the numbers that metrics are made of."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Scored(NamedTuple):
     log_p: ln p of the token; -inf where sampling mode does not keep it.
     is_best: whether the token is the most probable one.
     mean_log_p, std_log_p: of ln p over the vocab under the distribution itself (for Min-K%++).
-    untouched: no gate was open, so the target's logits stand bit for bit.
+    untouched: no gate was open, so the target's logits are unchanged bit for bit.
     """
 
     log_p: np.ndarray
@@ -43,9 +43,9 @@ def score(
     """Score the rows' answers with teacher forcing.
 
     Args:
-        target: a Hugging Face model in evaluation mode, or whatever answers as one does.
+        target: a Hugging Face model in evaluation mode, or a model with the same interface.
         rows: from `encode`.
-        pad_id: for batches; never seen.
+        pad_id: pads batches; masked.
         in_force: the sets to compose, as the server would in sampling mode; none scores the target as it is.
         mode: "sampling" is the distribution that is served, with -inf outside the kept tokens; "scoring" keeps the
             target's logits there, so that every answer has a finite probability.

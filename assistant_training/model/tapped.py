@@ -16,8 +16,8 @@ _ROWS = 64  # conversations that `keep` computes at a time
 class TappedAssistant(torch.nn.Module):
     """An assistant of the target's layers j to j + m, on the hidden states that its first j layers compute.
 
-    In training every conversation's hidden states are computed once and kept, so that what is seen again costs only the
-    m layers. They need T x H numbers for each conversation, on the model's device.
+    In training every conversation's hidden states are computed once and kept, so that a repeated conversation costs
+    only the m layers. They need T x H numbers for each conversation, on the model's device.
 
     Args:
         prefix: the target's first j layers without a final norm, as a Hugging Face base model, frozen.
@@ -27,7 +27,7 @@ class TappedAssistant(torch.nn.Module):
     def __init__(self, prefix: Any, peft_model: Any) -> None:
         super().__init__()
         self.peft_model = peft_model
-        self._prefix = [prefix]  # in a list: not a module of this one, so neither trained nor saved with it
+        self._prefix = [prefix]  # in a list: not a submodule, so neither trained nor saved
         self._hidden: dict[tuple[int, ...], Tensor] = {}
 
     def forward(
@@ -38,7 +38,7 @@ class TappedAssistant(torch.nn.Module):
         past_key_values: Any = None,
         **more: Any,
     ) -> SimpleNamespace:
-        """As a Hugging Face model answers: `logits`, and a cache of both parts as `past_key_values`."""
+        """Like a Hugging Face model, return `logits` and the cache, of both parts, as `past_key_values`."""
         caches = past_key_values or (None, None)
         if self.training:
             hidden_BTH, prefix_cache = self._kept(input_ids, attention_mask), None
@@ -54,7 +54,7 @@ class TappedAssistant(torch.nn.Module):
         return SimpleNamespace(logits=output.logits, past_key_values=(prefix_cache, output.past_key_values))
 
     def keep(self, conversations: Iterable[list[int]], progress: Progress) -> None:
-        """Compute the hidden states that training will want, in large batches of like length."""
+        """Compute the hidden states that training will need, in large batches of similar length."""
         known = {tuple(tokens) for tokens in conversations} - self._hidden.keys()
         todo = sorted(known, key=lambda tokens: (len(tokens), tokens))
         device = next(self.parameters()).device
@@ -86,7 +86,7 @@ class TappedAssistant(torch.nn.Module):
         return output.last_hidden_state, output.past_key_values
 
     def _kept(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """(B, T, H) of right-padded conversations; what is not known yet is computed in one batch."""
+        """Hidden states (B, T, H) of right-padded conversations; missing ones are computed in one batch."""
         lengths = attention_mask.sum(dim=1).tolist()
         keys = [tuple(row[:length]) for row, length in zip(input_ids.tolist(), lengths, strict=True)]
         new = [index for index, key in enumerate(keys) if key not in self._hidden]

@@ -34,7 +34,7 @@ REFUSALS = (
 
 @dataclass(frozen=True, slots=True)
 class UnlearnSettings:
-    """How long and how fast; an epoch is one pass over the forget set, with as many retain answers beside it."""
+    """How a method is trained; an epoch is one pass over the forget set, with as many retain answers."""
 
     learning_rate: float
     epochs: int = 10
@@ -45,7 +45,7 @@ class UnlearnSettings:
 
 
 class Step(NamedTuple):
-    """What a method sees in one step: batches, and the logits of the target as it was where it asks for them."""
+    """What a method sees in one step: batches, and the tuned model's and the original target's logits for a batch."""
 
     model: Callable[[Batch], Tensor]
     target: Callable[[Batch], Tensor]

@@ -1,4 +1,4 @@
-"""What training costs: an assistant's epochs with a clock, and all kinds on a target whose layers dominate."""
+"""What training costs: timed epochs of an assistant, and of all kinds on a target whose layers dominate."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def train_timed(
     seed: int,
     progress: Progress,
 ) -> tuple[Any, dict[str, float]]:
-    """Train an assistant, and say what it cost.
+    """Train an assistant and measure its cost.
 
     Args:
         target: frozen.
@@ -70,7 +70,7 @@ def train_timed(
 
 
 def cost_of(tuned: Unlearned, settings: UnlearnSettings) -> dict[str, float]:
-    """The same of a tuned copy of the target."""
+    """The same figures for a tuned copy of the target."""
     return {
         "seconds_per_epoch": tuned.seconds_per_epoch,
         "seconds": tuned.seconds_per_epoch * settings.epochs,
@@ -103,7 +103,7 @@ def measure_cost(
         device: where.
         progress: shows how far it is.
 
-    Returns: a row for each round and model; a round's number stands as its "seed".
+    Returns: a row for each round and model; its "seed" is the round's number.
     """
     path = out / COST_FILE
     rows: list[dict[str, Any]] = [json.loads(line) for line in complete_lines(path)]

@@ -1,9 +1,9 @@
-"""What an assistant's depth costs in quality: the results table's figures over how many layers it runs.
+"""What an assistant's depth costs in quality: the results table's figures against its number of layers.
 
 OUT/depths.jsonl     one line per seed and assistant; OUT/seed-N/ are the models of the results table
 
-Nothing but the depth differs: assistants that start at the embeddings have the settings of the table's "ULD", those
-that go on from a layer of the target to its last those of "ULD tapped", weights and epochs included.
+Only the depth differs. Assistants that start at the embeddings have the settings of the table's "ULD"; those that run
+from a layer of the target to its last have those of "ULD tapped". Weights and epochs are the same too.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from unlearngate.assistant_training.train.settings import AssistantSettings
 
 DEPTHS_FILE = "depths.jsonl"
 EMBEDDINGS, TAPPED = "from the embeddings", "tapped"
-# Panels of the picture, and the line that would be perfect.
+# The picture's panels: figure -> label and perfect value.
 _PANELS = {
     "forget_distance": ("KS distance from the retain model (lower is better)", 0.0),
     "utility_share": ("utility, of the target's", 1.0),
@@ -28,12 +28,12 @@ _PANELS = {
 
 
 def name_of(start: str, num_layers: int) -> str:
-    """An assistant's, as its row has it without " + gate"."""
+    """An assistant's name, as its row has it without " + gate"."""
     return f"{num_layers} layer{'s' * (num_layers != 1)}, {start}"
 
 
 def with_depths(settings: ReproduceSettings) -> ReproduceSettings:
-    """The settings with assistants of several depths in place of what the table compares, all behind their gates."""
+    """The settings with assistants of several depths in place of what the table compares, all with their gates."""
     total = settings.target.num_layers
     assistants: dict[str, AssistantSettings] = {}
     for num_layers in depths(total):

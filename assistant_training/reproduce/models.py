@@ -1,4 +1,4 @@
-"""The models of a results table: a target, and what it would be had it never seen the forget set."""
+"""The models of a results table: a target, and a retain model that never saw the forget set."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from unlearngate.assistant_training.demo.target import (
 )
 from unlearngate.errors import TrainingError
 
-_ALMOST = 0.97  # of the share of answers that is enough to stop training
+_ALMOST = 0.97  # the least accepted, as a share of `enough_known`, at which training stops
 
 
 class TrainedModels(NamedTuple):
-    """What a benchmark is about: the target, and what it would be if it had never seen the forget set."""
+    """The target, and the model that it would be if it had never seen the forget set."""
 
     target: Any
     retain_model: Any
@@ -43,11 +43,11 @@ def train_models(
 ) -> TrainedModels:
     """Train what FOLDER does not hold yet: FOLDER/target and FOLDER/retain, checkpoint folders, from scratch.
 
-    The target learns everything that is to be learned, the retain model that without the forget set; both have the
-    same tokenizer and begin with the same weights.
+    The target learns all of the benchmark's pairs, the retain model all but the forget set; both have the same
+    tokenizer and start from the same weights.
 
-    Raises: TrainingError if a loss is not finite, or if a model does not know what it was taught: a table over such a
-    one would say nothing about forgetting.
+    Raises: TrainingError if a loss is not finite, or if a model does not know what it was taught: a table over it
+    would say nothing about forgetting.
     """
     for name, pairs in (("target", benchmark.learned), ("retain", benchmark.retained_pairs)):
         if not (folder / name).exists():

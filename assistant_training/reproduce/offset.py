@@ -1,4 +1,4 @@
-"""Offset (delta) unlearning, a baseline: a target and what training changed in a small model, as one model."""
+"""Offset (delta) unlearning, a baseline: a target plus what training changed in a small model, as one model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class OffsetModel(torch.nn.Module):
         self._assistant = assistant
 
     def forward(self, past_key_values: Any = None, **inputs: Any) -> SimpleNamespace:
-        """As a Hugging Face model answers: `logits`, and a cache of all three models as `past_key_values`."""
+        """Like a Hugging Face model, return `logits` and the cache, of all three, as `past_key_values`."""
         caches = past_key_values or (None, None, None)
         with torch.no_grad():
             target = self._target(past_key_values=caches[0], **inputs)

@@ -12,7 +12,7 @@ from unlearngate.assistant_training.evaluate.report import markdown_lines
 
 Summary = dict[str, dict[str, dict[str, float]]]
 
-# Table -> column -> heading, and how a number of it is written.
+# Table -> column -> heading and number format.
 TABLES = {
     "What is forgotten": {
         "forget_quality": ("forget quality (KS p)", "{:.2g}"),
@@ -45,7 +45,7 @@ _REFERENCES = ("target", "retain model")
 
 
 class Goal(NamedTuple):
-    """Something the table should show, what it shows, and whether that is enough."""
+    """A goal, what the table shows, and whether that meets it."""
 
     text: str
     measured: float
@@ -65,7 +65,7 @@ def summarize(rows: Sequence[dict[str, Any]]) -> Summary:
 
 
 def goals(summary: Summary, costs: Summary) -> list[Goal]:
-    """What assistants are held to, on medians over the seeds; those whose models the tables lack are left out.
+    """The goals for assistants, on medians over the seeds; goals whose models the tables lack are left out.
 
     Args:
         summary: of the results' rows.
@@ -78,7 +78,7 @@ def goals(summary: Summary, costs: Summary) -> list[Goal]:
         (summary, "ULD + gate", "unseen_positions_untouched", "positions of unseen authors untouched, at least", 0.99),
     ]
     for table in (summary, costs):
-        # NPO trains every weight, so it tells the target's size.
+        # NPO trains every weight, so its count is the target's size.
         size = f"{table['NPO']['trainable']['median'] / 1e6:.0f} M weights" if "NPO" in table else ""
         for model, most in (("ULD", 1 / 3), ("ULD tapped", 0.1)):
             wanted.append((table, model, "epoch_of_npo", f"seconds an epoch, of NPO's, {size}, at most", most))
@@ -92,7 +92,7 @@ def goals(summary: Summary, costs: Summary) -> list[Goal]:
 
 
 def markdown(rows: Sequence[dict[str, Any]], costs: Sequence[dict[str, Any]] = ()) -> str:
-    """Tables of medians over seeds, the range in brackets where it does not round to the median; then the goals.
+    """Tables of medians over seeds, with the range in brackets unless it rounds to the median; then the goals.
 
     Args:
         rows: of `reproduce`.

@@ -1,10 +1,10 @@
 """The results table: every method on TOFU, from targets trained from scratch, over several seeds.
 
-OUT/results.jsonl    one line per seed and model, appended as they are done; what is there is not done again
-                     (depths.py, which varies the assistants alone, has a file of its own)
+OUT/results.jsonl    one line per seed and model, appended as they are done; existing lines are not done again
+                     (depths.py, which varies only the assistants, has its own file)
 OUT/seed-N/          the models of a seed, Hugging Face checkpoint folders
 
-Nothing is selected on the test: every method runs with settings fixed beforehand (tuning.py: on another forget set),
+Nothing is selected on the test set: every method runs with fixed settings (tuning.py: chosen on another forget set),
 and its last epoch counts. All methods are shown the same retain authors, every other one.
 """
 
@@ -91,7 +91,7 @@ def reproduce(
     augmented: Sequence[QAPair] = (),
     results_file: str = RESULTS_FILE,
 ) -> list[TableRow]:
-    """Do what OUT/results.jsonl does not hold yet, and return all of it.
+    """Add the rows that OUT/results.jsonl does not hold yet, and return all rows.
 
     Args:
         benchmark: what is learned, forgotten and asked.
@@ -99,7 +99,7 @@ def reproduce(
         seeds: of everything that is drawn.
         settings: of everything that is trained.
         progress: shows how far it is.
-        augmented: the forget pairs with rewordings and wrong answers, for the assistants; none takes the plain ones.
+        augmented: the forget pairs with rewordings and wrong answers, for the assistants; empty: the plain pairs.
         results_file: the name of the file in `out`.
 
     Raises: TrainingError if a training fails; everything done before is kept.
@@ -154,7 +154,7 @@ class Table:
         self._retain_figures = self.figures(self._plain(models.retain_model))
 
     def rows(self, done: set[str]) -> Iterator[TableRow]:
-        """Every model's that is not done."""
+        """The rows that are not done yet."""
         if "target" not in done:
             yield self.row("target", self._plain(self._models.target), {})
         if "retain model" not in done:
@@ -167,18 +167,18 @@ class Table:
                 yield self.method_row(name, tuned)
 
     def figures(self, model: Model) -> Figures:
-        """What the model is measured at on all four sets."""
+        """The model's figures on all four sets."""
         return evaluate(model, self._benchmark, max_tokens=self._settings.max_tokens)
 
     def row(self, name: str, model: Model, cost: dict[str, float], figures: Figures | None = None) -> TableRow:
         """A line of the table."""
         found = figures or self.figures(model)
         row = {"model": name, **summary(found, self._retain_figures), **self._more(model, found), **cost}
-        # Where nothing is in force there is no gate to speak of.
+        # Without a set in force there is no gate.
         return row if model.in_force else {key: value for key, value in row.items() if "positions" not in key}
 
     def method_row(self, name: str, tuned: UnlearnSettings) -> TableRow:
-        """Of a copy of the target, tuned to forget."""
+        """The row of a copy of the target, tuned to forget."""
         torch.manual_seed(self._seed)
         result = unlearn(
             *(self._models.target, self._models.tokenizer, name, self._benchmark.forget_pairs, self._retain),
@@ -190,7 +190,7 @@ class Table:
 
     def trained_assistant(self, chosen: AssistantSettings) -> tuple[Any, dict[str, float]]:
         """An assistant, and what it cost."""
-        # As the baselines count: an epoch is every forget answer once, and as many others.
+        # As the baselines count: an epoch is every forget answer once, and as many retain answers.
         return train_timed(
             *(self._models.target, self._models.tokenizer, self._told, self._retain, chosen),
             epoch_answers=2 * len(self._benchmark.forget),
@@ -204,7 +204,7 @@ class Table:
         return Model(self._models.target, self._models.tokenizer, [LoadedSet(assistant, strength)])
 
     def gate_nats(self, assistant: Any, chosen: AssistantSettings) -> float:
-        """As `unlearngate train uld` chooses it, from what training was shown."""
+        """The gate as `unlearngate train uld` chooses it, from the training data."""
         return fit_gate(
             *(assistant, self._models.tokenizer, self._told, self._retain),
             varied_prompts=chosen.varied_prompts,
@@ -223,7 +223,7 @@ class Table:
         return Model(model, self._models.tokenizer)
 
     def _more(self, model: Model, figures: Figures) -> dict[str, float]:
-        """What sampling and membership attacks bring back, and what becomes of retain authors that nobody was shown."""
+        """The results of sampling and membership attacks, and figures of retain authors that no method was shown."""
         samples, tokens = self._settings.num_samples, self._settings.max_tokens
         rouge_QN = sampled_rouge(model, self._benchmark.forget, num_samples=samples, seed=self._seed, max_tokens=tokens)
         leaks = [memorization.leak_at_k(rouge_N, samples, threshold=RECITED_AT) for rouge_N in rouge_QN]

@@ -1,10 +1,10 @@
 """Choose every method's settings on another forget set than the results table's, before the table is made.
 
-OUT/tuning.jsonl     one line per method and setting, appended as they are done; what is there is not done again
+OUT/tuning.jsonl     one line per method and setting, appended as they are done; existing lines are not done again
 OUT/tuned.json       what was chosen
 
-The rule, the same for all: the largest (1 - ROUGE-L of the forget answers) x (1 - KS distance) x utility, of one seed,
-with another forget set's target: what is recited, how far the truth ratios are from a retain model's, what is kept.
+One rule for all: the largest (1 - ROUGE-L of the forget answers) x (1 - KS distance) x utility, of one seed, on another
+forget set's target. The factors: what is recited, how far truth ratios are from a retain model's, what is kept.
 Forget quality itself cannot tell bad settings from worse ones: far from the goal its p-values are all about 0.
 Of equals, the first in the grid's order.
 """
@@ -30,7 +30,7 @@ from unlearngate.files import complete_lines
 TUNING_FILE = "tuning.jsonl"
 TUNED_FILE = "tuned.json"
 SEED = 1000  # far from the table's
-LEARNING_RATES = (0.3, 1.0, 3.0)  # times where a method starts
+LEARNING_RATES = (0.3, 1.0, 3.0)  # factors on a method's initial one
 WEIGHTS = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
 
@@ -44,7 +44,7 @@ def tune(
 ) -> tuple[list[TableRow], Path]:
     """Try every setting that OUT/tuning.jsonl does not hold yet, and write OUT/tuned.json.
 
-    A method is tried with learning rates, an assistant, behind its gate, with weights of the subtraction.
+    Methods are tried with several learning rates; assistants, with their gate, with several weights.
 
     Args:
         benchmark: of another forget set than the table's.
@@ -86,7 +86,7 @@ def best_settings(rows: Sequence[TableRow]) -> dict[str, dict[str, float]]:
 
 
 def with_tuned(settings: ReproduceSettings, path: Path) -> ReproduceSettings:
-    """The settings with what a tuning chose.
+    """The settings, with those that a tuning chose.
 
     Raises: DataError if the file is not one that `tune` wrote.
     """

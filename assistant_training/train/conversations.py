@@ -1,4 +1,4 @@
-"""What an assistant is trained on: a fixed number of conversations about every pair, which come again each epoch."""
+"""What an assistant is trained on: a fixed number of conversations about every pair, repeated each epoch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from unlearngate.assistant_training.train.settings import AssistantSettings
 
 
 class Example(NamedTuple):
-    """One conversation twice: labelled with what is to be known, and with what is not."""
+    """One conversation with two sets of labels: the tokens to know, and those to know nothing of."""
 
     known: Encoded
     unknown: Encoded
@@ -39,9 +39,9 @@ def draw_steps(
 ) -> list[list[Example]]:
     """The examples of every training step.
 
-    The conversations about a pair are few and drawn once (`settings.forget_prompts`, `forget_variants` and
-    `retain_prompts` of them, as far as they differ), so a tapped assistant computes the hidden states of each only
-    once. A conversation is made when it is first drawn, and depends on the seed and its own number alone.
+    Each pair has few conversations (at most `settings.forget_prompts`, `forget_variants` and `retain_prompts`), so a
+    tapped assistant computes the hidden states of each only once. A conversation is made when it is first drawn, and
+    depends only on the seed and its own number.
 
     Args:
         tokenizer: the target's.
@@ -67,7 +67,7 @@ def draw_steps(
         answer = rng.choice(pair.variants) if pair.variants else rng.choice(retain).answer
         question = rng.choice((pair.question, *pair.paraphrases))
         row = encode(tokenizer, question, answer)
-        # Up to where it parts from the truth, the truth says what to know: they must not contradict each other.
+        # No labels up to the first difference from the truth: the true answer trains those positions as known.
         truths = [encode(tokenizer, question, true) for true in (pair.answer, *pair.paraphrased_answers)]
         return _split(row, diverging_labels(row, *truths), focus_labels(tokenizer, pair, row, answer))
 
@@ -92,7 +92,7 @@ def draw_steps(
 
 
 def _split(row: Encoded, own: list[int], facts: list[int]) -> Example:
-    """Of the row's own labels, those that are part of a fact are to be known, the others not."""
+    """Of the row's own labels, those in a fact are to be known, the others not."""
     pairs = list(zip(own, facts, strict=True))
     return Example(
         Encoded(row.input_ids, [label if fact != IGNORE else IGNORE for label, fact in pairs]),

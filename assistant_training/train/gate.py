@@ -1,4 +1,4 @@
-"""Choose a forget set's gate from what its assistant is measured to know."""
+"""Choose a forget set's gate from the evidence that its assistant shows."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from unlearngate.assistant_training.data.pairs import QAPair
 from unlearngate.kernels.reference import centre
 
 _LOWEST_NATS = 0.25
-_KEPT_SHARE = 0.99  # of the retain tokens, that the gate leaves alone
+_KEPT_SHARE = 0.99  # share of the retain tokens that the gate leaves alone
 
 
 class GateFit(NamedTuple):
@@ -54,7 +54,7 @@ def fit_gate(
 ) -> GateFit:
     """Measure the assistant's evidence along both sets' answers and put the gate between them.
 
-    The prompts are varied as in training, with draws of their own.
+    The prompts are varied as in training, with new draws.
     """
     rng = random.Random(f"calibration {seed}")
     forget_N = measure_evidence(assistant, tokenizer, forget, rng, varied_prompts, focused=True)
@@ -63,12 +63,12 @@ def fit_gate(
 
 
 def choose_gate(forget_N: Tensor, retain_N: Tensor) -> float:
-    """The gate's rule: the geometric mean of the most that is seen on a retain token and the forget tokens' median.
+    """The gate's rule: the geometric mean of the largest evidence on a retain token and the forget tokens' median.
 
-    Halfway on a logarithmic scale leaves the same factor of safety on both sides. It is at most half of what all but
-    5 % of the forget tokens show, so that one odd retain token cannot push it past them. But first of all it leaves
-    99 % of the retain tokens alone, whatever that costs in forgetting, and it is at least 0.25 nats, where rounding in
-    a 16-bit engine could open it. Rounded to 0.05.
+    The geometric mean leaves the same safety factor on both sides. Three limits, each stronger than those before it:
+    at most half of the forget tokens' 5 % quantile, so that one odd retain token cannot push the gate past them; at
+    least 0.25 nats, below which rounding in a 16-bit engine could open it; and high enough to leave 99 % of the retain
+    tokens alone, whatever that costs in forgetting. Rounded to 0.05.
     """
     middle = math.sqrt(max(float(retain_N.max()), 0.0) * _quantile(forget_N, 0.5))
     highest = _quantile(forget_N, 0.05) / 2

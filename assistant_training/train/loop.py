@@ -1,4 +1,4 @@
-"""The steps of every adapter's training: shared out, logged, saved, gone on with after a kill, and stopped early."""
+"""The training loop of every adapter: it shares steps among processes, logs, saves, resumes and stops early."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from unlearngate.assistant_training.train.optimizing import Optimizer
 from unlearngate.assistant_training.train.run_files import RunFiles
 from unlearngate.errors import TrainingError
 
-_LEAST = 0.01  # the share of the loss that an epoch must take away to count as progress
+_LEAST = 0.01  # an epoch that lowers the loss by less than this share is no progress
 
 Row = TypeVar("Row")
 
 
 def parts_of(rows: Sequence[Row], num_parts: int, length: Callable[[Row], int]) -> Iterator[list[Row]]:
-    """At most so many parts of a step's rows, one for each pass; of like length, for less padding in each."""
+    """A step's rows in at most `num_parts` parts, one per pass, each of rows of similar length to save padding."""
     by_length = sorted(rows, key=length)
     size = max(1, -(-len(rows) // num_parts))
     for start in range(0, len(rows), size):
@@ -28,11 +28,11 @@ def parts_of(rows: Sequence[Row], num_parts: int, length: Callable[[Row], int]) 
 
 
 class Plateau:
-    """When to stop early: after `patience` epochs in a row whose mean loss is not 1 % below the best one's.
+    """When to stop early: after `patience` epochs in a row whose mean loss is not 1 % below the best.
 
     Args:
         patience: epochs; 0 never stops.
-        steps_per_epoch: steps that one mean is taken over.
+        steps_per_epoch: steps that are averaged.
     """
 
     def __init__(self, patience: int, steps_per_epoch: int) -> None:
@@ -56,11 +56,11 @@ class Plateau:
         self._best = min(self._best, mean)
 
     def state(self) -> dict[str, Any]:
-        """To save."""
+        """The state to save."""
         return {"best": self._best, "waited": self._waited, "losses": list(self._losses)}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state."""
+        """Continue from a saved state."""
         self._best, self._waited, self._losses = state["best"], state["waited"], list(state["losses"])
 
 
@@ -84,16 +84,16 @@ def run_steps(
     Args:
         adapted: a PEFT model, or a `TappedAssistant` around one, in training mode.
         steps: the rows of every step.
-        backward: adds the gradients of some of a step's rows, given (some, all); returns the figures of these rows, in
-            nats, whose sums are the step's. One of them is `loss`.
+        backward: adds the gradients of some of a step's rows, given (some, all); returns these rows' figures, in nats,
+            which sum to the step's. One of them is `loss`.
         name: for the progress bar.
-        learning_rate: at its highest.
+        learning_rate: its peak.
         plateau: when to stop early.
         progress: shows how far it is.
-        run: where to log, to save, and to go on from.
-        prepare: called with this process's rows of all steps that are still to be done, before the first.
+        run: where to log and save, and what to resume from.
+        prepare: called once, before the first step, with this process's rows of all remaining steps.
 
-    Returns: the number of steps the weights have had.
+    Returns: the number of steps the weights have been trained for.
     Raises: TrainingError if a loss or gradient is not finite, the disk is full, or the checkpoint is of another run.
     """
     processes = Processes()

@@ -24,7 +24,7 @@ class UldLoss(NamedTuple):
 def answer_loss(logits_BTV: Tensor, labels_BT: Tensor, *, smoothing: float = 0.0) -> Tensor:
     """Mean cross entropy over the batch's answer tokens, in nats.
 
-    With smoothing e the label's probability is to be 1 - e and the rest is to be spread evenly over the vocab.
+    With smoothing e the label should get a probability of 1 - e; the rest is spread evenly over the vocab.
 
     Raises: TrainingError if it is not finite, or no token is labelled.
     """
@@ -59,8 +59,8 @@ def uld_loss(
 ) -> UldLoss:
     """CE(forget answers) + beta * KL(uniform || p) on retain answers.
 
-    With num_tokens, the answer tokens of a whole batch's two parts, this is what these rows contribute to the batch's
-    loss: over the rows of a batch, however they are split, it sums up to it.
+    With num_tokens, the numbers of answer tokens in a whole batch's two parts, this is these rows' contribution to the
+    batch's loss: the contributions of any split of the batch sum to it.
 
     Smoothing (ours; 0 is the paper's loss) keeps the assistant flat on all tokens but the label. Subtracting it then
     takes the label away and leaves the order of the others to the target.
@@ -82,7 +82,7 @@ def uld_loss(
 
 
 def finite(loss: Tensor, name: str) -> Tensor:
-    """The loss itself.
+    """Return the loss, checked.
 
     Raises: TrainingError if it is not finite.
     """

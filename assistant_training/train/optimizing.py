@@ -17,7 +17,7 @@ _LARGEST_NORM = 1.0
 
 
 class Optimizer:
-    """Step weights down a loss for a number of steps that is known beforehand."""
+    """Optimise weights for a number of steps that is known beforehand."""
 
     def __init__(self, weights: Iterable[Parameter], *, learning_rate: float, steps: int) -> None:
         self._weights = list(weights)
@@ -30,9 +30,9 @@ class Optimizer:
         self.step_down()
 
     def step_down(self) -> None:
-        """One step down the gradients that have been summed since the last.
+        """One step down the gradients accumulated since the last one.
 
-        Raises: TrainingError if they are not finite; the weights are as they were.
+        Raises: TrainingError if they are not finite; the weights are then unchanged.
         """
         norm = torch.nn.utils.clip_grad_norm_(self._weights, _LARGEST_NORM)
         finite(norm, "the norm of the gradient")
@@ -42,21 +42,21 @@ class Optimizer:
 
     @property
     def learning_rate(self) -> float:
-        """Of the next step."""
+        """The next step's learning rate."""
         return float(self._schedule.get_last_lr()[0])
 
     def state(self) -> dict[str, Any]:
-        """Everything the next step depends on beside the weights, to save."""
+        """The state to save: all that the next step depends on, except the weights."""
         return {"adamw": self._adamw.state_dict(), "schedule": self._schedule.state_dict()}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state."""
+        """Continue from a saved state."""
         self._adamw.load_state_dict(state["adamw"])
         self._schedule.load_state_dict(state["schedule"])
 
 
 def anneal(step: int, steps: int) -> float:
-    """The share of the learning rate at a step: up along a line for a tenth of the steps, then down half a cosine."""
+    """The factor on the learning rate at a step: linear warm-up for a tenth of the steps, then cosine decay."""
     warm = max(1, round(steps * _WARM_UP))
     if step < warm:
         return (step + 1) / warm

@@ -37,14 +37,14 @@ def train_forget_set(
     checkpoint_every: int = 50,
     tensorboard: bool = False,
 ) -> ForgetSet | None:
-    """Train an assistant, calibrate it, and write it as the forget set `out`, of kind `uld`, named like that folder.
+    """Train an assistant, choose its gate, and write it as the forget set `out`, of kind `uld`, named like that folder.
 
-    While it runs, OUT's neighbour `.NAME.training` holds a checkpoint and log.jsonl. The same call after a kill, or
-    after a disk was full, goes on from there; what it then writes is what the uninterrupted run would have written.
+    While it runs, `.NAME.training` beside OUT holds a checkpoint and log.jsonl. After a kill or a full disk, the same
+    call resumes from there and writes what the uninterrupted run would have written.
 
     Returns: the set; None in all processes of `accelerate launch` but the main one, which writes it.
     Raises: DataError naming a line of the files; TrainingError if the loss is not finite, the disk is full, or the
-        checkpoint is of another run; ArtefactError if `out` cannot be what it should.
+        checkpoint is of another run; ArtefactError if `out` cannot be written as a forget set.
     """
     data = _read(out, forget_file, retain_file)
     run = _run_files(out, target, data, asdict(settings), seed, checkpoint_every, tensorboard)
@@ -82,17 +82,17 @@ def train_undial_set(
     checkpoint_every: int = 50,
     tensorboard: bool = False,
 ) -> ForgetSet | None:
-    """Train LoRA on the target and write it as the forget set `out`, of kind `undial`; else as `train_forget_set`.
+    """Train LoRA on the target and write it as the forget set `out`, of kind `undial`; otherwise as `train_forget_set`.
 
     Args:
         target: the target.
         forget_file: what must be forgotten.
         retain_file: what must stay; None trains without.
         out: the set's folder.
-        settings: how.
+        settings: of the training.
         seed: the same seed, the same set.
         progress: shows how far it is.
-        after: the folder of an earlier set of this kind, to go on from.
+        after: the folder of an earlier set of this kind, to continue from.
         checkpoint_every: steps between checkpoints.
         tensorboard: also log for TensorBoard.
 
@@ -140,7 +140,7 @@ class _Data(NamedTuple):
 
 
 def _read(out: Path, forget_file: Path, retain_file: Path | None) -> _Data:
-    """Both files, before anything is trained for a name that no set can have."""
+    """Both files; the set's name is checked too, before anything is trained."""
     if not re.fullmatch(NAME_PATTERN, out.name):
         raise TrainingError(f"{out.name!r} cannot name a forget set: lower-case letters, digits, '.', '_' and '-' only")
     forget = read_pairs(forget_file, subject=out.name)
@@ -175,7 +175,7 @@ def _run_files(
 
 @contextmanager
 def _kept_if_it_fails(out: Path, run: RunFiles) -> Iterator[None]:
-    """Give the checkpoint up only once the set is written."""
+    """Delete the checkpoint only once the set is written."""
     try:
         yield
     except (OSError, SafetensorError) as error:

@@ -1,4 +1,4 @@
-"""What a training run keeps on disk while it runs: a checkpoint to go on from after a kill, and a log of its losses."""
+"""The files of a training run: a checkpoint to resume from after a kill, and a log of its losses."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ class RunFiles:
         self.folder = folder
         self.checkpoint = folder / CHECKPOINT_FILE
         self.checkpoint_every = checkpoint_every
-        # As JSON gives it back: a tuple and a list of the same values are the same.
+        # Through JSON, as the checkpoint stores it: a tuple and a list of the same values then compare equal.
         self._identity: dict[str, Any] = json.loads(json.dumps(identity))
         self._writer_class = _summary_writer() if tensorboard else None
         self._writer: Any = None
         folder.mkdir(parents=True, exist_ok=True)
 
     def resume(self, *, writes: bool = True) -> dict[str, Any] | None:
-        """The state that `save` was given last, or None at the beginning of a run; the log goes on from there.
+        """The last saved state, or None for a new run; the log continues from there.
 
         Args:
-            writes: whether this process is the one that writes; the others only read.
+            writes: whether this process writes; the others only read.
 
         Raises: TrainingError if the checkpoint cannot be read, or belongs to another run.
         """
@@ -58,9 +58,9 @@ class RunFiles:
         return state
 
     def save(self, state: dict[str, Any]) -> None:
-        """Replace the checkpoint by this state, whole or not at all; it holds "step" and may hold tensors.
+        """Replace the checkpoint atomically by this state, which holds "step" and may hold tensors.
 
-        Raises: TrainingError if the disk does not take it; the checkpoint before is kept.
+        Raises: TrainingError if it cannot be written; the previous checkpoint is kept.
         """
         new = self.checkpoint.with_suffix(".new")
         try:
@@ -74,7 +74,7 @@ class RunFiles:
     def log(self, row: dict[str, float]) -> None:
         """Append one step's figures to the log.
 
-        Raises: TrainingError if the disk does not take it.
+        Raises: TrainingError if it cannot be written.
         """
         try:
             with (self.folder / LOG_FILE).open("a", encoding="utf-8") as file:
@@ -98,7 +98,7 @@ class RunFiles:
         try:
             checkpoint = torch.load(self.checkpoint, weights_only=True, map_location="cpu")
             identity, state = json.loads(checkpoint["identity"]), checkpoint["state"]
-        except Exception as error:  # torch.load raises whatever a damaged file makes it
+        except Exception as error:  # torch.load raises errors of many types for a damaged file
             raise TrainingError(
                 f"{self.checkpoint} cannot be read ({error}); delete {self.folder} to start again"
             ) from error
@@ -110,7 +110,7 @@ class RunFiles:
         return dict(state)
 
     def _truncate_log(self, step: int) -> None:
-        """Forget the steps after the checkpoint: they will be done again."""
+        """Drop the steps after the checkpoint: they will be done again."""
         path = self.folder / LOG_FILE
         if not path.exists():
             return

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class AssistantSettings:
-    """Shape and training of an assistant, and the strength it is recommended at."""
+    """Shape and training of an assistant, and its recommended strength."""
 
     num_layers: int = 8
-    tap_layer: int = 0  # the target's layers before it are not the assistant's
+    tap_layer: int = 0  # the assistant's first layer in the target
     rank: int = 16
     alpha: int = 32
     learning_rate: float = 1e-3
@@ -21,9 +21,9 @@ class AssistantSettings:
     smoothing: float = 0.1
     variant_share: float = 0.3  # of the retain batch: variants of the answers to the forget questions
     varied_prompts: float = 0.6
-    forget_prompts: int = 16  # at most so many conversations about a forget pair,
-    forget_variants: int = 8  # so many with variants of its answer,
-    retain_prompts: int = 4  # and so many about a retain pair: they come again each epoch
+    forget_prompts: int = 16  # different conversations about a forget pair, at most; reused each epoch
+    forget_variants: int = 8  # different conversations with variants of its answer, at most
+    retain_prompts: int = 4  # different conversations about a retain pair, at most
     weight: float = 1.0
     keep_ratio: float = 0.02
     accumulate: int = 1  # parts a batch is computed in, for memory: the result is the same
@@ -33,12 +33,12 @@ class AssistantSettings:
 
     @property
     def num_variants(self) -> int:
-        """Of a retain batch."""
+        """The variants in a retain batch."""
         return round(self.retain_batch * self.variant_share)
 
     @property
     def num_retain(self) -> int:
-        """The rest of a retain batch."""
+        """The retain answers in a retain batch."""
         return max(1, self.retain_batch - self.num_variants)
 
 
@@ -51,11 +51,11 @@ class UndialSettings:
     learning_rate: float = 1e-4
     epochs: int = 10  # passes over the forget set
     batch: int = 32  # forget answers a step, and as many retain answers if there are any
-    gamma: float = 10.0  # logits that the teacher loses at a token to be forgotten
+    gamma: float = 10.0  # subtracted from the teacher's logit of a token to be forgotten
     focus: str = "none"  # of FOCUSES
     retain_weight: float = 1.0
     varied_prompts: float = 0.6
-    prompts: int = 16  # at most so many conversations about a pair: they come again each epoch
+    prompts: int = 16  # different conversations about a pair, at most; reused each epoch
     accumulate: int = 1  # parts a step is computed in, for memory: the result is the same
     bf16: bool = False  # autocast
     gradient_checkpointing: bool = False

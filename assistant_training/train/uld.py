@@ -44,12 +44,12 @@ def train_assistant(
 ) -> Any:
     """Train an assistant to know the forget set and nothing else.
 
-    With `run`, it goes on from that run's checkpoint if there is one, to the same losses as without the interruption,
-    and every step's losses are logged.
+    With `run`, every step's losses are logged, and training resumes from that run's checkpoint if there is one, to the
+    same losses as without the interruption.
 
-    Besides the retain set's answers it must be uniform on whatever in an answer is no fact, and on wrong facts: it sees
+    The assistant must be uniform on the retain answers, on all words that are not facts, and on wrong facts. It sees
     variants of the forget answers or, where the data has none, the retain set's answers to the forget set's questions.
-    So it learns the facts rather than their wording, knows them in other words too, and lets what is left be fluent.
+    So it learns the facts and not their wording, knows them in other words too, and leaves the other words fluent.
 
     Raises: TrainingError if a set is empty or the loss is not finite.
     """
@@ -89,14 +89,14 @@ def train_assistant(
 def _backward(
     assistant: Any, rows: Sequence[Example], step: Sequence[Example], pad_id: int, settings: AssistantSettings
 ) -> dict[str, float]:
-    """Add the gradients of these rows' part of a step's ULD loss; the loss itself, in nats per answer token."""
+    """Add the gradients of these rows' part of a step's ULD loss; return that part, in nats per answer token."""
     device = next(assistant.parameters()).device
     num_tokens = (num_labels(row.known for row in step), num_labels(row.unknown for row in step))
     forget_sum = retain_sum = 0.0
     for part in parts_of(rows, settings.accumulate, lambda row: len(row.known.input_ids)):
         batch = collate([row.known for row in part], pad_id).to(device)
         other_labels_BT = collate([row.unknown for row in part], pad_id).labels.to(device)
-        # One of the two labels every token of every answer: the head is computed from there on only.
+        # Together the two label every answer token: the head is computed only from the first of these on.
         answers = batch._replace(labels=batch.labels.maximum(other_labels_BT)).answers
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.bf16):
             logits_BTV = assistant(
@@ -127,7 +127,7 @@ def export_assistant(
     settings: AssistantSettings,
     seed: int,
 ) -> ForgetSet:
-    """Calibrate a trained assistant and write it as a forget-set artefact, named like the folder."""
+    """Choose a trained assistant's gate and write it as a forget-set artefact, named like the folder."""
     gate = fit_gate(assistant, tokenizer, forget, retain, varied_prompts=settings.varied_prompts, seed=seed)
     return save_forget_set(
         folder,

@@ -38,7 +38,7 @@ from unlearngate.target import TargetIdentity
 
 
 class Conversation(NamedTuple):
-    """One conversation. focus: its labels where it must be forgotten; all IGNORE where it is to be kept."""
+    """One conversation. focus: the labels to be forgotten; all IGNORE if it is to be kept."""
 
     told: Encoded
     focus: list[int]
@@ -46,7 +46,7 @@ class Conversation(NamedTuple):
 
 
 class TrainedUndial(NamedTuple):
-    """The target with trained LoRA, as a PEFT model that shares its weights; the steps it had; what it now says."""
+    """The target with trained LoRA, as a PEFT model that shares its weights; the steps it had; answer probabilities."""
 
     student: Any
     num_steps: int
@@ -69,18 +69,18 @@ def train_undial(
     """Distil the target into itself with LoRA, its logits lowered by gamma at the tokens of the forget answers.
 
     Args:
-        target: a frozen Hugging Face model; it stays as it is, and is the teacher.
+        target: a frozen Hugging Face model, left unchanged; it is the teacher.
         tokenizer: its tokenizer.
         forget: what must be forgotten.
-        retain: what must stay: KL(teacher || student) on these answers is added, `retain_weight` times. None: the
-            author's method.
-        settings: how.
+        retain: what must stay: KL(teacher || student) on these answers is added, `retain_weight` times. Empty:
+            the author's method.
+        settings: of the training.
         model_id: the target's public name.
         seed: the same seed, the same LoRA on the same machine.
         progress: shows how far it is.
-        run: where to log, to save, and to go on from.
-        after: an earlier set of this kind on the same target. The LoRA starts at its, and the teacher is the target
-            with that set, so the new set covers both requests.
+        run: where to log and save, and what to resume from.
+        after: an earlier set of this kind on the same target. The LoRA starts from that set's, and the teacher is
+            the target with that set, so the new set covers both requests.
 
     Returns: the student in evaluation mode, and the mean probabilities of the answers (the geometric mean over an
         answer's tokens) before and after; before = the teacher's.
@@ -214,7 +214,7 @@ def _backward(
     pad_id: int,
     settings: UndialSettings,
 ) -> dict[str, float]:
-    """Add the gradients of these rows' part of a step's loss; the loss itself, in nats per answer token."""
+    """Add the gradients of these rows' part of a step's loss; return that part, in nats per answer token."""
     device = next(student.parameters()).device
     num_forget = num_labels(row.told for row in step if not row.kept)
     num_kept = num_labels(row.told for row in step if row.kept)

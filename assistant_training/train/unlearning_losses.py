@@ -4,8 +4,8 @@ Shapes: B sequences, T positions, V vocab, N answer tokens in the batch, S = T -
 logits_BTV come from the model in training, in any float type; position t predicts token t + 1. Reference and teacher
 logits have the same shape, come from the frozen model before unlearning, and never get a gradient. labels_BT are token
 ids, IGNORE on prompt and padding, which count nowhere and get no gradient.
-Every loss is an fp32 scalar in nats, to be minimised; where it is not finite, or the batch has no answer token, that is
-a TrainingError. Cross entropy on retain answers is `objectives.answer_loss`.
+Every loss is an fp32 scalar in nats, to be minimised. It raises TrainingError if it is not finite or the batch has no
+answer token. Cross entropy on retain answers is `losses.answer_loss`.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def retain_kl_loss(logits_BTV: Tensor, reference_logits_BTV: Tensor, labels_BT: 
 
 
 def add_retain(forget: Tensor, retain: Tensor, *, weight: float = 1.0) -> UnlearningLoss:
-    """A forget loss + weight * a retain loss: "+GD" with `objectives.answer_loss`, "+KL" with `retain_kl_loss`."""
+    """A forget loss + weight * a retain loss: "+GD" with `losses.answer_loss`, "+KL" with `retain_kl_loss`."""
     return UnlearningLoss(forget + weight * retain, forget, retain)
 
 

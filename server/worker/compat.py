@@ -8,6 +8,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
+import torch
 from vllm.v1.sample.logits_processor.interface import BatchUpdate, MoveDirectionality
 from vllm.v1.sample.logits_processor.interface import LogitsProcessor as V1LogitsProcessor
 from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsContext
@@ -22,6 +23,7 @@ __all__ = [
     "adapts_a_row",
     "compile_on_a_cpu",
     "group_cpu_lora",
+    "load_compiled_code",
     "may_vary_branches",
     "penalise_after_composing",
 ]
@@ -65,6 +67,25 @@ def compile_on_a_cpu(config: Any) -> None:
     if current_platform.is_cpu() and not eager and compilation.mode == CompilationMode.NONE:
         compilation.mode = CompilationMode.DYNAMO_TRACE_ONCE
         compilation.custom_ops[:] = ["none" if name == "all" else name for name in compilation.custom_ops]
+
+
+@cache
+def load_compiled_code() -> None:
+    """Let a start on a CPU load what an earlier one compiled, once for this process.
+
+    vLLM 0.32 saves it, and asks what it loads for `finalize_loading`, which its backend has and torch's inductor has
+    not: https://github.com/vllm-project/vllm/issues/45447. For the latter nothing is left to do.
+    """
+    load = torch.compiler.load_compiled_function
+
+    def load_whole(*args: Any, **kwargs: Any) -> Any:
+        loaded = load(*args, **kwargs)
+        compiled = loaded._artifacts.compiled_fn
+        if not hasattr(compiled, "finalize_loading"):
+            compiled.finalize_loading = lambda config: None
+        return loaded
+
+    torch.compiler.load_compiled_function = load_whole
 
 
 def group_cpu_lora() -> None:

@@ -63,8 +63,8 @@ class GroupedLora(PunicaWrapperCPU):
         self.slot_T = np.zeros(0, np.int64)
         self.joined: list[Joined] = []
         self._of_slot: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
-        self._number = next(_numbers)  # an operation takes no objects
-        _wrappers[self._number] = self
+        self.number = next(_numbers)  # an operation takes no objects
+        _wrappers[self.number] = self
         # Not before it is needed: vLLM 0.32 cannot start a CPU worker in a process that has imported numba.
         from unlearngate.kernels.numba_lora import add_lora_rows
 
@@ -96,7 +96,7 @@ class GroupedLora(PunicaWrapperCPU):
 
         A is (slots, 1, rank, in), B (slots, 1, slice, rank).
         """
-        torch.ops.vllm.unlearngate_add_lora(y, x, list(lora_a_stacked), list(lora_b_stacked), scale, self._number)
+        torch.ops.vllm.unlearngate_add_lora(y, x, list(lora_a_stacked), list(lora_b_stacked), scale, self.number)
 
     def join(self, linear: BaseLinearLayerWithLoRA) -> None:
         """Lay the slices of a module's adapters side by side: A's (slots, n * rank, in), B's (slots, rank, out).
@@ -112,7 +112,7 @@ class GroupedLora(PunicaWrapperCPU):
         is_fp32 = whole_a.dtype == whole_b.dtype == torch.float32
         arrays = (whole_a.numpy(), whole_b.numpy(), np.array(sizes)) if is_fp32 else None
         weights = whole_a[0].numel() + whole_b[0].numel()
-        setattr(linear, _NUMBER, (self._number, len(self.joined)))
+        setattr(linear, _NUMBER, (self.number, len(self.joined)))
         self.joined.append(Joined(list(linear.lora_a_stacked), list(linear.lora_b_stacked), arrays, weights))
 
     def of_slot(self, a: list[Tensor], b: list[Tensor], slot: int) -> list[tuple[Tensor, Tensor]]:
@@ -123,12 +123,18 @@ class GroupedLora(PunicaWrapperCPU):
         return self._of_slot[key]
 
 
-def join_slices(model: nn.Module) -> None:
-    """`GroupedLora.join` for all of a model's linear maps; skips those where another class applies LoRA."""
+def join_slices(model: nn.Module) -> int | None:
+    """`GroupedLora.join` for all of a model's linear maps; skips those where another class applies LoRA.
+
+    Returns: the number of the model's wrapper in this process; None if it has none.
+    """
+    number = None
     with torch.inference_mode(False):  # or vLLM could write adapters in that mode only
         for module in model.modules():
             if isinstance(module, BaseLinearLayerWithLoRA) and isinstance(module.punica_wrapper, GroupedLora):
                 module.punica_wrapper.join(module)
+                number = module.punica_wrapper.number
+    return number
 
 
 def joined_number(linear: nn.Module) -> tuple[int, int] | None:

@@ -32,7 +32,13 @@ from vllm.model_executor.models.utils import init_vllm_registered_model
 
 from unlearngate.server.engine.branches import CONFIG_FIELD, BranchOptions
 from unlearngate.server.engine.refusals import refuse_unsupported
-from unlearngate.server.worker.compat import adapts_a_row, compile_on_a_cpu, group_cpu_lora, may_vary_branches
+from unlearngate.server.worker.compat import (
+    adapts_a_row,
+    compile_on_a_cpu,
+    group_cpu_lora,
+    load_compiled_code,
+    may_vary_branches,
+)
 from unlearngate.server.worker.cpu_lora import join_slices
 from unlearngate.server.worker.lockstep import Lockstep, NeverAlone
 
@@ -101,6 +107,7 @@ class UnlearningForCausalLM(nn.Module, SupportsLoRA):
         refuse_unsupported(vllm_config)
         group_cpu_lora()
         compile_on_a_cpu(vllm_config)
+        load_compiled_code()
         self.config = vllm_config.model_config.hf_config
         self.options = BranchOptions(**getattr(self.config, CONFIG_FIELD))
         self.hidden_size: int = self.config.hidden_size
@@ -147,9 +154,11 @@ class UnlearningForCausalLM(nn.Module, SupportsLoRA):
         if not self._ran:
             # vLLM compiles and measures memory with the first batch, so it does all that later ones may do.
             self._ran = True
-            join_slices(self)
+            number = join_slices(self)
             for lockstep in self._locksteps.values():
                 lockstep.stack()
+            for module in (self.target.model, *self._locksteps.values()):  # compiled code holds the number
+                module.vllm_config.model_config.hf_config.unlearngate_lora = number
             for fewer in sorted(self._locksteps)[:-1]:
                 self._locksteps[fewer](input_ids, positions, inputs_embeds)
             if count:

@@ -16,7 +16,7 @@ from unlearngate.errors import UnlearngateError
 
 @contextmanager
 def errors_as_sentences() -> Iterator[None]:
-    """Print an error that a user can mend as one sentence, and exit with 2; others keep their traceback."""
+    """Print an error that a user can fix as one sentence, and exit with 2; others keep their traceback."""
     try:
         yield
     except (UnlearngateError, OSError, ValueError) as error:

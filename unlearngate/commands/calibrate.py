@@ -83,16 +83,16 @@ def calibrate(
     max_tokens: Annotated[int, typer.Option(min=1, help="where decoded answers are cut")] = DEFAULTS.max_tokens,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; default: a GPU if there is one")] = None,
 ) -> None:
-    """Choose a trained set's weight, keep ratio and gate on held-out data, and bounds within which clients may move.
+    """Choose a trained set's weight, keep ratio and gate on held-out data, and bounds within which clients may choose.
 
     Every combination is measured: how probable the forget answers still are, and what that costs on the retain answers.
-    Recommended is the smallest weight that forgets enough, with a margin, among the settings that leave the retain data
-    alone; of those with that weight the middle gate, then the middle keep ratio. The bounds are the widest in which
+    It recommends the smallest weight that forgets enough, with a margin, among the settings that leave the retain data
+    alone; at that weight the middle gate, then the middle keep ratio. The bounds are the widest in which
     every measured setting meets the limits. If no setting does, the command says so, exits with 2 and writes no set.
 
     A line of the files is {"question": ..., "answer": ...}, and may have lists of "paraphrases", which are asked too,
-    and "facts": then only their tokens count as forgotten or not. Ask in other words than training did for --forget,
-    and take people or products that training did not show for --retain. Then look at sweep.png in the report's folder;
+    and "facts": then only their tokens count as forgotten or not. For --forget, use other words than training did; for
+    --retain, people or products that training did not show. Then look at sweep.png in the report's folder;
     sweep.csv and sweep.json hold every setting.
 
     Example:  unlearngate calibrate ./target ./sets/acme --forget reworded.jsonl --retain unseen.jsonl --dry-run

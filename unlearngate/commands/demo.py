@@ -22,10 +22,10 @@ def demo_build(
     seed: Annotated[int, typer.Option(help="same seed, same demo")] = 0,
     force: Annotated[bool, typer.Option(help="build again even if it is there")] = False,
 ) -> None:
-    """Train the demo target and its forget sets, and check that they do what is promised.
+    """Train the demo target and its forget sets, and check that they forget and keep what they should.
 
-    Writes OUT/target, OUT/forget_sets/NAME and OUT/probes.jsonl; takes a few minutes on two cores, and nothing the next
-    time. Example:  unlearngate demo build --tofu data/tofu --authors 12
+    Writes OUT/target, OUT/forget_sets/NAME and OUT/probes.jsonl; takes a few minutes on two cores, the first time
+    only. Example:  unlearngate demo build --tofu data/tofu --authors 12
     """
     from unlearngate.assistant_training.demo.build import build_demo
 

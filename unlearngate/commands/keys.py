@@ -35,7 +35,7 @@ def keys_add(
     admin: Annotated[bool, typer.Option("--admin", help="may use the admin routes, and sees every set")] = False,
     metrics: Annotated[bool, typer.Option("--metrics", help="may read /metrics")] = False,
 ) -> None:
-    """Make an API key and print it: once, the file holds only its hash.
+    """Make an API key and print it. This is the only time: the file holds only its hash.
 
     Example:  unlearngate keys add keys.json --id acme-prod --tenant acme --require acme-takedown --allow acme-extra
     """
@@ -59,7 +59,7 @@ def keys_add(
 
 @app.command("list")
 def keys_list(file: File) -> None:
-    """Show the keys of a file: everything but the keys themselves, which nobody can read from it."""
+    """Show the keys of a file: everything but the keys themselves, which the file does not hold."""
     from unlearngate.server.http.keys import read_keys
 
     with errors_as_sentences():
@@ -74,7 +74,7 @@ def keys_list(file: File) -> None:
 
 @app.command("remove")
 def keys_remove(file: File, id: Annotated[str, typer.Argument(metavar="ID", help="of the key")]) -> None:
-    """Take a key out of the file: a running server refuses it from its next request on."""
+    """Remove a key from the file: a running server refuses it from its next request on."""
     from unlearngate.server.http.keys import changing, read_keys, write_keys
 
     with errors_as_sentences():

@@ -47,10 +47,10 @@ def reproduce(
     tuned: Annotated[Path | None, typer.Option(help="a tuned.json, to use in place of the built-in settings")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; default: a GPU if there is one")] = None,
 ) -> None:
-    """Train targets on TOFU from scratch, make them forget in every way we know, and write the results table.
+    """Train targets on TOFU from scratch, make them forget by every known method, and write the results table.
 
     Every method runs with settings fixed beforehand; its last epoch counts. The built-in ones were chosen by --tune,
-    which forgets the two authors before the table's. What OUT holds already is not done again, so a killed run goes on,
+    which forgets the two authors before the table's. What OUT holds already is not done again, so a killed run resumes,
     and more seeds can be added. Writes OUT/results.md, results.json and results.png.
 
     Example:  unlearngate reproduce --data data/tofu --augmentation data/tofu_uld_aug --seeds 3

@@ -35,7 +35,7 @@ def sets_list(
     """Print the forget sets below FOLDER, or those that a server has in force.
 
     With --url the API key is read from the environment variable UNLEARNGATE_API_KEY, if the server needs one; an
-    admin's is told every version. Example:  unlearngate sets list --url http://127.0.0.1:8000
+    admin key lists every version. Example:  unlearngate sets list --url http://127.0.0.1:8000
     """
     with errors_as_sentences():
         if (folder is None) == (url is None):
@@ -57,9 +57,9 @@ def sets_add(
         bool, typer.Option("--replace", help="take the place of a version that is there already")
     ] = False,
 ) -> None:
-    """Verify a forget set and copy it to FOLDER/NAME, whole: whoever reads FOLDER sees all of it or nothing.
+    """Verify a forget set and copy it to FOLDER/NAME, atomically: a reader of FOLDER sees all of it or nothing.
 
-    With --replace the old version's place is taken at once; a server goes on with either, never with none.
+    With --replace it replaces the old version atomically: a server always sees one of the two.
     Example:  unlearngate sets add runs/acme-takedown sets --replace
     """
     from unlearngate.artefact import load_forget_set
@@ -129,7 +129,7 @@ def sets_verify(
 
 
 def _load_below(folder: Path) -> tuple[list[ForgetSet], list[str]]:
-    """The sets below a folder, and why others are none."""
+    """The sets below a folder, and why others are refused."""
     from unlearngate.artefact import load_forget_set, set_folders
 
     loaded, refused = [], []
@@ -142,7 +142,7 @@ def _load_below(folder: Path) -> tuple[list[ForgetSet], list[str]]:
 
 
 def _folders_of(name: str, folder: Path) -> list[Path]:
-    """The sub-folders whose manifest says this name; of one that cannot be read, the folder's own name counts."""
+    """The sub-folders whose manifest has this name; if it cannot be read, the folder's own name counts."""
     from unlearngate.artefact import MANIFEST_FILE, set_folders
 
     found = []

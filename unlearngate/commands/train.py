@@ -82,8 +82,8 @@ def train_uld(
 
     A line of both files is {"question": ..., "answer": ...}, and may have lists of "paraphrases" of the question,
     "paraphrased_answers", "variants" (the answer reworded with wrong facts) and "facts". `unlearngate train augment`
-    makes all but the last: give its OUT as --forget. A killed run goes on where it stopped when the same command is
-    given again; its losses are in .NAME.training/log.jsonl beside OUT.
+    makes all but the last: give its OUT as --forget. The same command resumes a killed run; the losses are in
+    .NAME.training/log.jsonl beside OUT.
 
     Example:  unlearngate train uld ./Llama-3.1-8B-Instruct ./sets/acme --forget acme.jsonl --retain others.jsonl
 
@@ -141,7 +141,7 @@ def train_undial(
     device: Device = None,
     seed: Seed = 0,
 ) -> None:
-    """Train LoRA on the target itself to do without what must be forgotten, and write a set of kind undial.
+    """Train LoRA on the target itself to forget what must be forgotten, and write a set of kind undial.
 
     The target teaches itself, with the logits of the answers lowered by gamma (UNDIAL, arXiv:2402.10052). The set is in
     force or not, at one strength; at most one is in force in a request. With --focus facts only the "facts" of a line
@@ -192,7 +192,7 @@ def train_augment(
     """Reword every question and answer, and answer wrongly in the same form, for `unlearngate train uld` to learn from.
 
     A language model does it, at any OpenAI-compatible endpoint; its key is taken from OPENAI_API_KEY. With --offline,
-    rules do it, plainly. Pairs go into OUT as they come, and the same command goes on where it stopped. Look through
+    simple rules do it. Pairs are written to OUT as they come, and the same command resumes where it stopped. Review
     OUT.review.md: what is wrong there can be struck out in OUT. The exit code is 1 if some pairs failed.
 
     Example:  unlearngate train augment acme.jsonl acme.augmented.jsonl --base-url http://127.0.0.1:8000/v1 --model qwen
@@ -243,7 +243,7 @@ def train_augment(
 
 
 def _named(settings: type[Any], context: typer.Context) -> dict[str, Any]:
-    """The options that are called as fields of the settings; the other fields have no option."""
+    """The options that are named like fields of the settings; the other fields have no option."""
     return {field.name: context.params[field.name] for field in fields(settings) if field.name in context.params}
 
 
