@@ -6,10 +6,14 @@ STAMP := $(VENV)/.installed
 CLIENTS := .venv-clients
 CLIENTS_STAMP := $(CLIENTS)/.installed
 DATA ?= data/tofu
+# Tests run in so many processes, each with what it starts on one core: threads that wait for each other spin.
+WORKERS ?= 2
+PYTEST := OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind $(BIN)/pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 # On a CPU the kernels run in Triton's interpreter, which has to be chosen before Triton is imported.
 KERNEL_TESTS = $(BIN)/python -c 'import torch; raise SystemExit(not torch.cuda.is_available())' \
-  || export TRITON_INTERPRET=1; $(BIN)/pytest \
-  tests/unit/kernels/test_compose.py tests/unit/kernels/test_triton_compose.py
+  || export TRITON_INTERPRET=1; $(PYTEST) tests/unit/kernels/test_compose.py tests/unit/kernels/test_triton_compose.py
+# uv downloads and unpacks many packages at a time; where it finds no index, pip does, as its own settings say.
+UV := uv==0.11.0
 export PYTHONSAFEPATH := 1
 export VLLM_NO_USAGE_STATS := 1
 
@@ -28,13 +32,14 @@ demo: install ## Build the demo only (cached below ~/.cache/unlearngate)
 	$(BIN)/unlearngate demo build
 
 .PHONY: test
-test: install clients lint typecheck ## Everything CI runs: lint, types, unit tests, real engines, the demo
-	$(BIN)/pytest
+test: install lint ## Everything CI runs: lint, types, unit tests, real engines, the demo
+	$(MAKE) -j 3 demo clients typecheck
+	$(PYTEST)
 	$(KERNEL_TESTS)
 
 .PHONY: test-unit
 test-unit: install ## The tests that start no engine (seconds)
-	$(BIN)/pytest -m "not e2e"
+	$(PYTEST) -m "not e2e"
 
 .PHONY: test-kernels
 test-kernels: install ## The Triton kernels: in Triton's interpreter, or compiled where there is a GPU
@@ -42,7 +47,7 @@ test-kernels: install ## The Triton kernels: in Triton's interpreter, or compile
 
 .PHONY: test-parity
 test-parity: install ## The engine against Hugging Face + PEFT, token for token
-	$(BIN)/pytest tests/e2e/test_parity.py
+	$(PYTEST) tests/e2e/test_parity.py
 
 .PHONY: test-clients
 test-clients: install clients ## Other people's clients against the served demo
@@ -99,17 +104,19 @@ install: $(STAMP) ## Install into .venv: CPU engine, training, development tools
 $(STAMP): requirements/cpu.txt pyproject.toml
 	test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV) || python3 -m venv --clear $(VENV)
 	$(BIN)/python -c 'import sys; assert sys.version_info[:2] == (3, 11), "Python 3.11 is needed, this is " + sys.version'
-	$(BIN)/pip install --quiet --no-deps "torch==2.13.0+cpu" \
-	  || ($(BIN)/pip install --quiet uv \
-	      && $(BIN)/uv pip install --python $(BIN)/python --no-deps --torch-backend=cpu torch==2.13.0)
-	$(BIN)/pip install --quiet --no-deps -r requirements/cpu.txt
+	$(BIN)/pip install --quiet "$(UV)"
+	$(BIN)/pip install --quiet --no-deps --no-compile "torch==2.13.0+cpu" \
+	  || $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --torch-backend=cpu torch==2.13.0
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r requirements/cpu.txt \
+	  || $(BIN)/pip install --quiet --no-deps -r requirements/cpu.txt
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $(STAMP)
 
 .PHONY: clients
 clients: $(CLIENTS_STAMP) ## Install LangChain, LiteLLM's proxy and lm-eval into .venv-clients, for the tests
 
-$(CLIENTS_STAMP): requirements/clients.txt
+$(CLIENTS_STAMP): requirements/clients.txt $(STAMP)
 	test -x $(CLIENTS)/bin/pip || $(PYTHON) -m venv --clear $(CLIENTS) || python3 -m venv --clear $(CLIENTS)
-	$(CLIENTS)/bin/pip install --quiet --no-deps --no-compile -r requirements/clients.txt
+	$(BIN)/uv pip install --quiet --python $(CLIENTS)/bin/python --no-deps -r requirements/clients.txt \
+	  || $(CLIENTS)/bin/pip install --quiet --no-deps --no-compile -r requirements/clients.txt
 	touch $(CLIENTS_STAMP)

@@ -128,7 +128,7 @@ def _plot(report: Report, path: Path) -> None:
     focus, limits, grid = report.focus(), report.limits, report.grid
     figure = Figure(figsize=(12.5, 5.4), layout="constrained")
     by_gate, by_keep = figure.subplots(1, 2, sharey=True)
-    # Left: each gate against its cost. Right: each weight and keep ratio, at the chosen gate.
+    # Left: what each gate costs, at the chosen keep ratio. Right: what weight and keep ratio do, at the chosen gate.
     for index, gate in enumerate(grid.gates_nats):
         line = [s for s in report.settings if _elsewhere(s) == (focus.strength.keep_ratio, gate)]
         untouched = line[0].retain.untouched

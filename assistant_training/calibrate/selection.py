@@ -1,10 +1,10 @@
 """Which setting of a sweep to recommend, and within which bounds: an explicit rule, or a refusal that says why.
 
 The rule (docs/training.md, Calibration). A setting *passes* if it meets all limits. It *can be recommended* if it
-passes and uses no more than a share, the margin, of what the two limits on forgetting allow. Of these it
-takes the smallest weight; at that weight the middle gate, which is farthest from opening on retain data and from
-staying closed on forget data; at that gate the middle keep ratio. Of two in the middle it takes the lower one. The
-bounds are the box around it that holds the most settings of the sweep, all of which pass.
+passes and uses no more than a share, the margin, of what the two limits on forgetting allow. Of these it takes the
+smallest weight; at that weight the middle gate, which is farthest from opening on retain data and from staying closed
+on forget data; at that gate the middle keep ratio. Of two in the middle it takes the lower one. The bounds are the box
+around it that holds the most settings of the sweep, all of which pass.
 """
 
 from __future__ import annotations

@@ -224,7 +224,7 @@ class _Asker:
         return choice.message.content
 
     def _refused(self, error: openai.OpenAIError, reason: str) -> Exception:
-        """The error to raise: for this pair only, unless the endpoint has never answered: then for the run."""
+        """The error to raise: for the run if the endpoint keeps refusing and never answered, else for the pair."""
         self.num_refused += 1
         return error if self.num_refused > _MAX_REFUSED and not self.answered else UnusableReplyError(reason)
 

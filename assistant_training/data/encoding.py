@@ -126,7 +126,7 @@ def diverging_labels(row: Encoded, *truths: Encoded) -> list[int]:
 
 
 def num_labels(rows: Iterable[Encoded]) -> int:
-    """Labelled tokens without the conversations' first ones, which nothing predicts."""
+    """Labelled tokens, not counting a conversation's first token, which nothing predicts."""
     return sum(label != IGNORE for row in rows for label in row.labels[1:])
 
 

@@ -92,7 +92,7 @@ def read_benchmark(
         num_authors: 3 to 20, or 200.
         num_forget_authors: the last ones; at most 20 and fewer than num_authors.
         num_skipped: authors after those, which are retained. This gives another forget set, to tune settings on.
-        retain_every: n, if every n-th question of the retain set is asked.
+        retain_every: n, to ask every n-th question of the retain set.
 
     Raises: DataError if a file is not as TOFU publishes it, ValueError for sizes that TOFU has no wrong answers for.
     """

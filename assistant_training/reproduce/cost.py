@@ -1,4 +1,4 @@
-"""What training costs: timed epochs of an assistant, and of all kinds on a target whose layers dominate."""
+"""What training costs: time an assistant's epochs, and NPO's and assistants' on a target whose layers dominate."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ OUT/results.jsonl    one line per seed and model, appended as they are done; exi
                      (depths.py, which varies only the assistants, has its own file)
 OUT/seed-N/          the models of a seed, Hugging Face checkpoint folders
 
-Nothing is selected on the test set: every method runs with fixed settings (tuning.py: chosen on another forget set),
+Nothing is selected on the test set: every method runs with settings fixed before (tuning.py: on another forget set),
 and its last epoch counts. All methods are shown the same retain authors, every other one.
 """
 

@@ -41,15 +41,15 @@ LARGE_ASSISTANTS = {
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """The number of TOFU's authors, and the size of the target and the methods."""
+    """A scale of the benchmark: TOFU's authors, the target, and the methods' settings."""
 
     num_authors: int
     num_forget_authors: int
-    retain_every: int  # n, if every n-th question of the retain set is asked
+    retain_every: int  # n, to ask every n-th question of the retain set
     small: bool
 
     def read(self, folder: Path, *, for_tuning: bool = False) -> Benchmark:
-        """The benchmark; for tuning, the authors before the table's are forgotten, as many of them.
+        """The benchmark; for tuning it forgets as many authors, those before the table's.
 
         Raises: as `read_benchmark`.
         """
@@ -66,7 +66,7 @@ class Scale:
         """What is trained at this scale."""
         if self.small:
             return ReproduceSettings(device=device)
-        # Learning rates fall with the width; not tuned yet, for lack of machine time.
+        # Learning rates fall with the width; still to be tuned on a machine with enough time.
         methods = {name: replace(own, learning_rate=own.learning_rate / 10) for name, (_, own) in METHODS.items()}
         return ReproduceSettings(
             target=LARGE_TARGET, methods=methods, assistants=dict(LARGE_ASSISTANTS), max_tokens=120, device=device

@@ -30,7 +30,7 @@ from unlearngate.files import complete_lines
 TUNING_FILE = "tuning.jsonl"
 TUNED_FILE = "tuned.json"
 SEED = 1000  # far from the table's
-LEARNING_RATES = (0.3, 1.0, 3.0)  # factors on a method's initial one
+LEARNING_RATES = (0.3, 1.0, 3.0)  # factors on a method's initial learning rate
 WEIGHTS = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
 

@@ -23,8 +23,8 @@ def finder(focus: str) -> Finder | None:
     """The function that finds the words, as (start, stop) characters of an answer; None for `none`: all words count.
 
     `facts` are the pair's own. `entities` are the words tagged as proper nouns or numbers, and `nouns` those tagged as
-    nouns, by HanTa's English part-of-speech tagger, which recognises neither named entities nor phrases.
-    Every occurrence counts; the authors' code finds only the first.
+    nouns, by HanTa's English part-of-speech tagger, which recognises neither named entities nor phrases. Every
+    occurrence counts; the authors' code finds only the first.
 
     Raises: TrainingError if the focus is unknown, or the tagger is not installed.
     Source: FUnDIAL in UNDIAL, arXiv:2402.10052, which asks spaCy for entities and noun chunks.

@@ -72,8 +72,8 @@ def train_undial(
         target: a frozen Hugging Face model, left unchanged; it is the teacher.
         tokenizer: its tokenizer.
         forget: what must be forgotten.
-        retain: what must stay: KL(teacher || student) on these answers is added, `retain_weight` times. Empty:
-            the author's method.
+        retain: what must stay: KL(teacher || student) on these answers is added, `retain_weight` times. Empty: the
+            author's method.
         settings: of the training.
         model_id: the target's public name.
         seed: the same seed, the same LoRA on the same machine.

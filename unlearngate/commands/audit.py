@@ -23,8 +23,8 @@ Anchor = Annotated[str | None, typer.Option(help="digest of a line, noted elsewh
 def verify(files: Files, anchor: Anchor = None) -> None:
     """Check that no line was changed, removed or inserted; exit 1 if one was.
 
-    Prints the number and digest of the last line. Store it elsewhere and pass it with --anchor: that is the
-    only way to detect lines that are cut off the end.
+    Prints the number and digest of the last line. Store it elsewhere and pass it with --anchor: that is the only way to
+    detect lines that are cut off the end.
     """
     with errors_as_sentences():
         trail = read_trail(_log_files(files), anchor=anchor)

@@ -87,13 +87,13 @@ def calibrate(
 
     Every combination is measured: how probable the forget answers still are, and what that costs on the retain answers.
     It recommends the smallest weight that forgets enough, with a margin, among the settings that leave the retain data
-    alone; at that weight the middle gate, then the middle keep ratio. The bounds are the widest in which
-    every measured setting meets the limits. If no setting does, the command says so, exits with 2 and writes no set.
+    alone; at that weight the middle gate, then the middle keep ratio. The bounds are the widest in which every measured
+    setting meets the limits. If no setting does, the command says so, exits with 2 and writes no set.
 
     A line of the files is {"question": ..., "answer": ...}, and may have lists of "paraphrases", which are asked too,
     and "facts": then only their tokens count as forgotten or not. For --forget, use other words than training did; for
-    --retain, people or products that training did not show. Then look at sweep.png in the report's folder;
-    sweep.csv and sweep.json hold every setting.
+    --retain, people or products that training did not show. Then look at sweep.png in the report's
+    folder; sweep.csv and sweep.json hold every setting.
 
     Example:  unlearngate calibrate ./target ./sets/acme --forget reworded.jsonl --retain unseen.jsonl --dry-run
 

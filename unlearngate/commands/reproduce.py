@@ -47,7 +47,7 @@ def reproduce(
     tuned: Annotated[Path | None, typer.Option(help="a tuned.json, to use in place of the built-in settings")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; default: a GPU if there is one")] = None,
 ) -> None:
-    """Train targets on TOFU from scratch, make them forget by every known method, and write the results table.
+    """Train targets on TOFU from scratch, make them forget by every method we have, and write the results table.
 
     Every method runs with settings fixed beforehand; its last epoch counts. The built-in ones were chosen by --tune,
     which forgets the two authors before the table's. What OUT holds already is not done again, so a killed run resumes,

@@ -141,7 +141,7 @@ def train_undial(
     device: Device = None,
     seed: Seed = 0,
 ) -> None:
-    """Train LoRA on the target itself to forget what must be forgotten, and write a set of kind undial.
+    """Train LoRA on the target itself to forget the given answers, and write a set of kind undial.
 
     The target teaches itself, with the logits of the answers lowered by gamma (UNDIAL, arXiv:2402.10052). The set is in
     force or not, at one strength; at most one is in force in a request. With --focus facts only the "facts" of a line
