@@ -59,9 +59,9 @@ def serve(
             model = demo / "target"
             options["forget_sets"] = options["forget_sets"] or demo / "forget_sets"
             options["name"] = options["name"] or "demo"
-            # The demo is tiny: float32 costs nothing, and 1 GiB of cache is plenty.
+            # The demo is tiny: float32 costs nothing, 1 GiB of cache is plenty, compiling never pays.
             os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-            options["engine_args"] = f"--dtype float32 {options['engine_args']}"
+            options["engine_args"] = f"--dtype float32 --enforce-eager {options['engine_args']}"
         if options["forget_sets"] is None:
             raise typer.BadParameter("a MODEL needs --forget-sets DIR", param_hint="--forget-sets")
 

@@ -24,7 +24,7 @@ from vllm.v1.worker.gpu_input_batch import CachedRequestState, InputBatch
 from support.engine.tiny import EOS, VOCAB_SIZE, make_forget_set, make_target
 from unlearngate.artefact import ADAPTER_FILE, CONFIG_FILE, MANIFEST_FILE, load_forget_set
 from unlearngate.errors import ArtefactError
-from unlearngate.server.engine import compat
+from unlearngate.server.engine import client
 from unlearngate.server.engine.bindings import Bindings
 from unlearngate.server.engine.branches import CONFIG_FIELD, BranchOptions
 from unlearngate.server.engine.options import engine_options
@@ -165,7 +165,7 @@ def test_a_token_runs_with_its_own_adapter_only(target, carried):
     """A1-adapter-check: whatever gave the request another adapter on its way."""
     ran = []
     engine = SimpleNamespace(generate=lambda *_, lora_request: ran.append(lora_request))
-    compat.check_adapters(engine)
+    client.check_adapters(engine)
     lora = None if carried is None else SimpleNamespace(lora_int_id=carried)
     with pytest.raises(RuntimeError, match="a request for adapter 7 was about to run with adapter"):
         engine.generate([5], params(sign(ANNA)), lora_request=lora)
