@@ -79,7 +79,7 @@ def load_compiled_code() -> None:
     load = torch.compiler.load_compiled_function
 
     def load_whole(*args: Any, **kwargs: Any) -> Any:
-        loaded = load(*args, **kwargs)
+        loaded: Any = load(*args, **kwargs)
         compiled = loaded._artifacts.compiled_fn
         if not hasattr(compiled, "finalize_loading"):
             compiled.finalize_loading = lambda config: None

@@ -33,10 +33,10 @@ def _option(name: str, field: FieldInfo) -> inspect.Parameter:
     flag = [f"--{name.replace('_', '-')}"] if field.annotation is bool else []  # and no --no-...
     default = None if repeated or field.is_required() else field.default
     kind: Any = list[str] if repeated else field.annotation
-    annotation = Annotated[
-        kind | None if default is None else kind, typer.Option(*flag, help=field.description, **bounds)
-    ]
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+    if default is None:
+        kind = kind | None
+    option = Annotated[kind, typer.Option(*flag, help=field.description, **bounds)]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=option)
 
 
 @_with_options

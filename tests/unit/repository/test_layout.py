@@ -151,9 +151,7 @@ def test_the_wheel_holds_every_module_and_nothing_else(tmp_path):
     )
     (wheel,) = (tmp_path / "dist").glob("*.whl")
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    wanted = {f"{package.replace('.', '/')}/{path.relative_to(FOLDERS[package])}" for package, path in modules()} | {
-        "unlearngate/py.typed"
-    }
+    wanted = {f"{module.replace('.', '/')}.py" for module in MODULES} | {"unlearngate/py.typed"}
     assert held == wanted
 
 
