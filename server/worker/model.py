@@ -122,10 +122,12 @@ class UnlearningForCausalLM(nn.Module, SupportsLoRA):
         most = len(branches)
         for count in sorted({min(1, most), most} if may_vary_branches(vllm_config) else {most}):
             config = copy.deepcopy(self.config)
-            config.unlearngate_branches = count  # vLLM's cache of compiled code is keyed by the configuration
-            with set_model_tag(f"lockstep_{count}"):
+            config.unlearngate_branches = count
+            own_config = vllm_config.with_hf_config(config, architectures=config.architectures)
+            # vLLM's cache of compiled code is keyed by the current configuration, whichever is passed.
+            with set_model_tag(f"lockstep_{count}"), set_current_vllm_config(own_config):
                 self._locksteps[count] = Lockstep(
-                    vllm_config=vllm_config.with_hf_config(config, architectures=config.architectures),
+                    vllm_config=own_config,
                     target=self.target.model,
                     branches=tuple(branches.values())[:count],
                     tap_layer=self.options.tap_layer,
