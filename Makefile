@@ -37,6 +37,9 @@ test: install lint ## Everything CI runs: lint, types, unit tests, real engines,
 	$(PYTEST)
 	$(KERNEL_TESTS)
 
+.PHONY: test-all
+test-all: test test-deploy soak ## All tests there are: also those that fetch more (test-deploy) or take long (soak)
+
 .PHONY: test-unit
 test-unit: install ## The tests that start no engine (seconds)
 	$(PYTEST) -m "not e2e"
