@@ -33,7 +33,7 @@ demo: install ## Build the demo only (cached below ~/.cache/unlearngate)
 
 .PHONY: test
 test: install lint ## Everything CI runs: lint, types, unit tests, real engines, the demo
-	$(MAKE) -j 3 demo clients typecheck
+	$(MAKE) -j 2 clients typecheck
 	$(PYTEST)
 	$(KERNEL_TESTS)
 
@@ -41,7 +41,7 @@ test: install lint ## Everything CI runs: lint, types, unit tests, real engines,
 test-all: test test-deploy soak ## All tests there are: also those that fetch more (test-deploy) or take long (soak)
 
 .PHONY: test-unit
-test-unit: install ## The tests that start no engine (seconds)
+test-unit: install ## The tests that start no engine (minutes)
 	$(PYTEST) -m "not e2e"
 
 .PHONY: test-kernels

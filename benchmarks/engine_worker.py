@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from unlearngate.server.engine.plan import TOKEN_FIELD, Plan, Term, sign
+from unlearngate.server.contract.plan import TOKEN_FIELD, Plan, Term, sign
 
 
 class Engine:
@@ -29,7 +29,7 @@ class Engine:
         from vllm import EngineArgs
         from vllm.v1.engine.llm_engine import LLMEngine
 
-        from unlearngate.server.engine.options import engine_options
+        from unlearngate.server.contract.options import engine_options
         from unlearngate.server.sets.registry import Registry
         from unlearngate.target import identify_target
 

@@ -8,7 +8,7 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from unlearngate.manifest import Name
-from unlearngate.server.engine.branches import MAX_BRANCHES
+from unlearngate.server.contract.branches import MAX_BRANCHES
 
 
 class ServerConfig(BaseModel):

@@ -24,9 +24,9 @@ from rich.table import Table
 from unlearngate.server.audit.accounting import Accounting
 from unlearngate.server.audit.log import Audit
 from unlearngate.server.config import ServerConfig
-from unlearngate.server.engine.options import OWN_GROUP_VARIABLE, engine_options
-from unlearngate.server.engine.refusals import refuse_arguments, refuse_unsupported
-from unlearngate.server.engine.tally import Tally
+from unlearngate.server.contract.options import OWN_GROUP_VARIABLE, engine_options
+from unlearngate.server.contract.refusals import refuse_arguments, refuse_unsupported
+from unlearngate.server.contract.tally import Tally
 from unlearngate.server.engine.usage import Meter
 from unlearngate.server.http.access import Access
 from unlearngate.server.http.connections import GuardedHttp
@@ -187,7 +187,7 @@ async def _run(
     from unlearngate.server.engine import client, compat
     from unlearngate.server.engine.adapters import Adapters
     from unlearngate.server.http.admin import admin_routes
-    from unlearngate.server.http.app import Gate, build_app
+    from unlearngate.server.http.app import Answerer, build_app
 
     signal.signal(signal.SIGTERM, _interrupt)
     async with compat.engine_client(arguments) as engine:
@@ -197,7 +197,8 @@ async def _run(
         compat.drop_adapter_info(engine)
         client.count_tokens(engine, accounting.meter)
         adapters = Adapters(policy.registry.bindings, engine, state, capacity=config.max_known)
-        app = build_app(Gate(policy, adapters, accounting, state), access, max_body_bytes=config.max_body_mb * 2**20)
+        answerer = Answerer(policy, adapters, accounting, state)
+        app = build_app(answerer, access, max_body_bytes=config.max_body_mb * 2**20)
         app.include_router(admin_routes(lifecycle))
         lifecycle.publish()
 

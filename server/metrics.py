@@ -1,6 +1,6 @@
 """Our own Prometheus metrics, counted in the HTTP process. GET /metrics also serves vLLM's.
 
-Labels are bounded: sets come from the registry, codes and endings from docs/http.md. `engine/tally.py` has what the
+Labels are bounded: sets come from the registry, codes and endings from docs/http.md. `contract/tally.py` has what the
 engine's process counts.
 """
 

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from unlearngate.server.engine.plan import ensure_key
+from unlearngate.server.contract.plan import ensure_key
 
 ensure_key()
 

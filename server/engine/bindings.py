@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from unlearngate.artefact import ADAPTER_FILE, CONFIG_FILE, ForgetSet, load_forget_set
 from unlearngate.errors import ArtefactError
-from unlearngate.server.engine.branches import TARGET_LAYERS, branch_name
+from unlearngate.server.contract.branches import TARGET_LAYERS, branch_name
 
 _ARTEFACT_PREFIX = "base_model.model.model.layers."
 

@@ -6,7 +6,7 @@ from contextlib import aclosing
 from copy import copy
 from typing import Any
 
-from unlearngate.server.engine.plan import TOKEN_FIELD, sign, verify
+from unlearngate.server.contract.plan import TOKEN_FIELD, sign, verify
 from unlearngate.server.engine.usage import Meter
 
 

@@ -31,7 +31,7 @@ def parse_engine_arguments(arguments: list[str]) -> Namespace:
     from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    parser = make_arg_parser(FlexibleArgumentParser(prog="unlearngate serve MODEL --"))
+    parser = make_arg_parser(FlexibleArgumentParser(prog="unlearngate serve MODEL --engine-args"))
     args = parser.parse_args(arguments)
     validate_parsed_serve_args(args)
     return args

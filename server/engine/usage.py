@@ -10,9 +10,9 @@ import itertools
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from unlearngate.server.engine.branches import MAX_BRANCHES
-from unlearngate.server.engine.plan import Plan
-from unlearngate.server.engine.tally import Tally
+from unlearngate.server.contract.branches import MAX_BRANCHES
+from unlearngate.server.contract.plan import Plan
+from unlearngate.server.contract.tally import Tally
 
 
 class Tokens(NamedTuple):

@@ -21,11 +21,11 @@ from vllm.entrypoints.serve.utils.api_utils import validate_json_request, with_c
 
 from unlearngate.errors import AuditUnavailableError, InvalidRequestError, UnlearngateError
 from unlearngate.server.audit.accounting import Account, Accounting
+from unlearngate.server.contract.plan import TOKEN_FIELD, sign
+from unlearngate.server.contract.tally import engine_text
 from unlearngate.server.engine import compat
 from unlearngate.server.engine.adapters import Adapters
 from unlearngate.server.engine.client import response_id
-from unlearngate.server.engine.plan import TOKEN_FIELD, sign
-from unlearngate.server.engine.tally import engine_text
 from unlearngate.server.http.access import Access, AccessControl, require_metrics
 from unlearngate.server.http.bodies import StrictRoute, blame_the_body, stop_at_first_problem
 from unlearngate.server.http.cards import model_card, model_cards, set_cards
@@ -89,7 +89,7 @@ ForgettingRequest = ForgettingChatRequest | ForgettingCompletionRequest
 Handler = Callable[[Any, Request], Awaitable[Any]]
 
 
-class Gate:
+class Answerer:
     """Stands between the routes and vLLM's handlers: decides, signs, holds the adapter, reports."""
 
     def __init__(self, policy: Policy, adapters: Adapters, accounting: Accounting, state: Any) -> None:
@@ -172,17 +172,17 @@ def _end_stream(account: Account, release: Callable[[], None], complete: bool) -
         account.end("error" if account.failed else "completed" if complete else "aborted", 200)
 
 
-def build_app(gate: Gate, access: Access, *, max_body_bytes: int) -> FastAPI:
+def build_app(answerer: Answerer, access: Access, *, max_body_bytes: int) -> FastAPI:
     """The application.
 
     Args:
-        gate: its `state` carries vLLM's handlers.
+        answerer: its `state` carries vLLM's handlers.
         access: identifies the callers.
         max_body_bytes: the largest body of a request; larger ones are 413.
     """
     what = "OpenAI-compatible serving with forget sets per request."
     app = FastAPI(title="unlearngate", description=what, redirect_slashes=False)  # redirects trust the Host header
-    app.state = gate.state
+    app.state = answerer.state
     app.state.max_body_bytes = max_body_bytes
     app.router.route_class = StrictRoute
     app.add_middleware(AccessControl, access=access, refuse=on_our_error)
@@ -194,31 +194,31 @@ def build_app(gate: Gate, access: Access, *, max_body_bytes: int) -> FastAPI:
     @app.post("/v1/chat/completions", dependencies=json_only, responses=answers(ForgettingChatResponse))
     @with_cancellation
     async def chat_completions(request: ForgettingChatRequest, raw_request: Request) -> Response:
-        return await gate.answer(request, raw_request, gate.state.openai_serving_chat.create_chat_completion)
+        return await answerer.answer(request, raw_request, answerer.state.openai_serving_chat.create_chat_completion)
 
     @app.post("/v1/completions", dependencies=json_only, responses=answers(ForgettingCompletionResponse))
     @with_cancellation
     async def completions(request: ForgettingCompletionRequest, raw_request: Request) -> Response:
-        return await gate.answer(request, raw_request, gate.state.openai_serving_completion.create_completion)
+        return await answerer.answer(request, raw_request, answerer.state.openai_serving_completion.create_completion)
 
     @app.get("/v1/models", responses=errors(400, 401, 403))
     async def models(raw_request: Request) -> dict[str, Any]:
-        return {"object": "list", "data": model_cards(gate.policy, raw_request.state.caller)}
+        return {"object": "list", "data": model_cards(answerer.policy, raw_request.state.caller)}
 
     @app.get("/v1/models/{model:path}", responses=errors(400, 401, 403, 404, 422, 503))
     async def model(model: str, raw_request: Request) -> dict[str, Any]:
-        gate.policy.decide(model, None, raw_request.state.caller)
+        answerer.policy.decide(model, None, raw_request.state.caller)
         return model_card(model)
 
     @app.get("/v1/forget_sets", responses=errors(400, 401, 403))
     async def forget_sets(raw_request: Request) -> dict[str, Any]:
-        return {"object": "list", "data": set_cards(gate.policy, raw_request.state.caller)}
+        return {"object": "list", "data": set_cards(answerer.policy, raw_request.state.caller)}
 
     @app.get("/health", responses={503: {"description": "The engine cannot answer, or not be accounted for."}})
     async def health() -> Response:
         try:
-            await gate.state.engine_client.check_health()
-            gate.accounting.check()
+            await answerer.state.engine_client.check_health()
+            answerer.accounting.check()
         except Exception as error:
             return JSONResponse({"status": "unavailable", "reason": str(error)}, status_code=503)
         warning = access.warning()
@@ -231,7 +231,7 @@ def build_app(gate: Gate, access: Access, *, max_body_bytes: int) -> FastAPI:
         responses=errors(400, 401, 403),
     )
     async def metrics() -> Response:
-        exposition = compat.prometheus_text() + engine_text(gate.accounting.meter.tally)
+        exposition = compat.prometheus_text() + engine_text(answerer.accounting.meter.tally)
         return Response(exposition, media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/", include_in_schema=False)

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 from unlearngate.artefact import ForgetSet
 from unlearngate.manifest import Strength
-from unlearngate.server.engine.plan import Plan, Term
+from unlearngate.server.contract.plan import Plan, Term
 
 By = Literal["server", "key", "gateway", "request", "default"]
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from unlearngate.artefact import ForgetSet, load_forget_set, set_folders
 from unlearngate.errors import ArtefactError, UnknownForgetSetError
+from unlearngate.server.contract.branches import BranchOptions
 from unlearngate.server.engine.bindings import Bindings
-from unlearngate.server.engine.branches import BranchOptions
 from unlearngate.target import TargetIdentity
 
 logger = logging.getLogger(__name__)

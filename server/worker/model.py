@@ -30,8 +30,8 @@ from vllm.model_executor.layers.linear import LinearBase
 from vllm.model_executor.models.interfaces import SupportsLoRA
 from vllm.model_executor.models.utils import init_vllm_registered_model
 
-from unlearngate.server.engine.branches import CONFIG_FIELD, BranchOptions
-from unlearngate.server.engine.refusals import refuse_unsupported
+from unlearngate.server.contract.branches import CONFIG_FIELD, BranchOptions
+from unlearngate.server.contract.refusals import refuse_unsupported
 from unlearngate.server.worker.compat import (
     adapts_a_row,
     compile_on_a_cpu,

@@ -8,8 +8,8 @@ import os
 import signal
 import sys
 
-from unlearngate.server.engine.branches import ARCHITECTURE
-from unlearngate.server.engine.options import OWN_GROUP_VARIABLE
+from unlearngate.server.contract.branches import ARCHITECTURE
+from unlearngate.server.contract.options import OWN_GROUP_VARIABLE
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 

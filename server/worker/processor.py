@@ -18,8 +18,8 @@ from torch import Tensor
 from unlearngate.kernels.compose import compose, runs_triton
 from unlearngate.kernels.pairs import Pairs
 from unlearngate.kernels.scratch import Scratch
-from unlearngate.server.engine.branches import MAX_BRANCHES
-from unlearngate.server.engine.plan import TOKEN_FIELD, Plan, verify
+from unlearngate.server.contract.branches import MAX_BRANCHES
+from unlearngate.server.contract.plan import TOKEN_FIELD, Plan, verify
 from unlearngate.server.worker.compat import (
     BatchUpdate,
     LogitsContext,
@@ -65,7 +65,7 @@ class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
             raise ValueError("prompt_logprobs are the plain target's in every mode of vLLM, so they are not served")
 
     def __init__(self, vllm_config: Any, *runner: Any) -> None:
-        from unlearngate.server.engine.refusals import refuse_unsupported
+        from unlearngate.server.contract.refusals import refuse_unsupported
 
         refuse_unsupported(vllm_config)
         # V1 passes (device, is_pin_memory), V2 one object with the request states.

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unlearngate.server.engine.tally import Tally
+from unlearngate.server.contract.tally import Tally
 
 
 class _Step(NamedTuple):

@@ -11,7 +11,7 @@ import pytest
 from support.deploy import sizing
 from support.deploy.sizing_run import BLOCK_SIZE, BRANCHES, MAX_LOADED
 from support.engine.tiny import family_config
-from unlearngate.server.engine.tally import Tally
+from unlearngate.server.contract.tally import Tally
 
 pytestmark = pytest.mark.e2e
 LAYERS, RANK = 2, 8

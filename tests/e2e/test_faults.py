@@ -28,7 +28,7 @@ from support.demo import (
     serve_demo,
 )
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("demo")]  # built once
 
 MIB = 2**20
 OTHERS = ["imke-verhoeven", "oona-bracewell"]

@@ -26,11 +26,11 @@ from support.attacks.leak_attempts import (
     EVERYTHING,
     FIELDS,
     HEADERS,
-    OPEN_PATHS,
     PROMPT,
     PROMPTS,
     REFUSED,
     ROUTES,
+    SERVED_PATHS,
     SIGNED_PLAIN,
     SPELLINGS,
 )
@@ -38,9 +38,9 @@ from support.attacks.leak_oracle import Oracle, logprob_error
 from support.engine.reference import Reference, Term
 from support.engine.tiny import STRENGTH, VOCAB_SIZE, make_forget_set, make_target, make_tokenizer
 from support.server import Server
-from unlearngate.server.engine.branches import BranchOptions
+from unlearngate.server.contract.branches import BranchOptions
+from unlearngate.server.contract.options import engine_options
 from unlearngate.server.engine.compat import parse_engine_arguments
-from unlearngate.server.engine.options import engine_options
 from unlearngate.server.launch import _as_words as as_words
 
 pytestmark = pytest.mark.e2e
@@ -268,7 +268,7 @@ def test_no_route_that_vllm_could_register_exists(post, folders, monkeypatch):
         monkeypatch.setenv(variable, "1")
     args = parse_engine_arguments(["--model", str(folders / "tiny")])
     args.tokens_only = args.enable_scale_out = args.enable_fault_tolerance = True
-    routes = [r for r in build_app(args, (*GENERATION_TASKS, *FRONTEND_TASKS)).routes if r.path not in OPEN_PATHS]
+    routes = [r for r in build_app(args, (*GENERATION_TASKS, *FRONTEND_TASKS)).routes if r.path not in SERVED_PATHS]
     assert len(routes) > 50
     for route in routes:
         for method in getattr(route, "methods", None) or ["GET"]:

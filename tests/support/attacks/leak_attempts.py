@@ -7,7 +7,7 @@ the field steers it; REFUSED, an error.
 from __future__ import annotations
 
 from support.engine.tiny import VOCAB_SIZE, make_tokenizer
-from unlearngate.server.engine.plan import TOKEN_FIELD, Plan, sign
+from unlearngate.server.contract.plan import TOKEN_FIELD, Plan, sign
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 COMPOSED, STEERED, REFUSED = "composed", "steered", "refused"
@@ -36,7 +36,7 @@ EVERYTHING = {
     "sampling_params": {"max_tokens": 12, "extra_args": {TOKEN_FIELD: SIGNED_PLAIN}},
 }
 _DOCUMENTS = {"/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc"}
-OPEN_PATHS = {*_DOCUMENTS, "/health", "/metrics", "/v1/models", CHAT, COMPLETIONS}
+SERVED_PATHS = {*_DOCUMENTS, "/health", "/metrics", "/v1/models", CHAT, COMPLETIONS}
 
 _TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
 _EXTREMES = {str(t): 100 if t % 2 else -100 for t in range(2, 22)}

@@ -25,7 +25,7 @@ def main() -> None:
     from vllm.v1.engine.llm_engine import LLMEngine
 
     from support.engine.tiny import make_forget_set, make_target
-    from unlearngate.server.engine.options import engine_options
+    from unlearngate.server.contract.options import engine_options
     from unlearngate.server.sets.registry import Registry
     from unlearngate.server.worker.model import UnlearningForCausalLM, loaded_model
     from unlearngate.target import identify_target

@@ -36,10 +36,10 @@ from vllm.v1.worker.gpu.states import RequestState
 from vllm.v1.worker.gpu_input_batch import CachedRequestState, InputBatch
 
 from support.engine.tiny import EOS, VOCAB_SIZE, make_target
-from unlearngate.server.engine.branches import BranchOptions
-from unlearngate.server.engine.options import engine_options
-from unlearngate.server.engine.plan import TOKEN_FIELD, Plan, Term, sign
-from unlearngate.server.engine.refusals import PROCESSOR
+from unlearngate.server.contract.branches import BranchOptions
+from unlearngate.server.contract.options import engine_options
+from unlearngate.server.contract.plan import TOKEN_FIELD, Plan, Term, sign
+from unlearngate.server.contract.refusals import PROCESSOR
 from unlearngate.server.worker import model as served
 from unlearngate.server.worker import plugin
 

@@ -99,7 +99,7 @@ def start_engine(args: argparse.Namespace, target: Path):
     from vllm import EngineArgs
     from vllm.v1.engine.llm_engine import LLMEngine
 
-    from unlearngate.server.engine.options import engine_options
+    from unlearngate.server.contract.options import engine_options
     from unlearngate.server.sets.registry import Registry
     from unlearngate.server.worker import cpu_lora
     from unlearngate.target import identify_target
@@ -167,8 +167,8 @@ def drive(engine, requests: list[dict], rng: random.Random) -> None:
     """Feed the engine a few requests per step, so that batches are always mixed, and abort some midway."""
     from vllm import SamplingParams
 
+    from unlearngate.server.contract.plan import TOKEN_FIELD, Plan, Term, sign
     from unlearngate.server.engine.compat import LoRARequest
-    from unlearngate.server.engine.plan import TOKEN_FIELD, Plan, Term, sign
 
     waiting = list(enumerate(requests))
     running = {}

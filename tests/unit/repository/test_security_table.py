@@ -8,7 +8,7 @@ TESTS = [
     "e2e/test_no_way_around.py",
     "support/attacks/leak_attempts.py",
     "unit/server/worker/test_no_way_around.py",
-    "unit/server/engine/test_no_unsafe_start.py",
+    "unit/server/contract/test_no_unsafe_start.py",
 ]
 ROW = re.compile(r"(?<![\w-])(?:A[1-5]|P\d+|SU)-[a-z][a-z0-9-]*")
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from unlearngate.server.engine.plan import Plan, Term
-from unlearngate.server.engine.tally import TALLY_VARIABLE, Tally
+from unlearngate.server.contract.plan import Plan, Term
+from unlearngate.server.contract.tally import TALLY_VARIABLE, Tally
 from unlearngate.server.engine.usage import Meter, Tokens
 
 GATED = (Term(0, 1.0, 0.5), Term(1, 1.0, 0.5))
@@ -13,7 +13,7 @@ GATED = (Term(0, 1.0, 0.5), Term(1, 1.0, 0.5))
 @pytest.fixture
 def meter(tmp_path, monkeypatch):
     monkeypatch.setenv(TALLY_VARIABLE, "")
-    monkeypatch.setattr("unlearngate.server.engine.tally._BUDGET_BYTES", 0)
+    monkeypatch.setattr("unlearngate.server.contract.tally._BUDGET_BYTES", 0)
     return Meter(Tally.create(tmp_path, max_num_seqs=3, max_model_len=20))
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from support.engine.tiny import make_forget_set, make_target
 from unlearngate.errors import InvalidRequestError, UnknownForgetSetError, UnsupportedDeploymentError
-from unlearngate.server.engine.plan import Plan, Term, sign, verify
+from unlearngate.server.contract.plan import Plan, Term, sign, verify
 from unlearngate.server.sets.caller import Caller
 from unlearngate.server.sets.choices import ForgetSetChoice, parse_choices
 from unlearngate.server.sets.decision import Decision

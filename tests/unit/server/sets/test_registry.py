@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from support.engine.tiny import make_forget_set, make_target
 from unlearngate.artefact import ADAPTER_FILE, CONFIG_FILE, MANIFEST_FILE, load_forget_set, save_forget_set
 from unlearngate.errors import ArtefactError, UnknownForgetSetError
+from unlearngate.server.contract.branches import BranchOptions
 from unlearngate.server.engine.bindings import write_binding
-from unlearngate.server.engine.branches import BranchOptions
 from unlearngate.server.sets.registry import Registry
 from unlearngate.target import identify_target
 

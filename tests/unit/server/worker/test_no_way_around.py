@@ -24,11 +24,11 @@ from vllm.v1.worker.gpu_input_batch import CachedRequestState, InputBatch
 from support.engine.tiny import EOS, VOCAB_SIZE, make_forget_set, make_target
 from unlearngate.artefact import ADAPTER_FILE, CONFIG_FILE, MANIFEST_FILE, load_forget_set
 from unlearngate.errors import ArtefactError
+from unlearngate.server.contract.branches import CONFIG_FIELD, BranchOptions
+from unlearngate.server.contract.options import engine_options
+from unlearngate.server.contract.plan import KEY_VARIABLE, TOKEN_FIELD, Plan, Term, sign
 from unlearngate.server.engine import client
 from unlearngate.server.engine.bindings import Bindings
-from unlearngate.server.engine.branches import CONFIG_FIELD, BranchOptions
-from unlearngate.server.engine.options import engine_options
-from unlearngate.server.engine.plan import KEY_VARIABLE, TOKEN_FIELD, Plan, Term, sign
 from unlearngate.server.worker import model as served
 from unlearngate.server.worker import plugin
 from unlearngate.server.worker.processor import ComposeLogitsProcessor

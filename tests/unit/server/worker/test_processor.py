@@ -21,11 +21,11 @@ from vllm.v1.worker.gpu_input_batch import CachedRequestState, InputBatch
 from support.engine.tiny import EOS, VOCAB_SIZE, make_target
 from unlearngate.kernels.pairs import Pairs
 from unlearngate.kernels.reference import compose_reference
-from unlearngate.server.engine.branches import BranchOptions
-from unlearngate.server.engine.options import engine_options
-from unlearngate.server.engine.plan import TOKEN_FIELD, Plan, Term, sign
-from unlearngate.server.engine.refusals import PROCESSOR
-from unlearngate.server.engine.tally import TALLY_VARIABLE, Tally
+from unlearngate.server.contract.branches import BranchOptions
+from unlearngate.server.contract.options import engine_options
+from unlearngate.server.contract.plan import TOKEN_FIELD, Plan, Term, sign
+from unlearngate.server.contract.refusals import PROCESSOR
+from unlearngate.server.contract.tally import TALLY_VARIABLE, Tally
 from unlearngate.server.worker import model as served
 from unlearngate.server.worker import plugin
 from unlearngate.server.worker.processor import ComposeLogitsProcessor

@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from unlearngate.errors import UnsupportedDeploymentError
-from unlearngate.server.engine.branches import CONFIG_FIELD, MAX_BRANCHES, BranchOptions
+from unlearngate.server.contract.branches import CONFIG_FIELD, MAX_BRANCHES, BranchOptions
 from unlearngate.target import TARGET_ARCHITECTURES
 
 # The tests run 0.32. 0.33 has the same extension points, as far as its source was read.

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from unlearngate.errors import UnlearngateError
-from unlearngate.server.engine.tally import TALLY_VARIABLE, Tally, Totals
+from unlearngate.server.contract.tally import TALLY_VARIABLE, Tally, Totals
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_counts_are_those_of_the_tokens_that_were_received(tally, seed):
 
 def test_a_slots_former_sequence_neither_counts_nor_passes_for_the_new_one(tmp_path, monkeypatch):
     monkeypatch.setenv(TALLY_VARIABLE, "")
-    monkeypatch.setattr("unlearngate.server.engine.tally._BUDGET_BYTES", 0)
+    monkeypatch.setattr("unlearngate.server.contract.tally._BUDGET_BYTES", 0)
     tally = Tally.create(tmp_path, max_num_seqs=1, max_model_len=4)
     for _ in range(600):  # tags come round more than twice
         lease = tally.lease()
@@ -59,7 +59,7 @@ def test_a_slots_former_sequence_neither_counts_nor_passes_for_the_new_one(tmp_p
 def test_what_another_process_writes_is_read_here(tally):
     lease = tally.lease()
     code = (
-        "import numpy as np; from unlearngate.server.engine.tally import Tally; t = Tally.attach(); "
+        "import numpy as np; from unlearngate.server.contract.tally import Tally; t = Tally.attach(); "
         f"t.write(np.array([{lease}]), np.array([0]), np.array([2])); t.add_step(700, 5); t.add_step(300, 6)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=100)

@@ -5,9 +5,9 @@ from vllm import EngineArgs, envs
 
 from support.engine.tiny import make_target
 from unlearngate.errors import UnsupportedDeploymentError
-from unlearngate.server.engine.branches import ARCHITECTURE, BranchOptions
-from unlearngate.server.engine.options import engine_options
-from unlearngate.server.engine.refusals import refuse_arguments, refuse_unsupported
+from unlearngate.server.contract.branches import ARCHITECTURE, BranchOptions
+from unlearngate.server.contract.options import engine_options
+from unlearngate.server.contract.refusals import refuse_arguments, refuse_unsupported
 from unlearngate.server.worker import plugin
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from unlearngate.errors import UnsupportedDeploymentError
-from unlearngate.server.engine.branches import ARCHITECTURE, CONFIG_FIELD, BranchOptions
-from unlearngate.server.engine.plan import ensure_key
-from unlearngate.server.engine.refusals import PROCESSOR
+from unlearngate.server.contract.branches import ARCHITECTURE, CONFIG_FIELD, BranchOptions
+from unlearngate.server.contract.plan import ensure_key
+from unlearngate.server.contract.refusals import PROCESSOR
 from unlearngate.target import TARGET_ARCHITECTURES
 
 OWN_GROUP_VARIABLE = "UNLEARNGATE_OWN_GROUP"  # with it, the plugin puts the engine's processes in their own groups

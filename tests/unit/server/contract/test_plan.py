@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unlearngate.server.engine.plan import KEY_VARIABLE, Plan, Term, ensure_key, sign, verify
+from unlearngate.server.contract.plan import KEY_VARIABLE, Plan, Term, ensure_key, sign, verify
 
 strengths = st.floats(min_value=0, max_value=1e6)
 terms = st.builds(Term, branch=st.integers(0, 7), weight=strengths, gate_nats=strengths)

@@ -22,7 +22,7 @@ from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
 from unlearngate.errors import UnlearngateError
-from unlearngate.server.engine.branches import MAX_BRANCHES
+from unlearngate.server.contract.branches import MAX_BRANCHES
 
 TALLY_VARIABLE = "UNLEARNGATE_TALLY"
 _HEADER_BYTES = 64

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import pytest
 
 from unlearngate.errors import UnsupportedDeploymentError
-from unlearngate.server.engine import refusals
-from unlearngate.server.engine.branches import CONFIG_FIELD, BranchOptions
-from unlearngate.server.engine.refusals import ANY_VERSION_VARIABLE, PROCESSOR, refuse_arguments, refuse_unsupported
+from unlearngate.server.contract import refusals
+from unlearngate.server.contract.branches import CONFIG_FIELD, BranchOptions
+from unlearngate.server.contract.refusals import ANY_VERSION_VARIABLE, PROCESSOR, refuse_arguments, refuse_unsupported
 
 FORBIDDEN_VARIABLES = {
     "VLLM_SERVER_DEV_MODE": "opens routes that run code in the workers",
