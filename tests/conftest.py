@@ -33,9 +33,10 @@ def pytest_terminal_summary(terminalreporter):
             terminalreporter.write_line(line)
 
 
-@pytest.hookimpl(tryfirst=True)
+@pytest.hookimpl(wrapper=True)  # around pytest-xdist's, which reads the marks
 def pytest_collection_modifyitems(items):
     """Two tests of a file share its engine, so with several workers (pytest -n) one of them has the whole file."""
     for item in items:
         if item.get_closest_marker("xdist_group") is None:
             item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+    return (yield)
