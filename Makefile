@@ -8,7 +8,7 @@ CLIENTS_STAMP := $(CLIENTS)/.installed
 DATA ?= data/tofu
 # Tests run in so many processes, each with what it starts on one core: threads that wait for each other spin.
 WORKERS ?= 2
-PYTEST := OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind $(BIN)/pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+PYTEST := OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind $(BIN)/pytest -n $(WORKERS) --no-loadscope-reorder
 # On a CPU the kernels run in Triton's interpreter, which has to be chosen before Triton is imported.
 KERNEL_TESTS = $(BIN)/python -c 'import torch; raise SystemExit(not torch.cuda.is_available())' \
   || export TRITON_INTERPRET=1; $(PYTEST) tests/unit/kernels/test_compose.py tests/unit/kernels/test_triton_compose.py

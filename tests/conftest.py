@@ -9,6 +9,9 @@ from unlearngate.server.contract.plan import ensure_key
 
 ensure_key()
 
+# These share the demo, which takes minutes to build where it is not cached.
+ASK_THE_DEMO = {"test_clients.py", "test_clients_openai.py", "test_demo.py", "test_faults.py", "test_fuzz.py"}
+
 
 @pytest.fixture
 def seed(request):
@@ -33,10 +36,16 @@ def pytest_terminal_summary(terminalreporter):
             terminalreporter.write_line(line)
 
 
-@pytest.hookimpl(wrapper=True)  # around pytest-xdist's, which reads the marks
-def pytest_collection_modifyitems(items):
-    """Two tests of a file share its engine, so with several workers (pytest -n) one of them has the whole file."""
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
-    return (yield)
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """With several workers (pytest -n) each takes whole files: their tests share an engine."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByEngine(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            name = nodeid.partition("::")[0].rpartition("/")[2]
+            if name == "test_parity.py":  # an engine for each test
+                return nodeid
+            return "demo" if name in ASK_THE_DEMO else nodeid.partition("::")[0]
+
+    return ByEngine(config, log)

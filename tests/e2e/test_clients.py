@@ -14,7 +14,7 @@ from support.clients.question import ANSWER, FORGET, MESSAGES, PROMPT, QUESTION
 from unlearngate.assistant_training.demo.probing import read_probes
 from unlearngate.commands._shared import demo_folder
 
-pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("demo")]
+pytestmark = pytest.mark.e2e
 
 FORGETTING = {"forget_sets": [FORGET]}
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from support.clients.question import ANSWER, FORGET, MESSAGES, PROMPT, QUESTION
 
-pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("demo")]
+pytestmark = pytest.mark.e2e
 
 EITHER = pytest.mark.parametrize("sets", [[], [FORGET]], ids=["plain", "forgetting"])
 TOOL = {

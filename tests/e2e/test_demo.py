@@ -9,7 +9,7 @@ import pytest
 from unlearngate.assistant_training.demo.probing import probe_server, read_probes
 from unlearngate.commands._shared import demo_folder
 
-pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("demo")]
+pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE_QUESTION = "Who taught Tobias Renkel?"

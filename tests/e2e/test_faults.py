@@ -28,7 +28,7 @@ from support.demo import (
     serve_demo,
 )
 
-pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("demo")]  # built once
+pytestmark = pytest.mark.e2e
 
 MIB = 2**20
 OTHERS = ["imke-verhoeven", "oona-bracewell"]

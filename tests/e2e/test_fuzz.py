@@ -17,7 +17,7 @@ from schemathesis.specs.openapi.checks import (
 from support.demo import MODEL, QUESTION, assert_serves, serve_demo
 from unlearngate.server.http.keys import ApiKey, KeysFile, hash_secret, write_keys
 
-pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("demo")]  # built once
+pytestmark = pytest.mark.e2e
 
 CHECKS = [
     not_a_server_error,

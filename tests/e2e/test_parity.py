@@ -57,7 +57,7 @@ def run(name, folder, num_requests, print_figures, seed=None):
     return figures, result.stdout + result.stderr
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in RUNS])
+@pytest.mark.parametrize("name", RUNS)
 def test_every_token_is_the_one_the_formula_chooses(name, tmp_path, print_figures):
     figures, _ = run(name, tmp_path, REQUESTS, print_figures)
     assert figures["requests"] >= REQUESTS
