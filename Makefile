@@ -15,6 +15,8 @@ KERNEL_TESTS = $(BIN)/python -c 'import torch; raise SystemExit(not torch.cuda.i
 # uv downloads and unpacks many packages at a time; where it finds no index, pip does, as its own settings say.
 UV := uv==0.11.0
 export PYTHONSAFEPATH := 1
+# What uv installs has no bytecode: the first process that imports a module must be able to leave it for the next.
+unexport PYTHONDONTWRITEBYTECODE
 export VLLM_NO_USAGE_STATS := 1
 
 .DEFAULT_GOAL := help
