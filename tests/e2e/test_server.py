@@ -389,7 +389,7 @@ def test_a_dead_engine_answers_503_and_ends_the_server_with_1(server):
         (["TARGET", "--forget-sets", "SETS", "--engine-args", "--api-key secret"], "--api-key"),
         (["TARGET", "--forget-sets", "SETS", "--engine-args", "--pipeline-parallel-size 2"], "Pipeline parallelism"),
         (["TARGET", "--forget-sets", "SETS", "--default-set", "zoe"], "zoe"),
-        (["TARGET", "--forget-sets", "SETS", "--name", "a b"], "served_name"),
+        (["TARGET", "--forget-sets", "SETS", "--name", "a b"], "name String should match"),
     ],
 )
 def test_a_wrong_start_says_why_and_exits_2(tmp_path, arguments, sentence):
