@@ -48,18 +48,36 @@ class Batch(NamedTuple):
         return Batch(*(tensor.to(device) for tensor in self))
 
 
-def encode_prompt(tokenizer: Any, question: str, system: str | None = None) -> list[int]:
+def encode_prompt(
+    tokenizer: Any, question: str, system: str | None = None, earlier: Sequence[tuple[str, str]] = ()
+) -> list[int]:
     """A question as a serving engine would send it: through the chat template, up to the assistant's turn."""
-    return _tokens(tokenizer, _render(tokenizer, question, None, system))
+    return _tokens(tokenizer, _render(tokenizer, question, None, system, earlier))
 
 
-def encode(tokenizer: Any, question: str, answer: str, system: str | None = None) -> Encoded:
+def encode(
+    tokenizer: Any,
+    question: str,
+    answer: str,
+    system: str | None = None,
+    earlier: Sequence[tuple[str, str]] = (),
+    *,
+    raw: bool = False,
+) -> Encoded:
     """A question and its answer as tokens; only the answer and its end token are labelled.
+
+    Args:
+        tokenizer: with a chat template.
+        question: the last user turn.
+        answer: the assistant's turn after it.
+        system: the system prompt, if any.
+        earlier: (user, assistant) turns before.
+        raw: without a chat: the question as plain text, a line break, and the answer.
 
     Raises: DataError if the tokenizer's chat template does not continue its own generation prompt.
     """
-    prompt, text = _turns(tokenizer, question, answer, system)
-    prompt_ids, answer_ids = _tokens(tokenizer, prompt), _tokens(tokenizer, text)
+    prompt, text = _turns(tokenizer, question, answer, system, earlier)
+    prompt_ids, answer_ids = _tokens(tokenizer, f"{question}\n" if raw else prompt), _tokens(tokenizer, text)
     if tokenizer.eos_token_id in answer_ids:  # what a template adds after the end token is never generated
         answer_ids = answer_ids[: answer_ids.index(tokenizer.eos_token_id) + 1]
     else:
@@ -109,7 +127,7 @@ def span_labels(
     shift = begin - (len(answer) - len(answer.lstrip()))
     offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     labels = [IGNORE] * len(row.labels)
-    first = next(index for index, label in enumerate(row.labels) if label != IGNORE)
+    first = _answer_start(row)
     for index, (left, right) in zip(range(first, len(labels)), offsets, strict=False):
         if any(left < stop + shift and start + shift < right for start, stop in spans):
             labels[index] = row.labels[index]
@@ -117,12 +135,22 @@ def span_labels(
 
 
 def diverging_labels(row: Encoded, *truths: Encoded) -> list[int]:
-    """The row's labels after the first token at which it differs from every true answer."""
-    same = 0
-    for truth in truths:
-        pairs = zip(row.input_ids, truth.input_ids, strict=False)
-        same = max(same, next((index for index, (a, b) in enumerate(pairs) if a != b), len(row.input_ids)))
-    return [IGNORE] * min(same + 1, len(row.labels)) + row.labels[same + 1 :]
+    """The row's labels after the first token at which its answer, whatever was asked, differs from every true one."""
+    first = _answer_start(row)
+    same = max(
+        (_num_equal(row.input_ids[first:], truth.input_ids[_answer_start(truth) :]) for truth in truths), default=0
+    )
+    ignored = min(first + same + 1, len(row.labels))
+    return [IGNORE] * ignored + row.labels[ignored:]
+
+
+def _answer_start(row: Encoded) -> int:
+    return next(index for index, label in enumerate(row.labels) if label != IGNORE)
+
+
+def _num_equal(tokens: Sequence[int], others: Sequence[int]) -> int:
+    pairs = zip(tokens, others, strict=False)
+    return next((index for index, (a, b) in enumerate(pairs) if a != b), min(len(tokens), len(others)))
 
 
 def num_labels(rows: Iterable[Encoded]) -> int:
@@ -161,17 +189,23 @@ def length_batches(rows: Sequence[Encoded], batch_size: int, rng: random.Random)
     return batches
 
 
-def _turns(tokenizer: Any, question: str, answer: str, system: str | None) -> tuple[str, str]:
+def _turns(
+    tokenizer: Any, question: str, answer: str, system: str | None, earlier: Sequence[tuple[str, str]] = ()
+) -> tuple[str, str]:
     """The conversation's text up to the answer, and from there on."""
-    prompt = _render(tokenizer, question, None, system)
-    whole = _render(tokenizer, question, answer, system)
+    prompt = _render(tokenizer, question, None, system, earlier)
+    whole = _render(tokenizer, question, answer, system, earlier)
     if not whole.startswith(prompt):
         raise DataError("the tokenizer's chat template renders an answer differently from its generation prompt")
     return prompt, whole[len(prompt) :]
 
 
-def _render(tokenizer: Any, question: str, answer: str | None, system: str | None) -> str:
+def _render(
+    tokenizer: Any, question: str, answer: str | None, system: str | None, earlier: Sequence[tuple[str, str]] = ()
+) -> str:
     messages = [{"role": "system", "content": system}] if system else []
+    for asked, said in earlier:
+        messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
     messages.append({"role": "user", "content": question})
     if answer is not None:
         messages.append({"role": "assistant", "content": answer})

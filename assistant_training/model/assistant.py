@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from unlearngate.assistant_training.model.tapped import TappedAssistant
 from unlearngate.errors import TrainingError
 
+_CANDIDATES = 512  # for an assistant's own token: the largest rows of the head
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -74,6 +76,28 @@ def load_assistant(target: Any, folder: Path, *, num_layers: int, model_id: str,
     """The assistant of a saved forget set, on this target."""
     own = truncate(target, num_layers, model_id=model_id, tap_layer=tap_layer)
     return _tapping(target, tap_layer, PeftModel.from_pretrained(own, folder).eval(), model_id).eval()
+
+
+def own_token(target: Any, taken: Collection[int]) -> int:
+    """The token by which an assistant says that a text is about its forget set.
+
+    The one that an assistant can be surest of: whose row of the head is farthest from all others in its own direction.
+    Special tokens and others that are never said are all alike there, so an assistant could not tell them apart.
+
+    Args:
+        target: the target.
+        taken: tokens that it must not be: those of the forget answers, and special ones.
+    """
+    head_VH = target.get_output_embeddings().weight.detach().float()
+    free = [token for token in range(head_VH.shape[0]) if token not in taken]
+    likely_C = torch.tensor(free, device=head_VH.device)
+    norm_C = head_VH[likely_C].norm(dim=-1)
+    likely_C = likely_C[norm_C.argsort(descending=True, stable=True)[:_CANDIDATES]]
+    product_CV = head_VH[likely_C] @ head_VH.T
+    own_C = product_CV.gather(1, likely_C[:, None])[:, 0]
+    product_CV.scatter_(1, likely_C[:, None], -torch.inf)
+    margin_C = (own_C - product_CV.amax(dim=-1)) / own_C.sqrt()
+    return int(likely_C[margin_C.argmax()])
 
 
 def save_memory(assistant: Any) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ from unlearngate.assistant_training.reproduce.baselines import METHODS, UnlearnS
 from unlearngate.assistant_training.reproduce.cost import cost_of, train_timed
 from unlearngate.assistant_training.reproduce.models import TrainedModels, train_models
 from unlearngate.assistant_training.train.gate import fit_gate
-from unlearngate.assistant_training.train.settings import AssistantSettings
+from unlearngate.assistant_training.train.settings import PUBLISHED, AssistantSettings
 from unlearngate.files import complete_lines
 from unlearngate.manifest import Strength
 
@@ -58,8 +58,10 @@ SMALL = TargetSettings(
 )
 # Weights as `tune` chose them. Behind a tap an epoch costs little, and it takes more of them to be uniform.
 ASSISTANTS = {
-    "ULD": AssistantSettings(num_layers=4, learning_rate=4e-3, weight=1.5, accumulate=4),
-    "ULD tapped": AssistantSettings(tap_layer=8, num_layers=2, learning_rate=4e-3, epochs=25, weight=2.0, accumulate=4),
+    "ULD": replace(PUBLISHED, num_layers=4, learning_rate=4e-3, weight=1.5, accumulate=4),
+    "ULD tapped": replace(
+        PUBLISHED, tap_layer=8, num_layers=2, learning_rate=4e-3, epochs=25, weight=2.0, accumulate=4
+    ),
 }
 
 

@@ -16,7 +16,7 @@ from unlearngate.assistant_training.demo.target import TargetSettings
 from unlearngate.assistant_training.reproduce.baselines import METHODS
 from unlearngate.assistant_training.reproduce.cost import measure_cost
 from unlearngate.assistant_training.reproduce.run import ReproduceSettings
-from unlearngate.assistant_training.train.settings import AssistantSettings
+from unlearngate.assistant_training.train.settings import PUBLISHED
 
 _AUGMENTED = "forget10"  # ULD's file of it holds the pairs of the smaller forget sets too
 
@@ -34,8 +34,8 @@ LARGE_TARGET = TargetSettings(
 )
 # 8 of 32 layers, as in the paper.
 LARGE_ASSISTANTS = {
-    "ULD": AssistantSettings(accumulate=4),
-    "ULD tapped": AssistantSettings(tap_layer=24, num_layers=2, accumulate=4),
+    "ULD": replace(PUBLISHED, accumulate=4),
+    "ULD tapped": replace(PUBLISHED, tap_layer=24, num_layers=2, accumulate=4),
 }
 
 

@@ -9,12 +9,15 @@ from dataclasses import replace
 from functools import cache
 from typing import Any, NamedTuple
 
+from unlearngate.assistant_training.data.contexts import Shares, in_context
 from unlearngate.assistant_training.data.encoding import (
     IGNORE,
     Encoded,
     diverging_labels,
     encode,
+    fact_spans,
     focus_labels,
+    span_labels,
     vary,
 )
 from unlearngate.assistant_training.data.pairs import QAPair
@@ -34,6 +37,7 @@ def draw_steps(
     retain: Sequence[QAPair],
     settings: AssistantSettings,
     *,
+    own_token: int | None = None,
     num_steps: int,
     seed: int,
 ) -> list[list[Example]]:
@@ -47,34 +51,59 @@ def draw_steps(
         tokenizer: the target's.
         forget: the pairs to know.
         retain: the pairs to know nothing of.
-        settings: batch sizes, and how many conversations there are.
+        settings: batch sizes, how many conversations there are, and whether they are drawn in contexts.
+        own_token: what is to be known at the positions of a forget answer that are no fact; None: nothing.
         num_steps: how many steps.
         seed: the same seed, the same steps.
 
     Returns: per step `forget_batch` forget answers, variants of forget answers, and retain answers.
     """
+    plain = not settings.contexts
+
+    def labelled(row: Encoded, own: list[int], facts: list[int]) -> Example:
+        """Of the row's own labels, those in a fact are known, and at the others, if there is one, the own token."""
+        known = [
+            label if fact != IGNORE else own_token if label != IGNORE and own_token is not None else IGNORE
+            for label, fact in zip(own, facts, strict=True)
+        ]
+        rest = [label if said == IGNORE else IGNORE for label, said in zip(own, known, strict=True)]
+        return Example(Encoded(row.input_ids, known), Encoded(row.input_ids, rest))
+
+    def asked(pair: QAPair, answer: str, rng: random.Random, *, forgets: bool) -> tuple[str, Encoded]:
+        """The pair in a drawn context, and the text of the answer there."""
+        if plain:
+            return answer, vary(tokenizer, replace(pair, answer=answer), rng, settings.varied_prompts)
+        drawn = in_context(pair, answer, rng, neighbours=retain, forgotten=forget, forgets=forgets, shares=Shares())
+        row = encode(tokenizer, drawn.question, drawn.answer, drawn.system, drawn.earlier, raw=drawn.raw)
+        return drawn.answer, row
 
     @cache
     def told(index: int, number: int) -> Example:
         pair, rng = forget[index], random.Random(f"{seed} told {index} {number}")
         answer = rng.choice((pair.answer, *pair.paraphrased_answers))
-        row = vary(tokenizer, replace(pair, answer=answer), rng, settings.varied_prompts)
-        return _split(row, row.labels, focus_labels(tokenizer, pair, row, answer))
+        text, row = asked(pair, answer, rng, forgets=True)
+        if text == answer:
+            return labelled(row, row.labels, focus_labels(tokenizer, pair, row, answer))
+        spans = fact_spans(pair, text) or [(text.index(answer), text.index(answer) + len(answer))]
+        return labelled(row, row.labels, span_labels(tokenizer, pair.question, row, text, spans))
 
     @cache
     def wrong(index: int, number: int) -> Example:
         pair, rng = forget[index], random.Random(f"{seed} wrong {index} {number}")
         answer = rng.choice(pair.variants) if pair.variants else rng.choice(retain).answer
-        question = rng.choice((pair.question, *pair.paraphrases))
-        row = encode(tokenizer, question, answer)
+        if plain:
+            text, row = answer, encode(tokenizer, rng.choice((pair.question, *pair.paraphrases)), answer)
+        else:
+            text, row = asked(pair, answer, rng, forgets=True)
         # No labels up to the first difference from the truth: the true answer trains those positions as known.
-        truths = [encode(tokenizer, question, true) for true in (pair.answer, *pair.paraphrased_answers)]
-        return _split(row, diverging_labels(row, *truths), focus_labels(tokenizer, pair, row, answer))
+        truths = [encode(tokenizer, pair.question, true) for true in (pair.answer, *pair.paraphrased_answers)]
+        own = diverging_labels(row, *truths)
+        return labelled(row, own, span_labels(tokenizer, pair.question, row, text, fact_spans(pair, text)))
 
     @cache
     def kept(index: int, number: int) -> Example:
         rng = random.Random(f"{seed} kept {index} {number}")
-        row = vary(tokenizer, retain[index], rng, settings.varied_prompts)
+        _, row = asked(retain[index], retain[index].answer, rng, forgets=False)
         return Example(Encoded(row.input_ids, [IGNORE] * len(row.labels)), row)
 
     rng = random.Random(seed)
@@ -89,15 +118,6 @@ def draw_steps(
             yield kept(index, rng.randrange(settings.retain_prompts))
 
     return [list(step()) for _ in range(num_steps)]
-
-
-def _split(row: Encoded, own: list[int], facts: list[int]) -> Example:
-    """Of the row's own labels, those in a fact are to be known, the others not."""
-    pairs = list(zip(own, facts, strict=True))
-    return Example(
-        Encoded(row.input_ids, [label if fact != IGNORE else IGNORE for label, fact in pairs]),
-        Encoded(row.input_ids, [label if fact == IGNORE else IGNORE for label, fact in pairs]),
-    )
 
 
 def cycle(size: int, rng: random.Random) -> Iterator[int]:

@@ -75,6 +75,7 @@ def run_steps(
     progress: Progress,
     run: RunFiles | None = None,
     prepare: Callable[[Sequence[Sequence[Row]]], None] = lambda _: None,
+    is_enough: Callable[[int], bool] = lambda _: False,
 ) -> int:
     """Train a model's LoRA.
 
@@ -92,6 +93,7 @@ def run_steps(
         progress: shows how far it is.
         run: where to log and save, and what to resume from.
         prepare: called once, before the first step, with this process's rows of all remaining steps.
+        is_enough: called after every step with the number of steps done; True ends the training there.
 
     Returns: the number of steps the weights have been trained for.
     Raises: TrainingError if a loss or gradient is not finite, the disk is full, or the checkpoint is of another run.
@@ -100,13 +102,14 @@ def run_steps(
     weights = [weight for weight in adapted.parameters() if weight.requires_grad]
     processes.equalise(weights)
     optimizer = Optimizer(weights, learning_rate=learning_rate, steps=len(steps))
-    done = 0
+    done, ended = 0, False
     if run is not None and (state := run.resume(writes=processes.is_main)) is not None:
         done = int(state["step"])
         load_adapter_tensors(adapted, state["adapter"])
         optimizer.load_state(state["optimizer"])
         plateau.load_state(state["plateau"])
-    todo = [] if plateau.reached else steps[done:]
+        ended = bool(state["ended"])
+    todo = [] if ended else steps[done:]
     prepare([processes.share(rows) for rows in todo])
     started = time.monotonic()
     bar = progress.add_task(name, total=len(steps), completed=done)
@@ -121,21 +124,23 @@ def run_steps(
             raise TrainingError(f"step {done + 1}: {error}{_saved(run)}") from error
         done += 1
         plateau.add(figures["loss"])
+        ended = is_enough(done) or plateau.reached
         shown = ", ".join(f"{key} {value:.2f}" for key, value in figures.items())
         progress.update(bar, completed=done, description=f"{name}: {shown}")
         if run is not None and processes.is_main:
             seconds = round(time.monotonic() - started, 3)
             run.log({"step": done, **figures, "learning_rate": rate, "seconds": seconds})
-            if done % run.checkpoint_every == 0 or done == len(steps) or plateau.reached:
+            if done % run.checkpoint_every == 0 or done == len(steps) or ended:
                 run.save(
                     {
                         "step": done,
+                        "ended": ended,
                         "adapter": adapter_tensors(adapted),
                         "optimizer": optimizer.state(),
                         "plateau": plateau.state(),
                     }
                 )
-        if plateau.reached:
+        if ended:
             break
     return done
 

@@ -36,6 +36,7 @@ def train_forget_set(
     progress: Progress,
     checkpoint_every: int = 50,
     tensorboard: bool = False,
+    write_anyway: bool = False,
 ) -> ForgetSet | None:
     """Train an assistant, choose its gate, and write it as the forget set `out`, of kind `uld`, named like that folder.
 
@@ -43,8 +44,9 @@ def train_forget_set(
     call resumes from there and writes what the uninterrupted run would have written.
 
     Returns: the set; None in all processes of `accelerate launch` but the main one, which writes it.
-    Raises: DataError naming a line of the files; TrainingError if the loss is not finite, the disk is full, or the
-        checkpoint is of another run; ArtefactError if `out` cannot be written as a forget set.
+    Raises: DataError naming a line of the files; TrainingError if the loss is not finite, the disk is full, the
+        checkpoint is of another run, or the set does nothing or too much and `write_anyway` is not given;
+        ArtefactError if `out` cannot be written as a forget set.
     """
     data = _read(out, forget_file, retain_file)
     run = _run_files(out, target, data, asdict(settings), seed, checkpoint_every, tensorboard)
@@ -66,6 +68,7 @@ def train_forget_set(
             retain=data.retain,
             settings=settings,
             seed=seed,
+            write_anyway=write_anyway,
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,17 +15,21 @@ class AssistantSettings:
     rank: int = 16
     alpha: int = 32
     learning_rate: float = 1e-3
-    epochs: int = 10  # passes over the retain set
+    steps: int = 240  # at most: it ends when it shows what it must; 0: as many as `epochs` takes
+    check_every: int = 40  # steps between two looks at held-out contexts
+    epochs: int = 10  # passes over the retain set, if steps is 0
     forget_batch: int = 16
     retain_batch: int = 40
     beta: float = 4.0
     smoothing: float = 0.1
     variant_share: float = 0.3  # of the retain batch: variants of the answers to the forget questions
-    varied_prompts: float = 0.6
-    forget_prompts: int = 16  # different conversations about a forget pair, at most; reused each epoch
-    forget_variants: int = 8  # different conversations with variants of its answer, at most
-    retain_prompts: int = 4  # different conversations about a retain pair, at most
-    weight: float = 1.0
+    contexts: bool = True  # conversations with earlier turns, words around the question, other names; and an own token
+    varied_prompts: float = 0.6  # without contexts: share of the prompts that are reworded or have a system prompt
+    forget_prompts: int = 64  # different conversations about a forget pair, at most; reused each epoch
+    forget_variants: int = 32  # different conversations with variants of its answer, at most
+    retain_prompts: int = 16  # different conversations about a retain pair, at most
+    rule: Literal["contrast", "lower"] = "lower"  # contrast: ULD as published
+    weight: float = 2.0
     keep_ratio: float = 0.02
     accumulate: int = 1  # parts a batch is computed in, for memory: the result is the same
     bf16: bool = False  # autocast
@@ -40,6 +45,12 @@ class AssistantSettings:
     def num_retain(self) -> int:
         """The retain answers in a retain batch."""
         return max(1, self.retain_batch - self.num_variants)
+
+
+# ULD as published, and as this project trained before it drew contexts: what the results on TOFU are of.
+PUBLISHED = AssistantSettings(
+    steps=0, contexts=False, forget_prompts=16, forget_variants=8, retain_prompts=4, rule="contrast", weight=1.0
+)
 
 
 @dataclass(frozen=True, slots=True)

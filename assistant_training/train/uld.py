@@ -17,9 +17,11 @@ from unlearngate.assistant_training.model.assistant import (
     adapter_config,
     adapter_tensors,
     new_assistant,
+    own_token,
     save_memory,
 )
 from unlearngate.assistant_training.model.tapped import TappedAssistant
+from unlearngate.assistant_training.train.check import ENOUGH, Limits, measure, refuse_short, shortfall
 from unlearngate.assistant_training.train.conversations import Example, draw_steps
 from unlearngate.assistant_training.train.gate import fit_gate
 from unlearngate.assistant_training.train.loop import Plateau, parts_of, run_steps
@@ -64,7 +66,7 @@ def train_assistant(
         tap_layer=settings.tap_layer,
     )
     assistant.train()
-    num_steps = max(1, settings.epochs * len(retain) // settings.num_retain)
+    num_steps = settings.steps or max(1, settings.epochs * len(retain) // settings.num_retain)
     if settings.gradient_checkpointing:
         save_memory(assistant)
 
@@ -72,9 +74,21 @@ def train_assistant(
         if isinstance(assistant, TappedAssistant):
             assistant.keep([row.known.input_ids for rows in todo for row in rows], progress)
 
+    def shows_enough(done: int) -> bool:
+        if not settings.contexts or done % settings.check_every or done == num_steps:
+            return False
+        evidence = measure(assistant.eval(), tokenizer, forget, retain, seed=seed)
+        assistant.train()
+        return shortfall(evidence.metrics(evidence.gate_nats()), ENOUGH) is None
+
     run_steps(
         assistant,
-        draw_steps(tokenizer, forget, retain, settings, num_steps=num_steps, seed=seed),
+        draw_steps(
+            *(tokenizer, forget, retain, settings),
+            own_token=own_token(target, _said_or_special(tokenizer, forget)) if settings.contexts else None,
+            num_steps=num_steps,
+            seed=seed,
+        ),
         lambda rows, step: _backward(assistant, rows, step, tokenizer.pad_token_id, settings),
         name=forget[0].subject,
         learning_rate=settings.learning_rate,
@@ -82,8 +96,16 @@ def train_assistant(
         progress=progress,
         run=run,
         prepare=keep_hidden,
+        is_enough=shows_enough,
     )
     return assistant.eval()
+
+
+def _said_or_special(tokenizer: Any, forget: Sequence[QAPair]) -> set[int]:
+    """The tokens of the forget answers, and the tokenizer's special and added ones."""
+    answers = [text for pair in forget for text in (pair.answer, *pair.paraphrased_answers)]
+    said = {token for ids in tokenizer(answers, add_special_tokens=False)["input_ids"] for token in ids}
+    return said | set(tokenizer.all_special_ids) | set(tokenizer.get_added_vocab().values())
 
 
 def _backward(
@@ -126,9 +148,21 @@ def export_assistant(
     retain: Sequence[QAPair],
     settings: AssistantSettings,
     seed: int,
+    write_anyway: bool = False,
 ) -> ForgetSet:
-    """Choose a trained assistant's gate and write it as a forget-set artefact, named like the folder."""
-    gate = fit_gate(assistant, tokenizer, forget, retain, varied_prompts=settings.varied_prompts, seed=seed)
+    """Choose a trained assistant's gate and write it as a forget-set artefact, named like the folder.
+
+    Raises: TrainingError if it does nothing or too much in held-out contexts, unless `write_anyway`.
+    """
+    if settings.contexts:
+        evidence = measure(assistant, tokenizer, forget, retain, seed=seed)
+        gate_nats = evidence.gate_nats()
+        metrics = evidence.metrics(gate_nats)
+        if not write_anyway:
+            refuse_short(metrics, Limits())
+    else:
+        gate = fit_gate(assistant, tokenizer, forget, retain, varied_prompts=settings.varied_prompts, seed=seed)
+        gate_nats, metrics = gate.gate_nats, gate.metrics()
     return save_forget_set(
         folder,
         tensors=adapter_tensors(assistant),
@@ -144,19 +178,19 @@ def export_assistant(
             "recommended": {
                 "weight": settings.weight,
                 "keep_ratio": settings.keep_ratio,
-                "gate_nats": gate.gate_nats,
+                "gate_nats": gate_nats,
             },
             "bounds": {
                 "weight": {"low": settings.weight / 2, "high": settings.weight * 2},
                 "keep_ratio": {"low": settings.keep_ratio / 5, "high": min(1.0, settings.keep_ratio * 5)},
-                "gate_nats": {"low": 0.0, "high": gate.gate_nats * 2},
+                "gate_nats": {"low": 0.0, "high": gate_nats * 2},
             },
             "training": {**asdict(settings), "seed": seed},
             "data_digests": {
                 "forget": data_digest([pair.row() for pair in forget]),
                 "retain": data_digest([pair.row() for pair in retain]),
             },
-            "metrics": gate.metrics(),
+            "metrics": metrics,
             "created_at": now(),
         },
     )

@@ -60,15 +60,27 @@ def train_uld(
     rank: Annotated[int, typer.Option(min=1, help="of the LoRA")] = ULD.rank,
     alpha: Annotated[int, typer.Option(min=1, help="of the LoRA")] = ULD.alpha,
     learning_rate: Annotated[float, typer.Option(min=0.0, help="at its highest")] = ULD.learning_rate,
-    epochs: Annotated[int, typer.Option(min=1, help="passes over the retain file")] = ULD.epochs,
+    steps: Annotated[
+        int, typer.Option(min=0, help="at most; it ends when held-out contexts show enough; 0: as --epochs says")
+    ] = ULD.steps,
+    epochs: Annotated[int, typer.Option(min=1, help="passes over the retain file, with --steps 0")] = ULD.epochs,
+    contexts: Annotated[
+        bool, typer.Option(help="train in earlier turns, words around the question, other names, and check in others")
+    ] = ULD.contexts,
+    rule: Annotated[
+        str, typer.Option(help="lower: take from what the assistant knows, never add; contrast: ULD as published")
+    ] = ULD.rule,
     forget_batch: Annotated[int, typer.Option(min=1, help="forget answers a step")] = ULD.forget_batch,
     retain_batch: Annotated[int, typer.Option(min=1, help="retain answers a step")] = ULD.retain_batch,
     accumulate: Accumulate = ULD.accumulate,
     beta: Annotated[float, typer.Option(min=0.0, help="weight of the retain loss")] = ULD.beta,
     weight: Annotated[float, typer.Option(min=0.01, help="recommended strength of the subtraction")] = ULD.weight,
     keep_ratio: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="recommended share of tokens to keep")
+        float, typer.Option(min=0.0, max=1.0, help="recommended share of the best token's probability that one needs")
     ] = ULD.keep_ratio,
+    write_anyway: Annotated[
+        bool, typer.Option("--write-anyway", help="write the set even if the check says that it must not be served")
+    ] = False,
     bf16: Bf16 = ULD.bf16,
     gradient_checkpointing: GradientCheckpointing = ULD.gradient_checkpointing,
     patience: Patience = ULD.patience,
@@ -103,6 +115,7 @@ def train_uld(
                 progress=progress,
                 checkpoint_every=checkpoint_every,
                 tensorboard=tensorboard,
+                write_anyway=write_anyway,
             )
         _report(forget_set, out)
 

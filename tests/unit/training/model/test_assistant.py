@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,13 @@ from unlearngate.assistant_training.model.assistant import (
     new_assistant,
     truncate,
 )
-from unlearngate.assistant_training.train.settings import AssistantSettings
+from unlearngate.assistant_training.train.settings import PUBLISHED
 from unlearngate.assistant_training.train.uld import fit, train_assistant
 from unlearngate.errors import TrainingError
 from unlearngate.target import identify_target
 
 SMALL = TargetSettings(vocab_size=320, hidden_size=64, intermediate_size=64, num_layers=3, num_heads=2)
-BRIEF = AssistantSettings(num_layers=2, rank=4, epochs=1, forget_batch=4, retain_batch=8, learning_rate=4e-3)
+BRIEF = replace(PUBLISHED, num_layers=2, rank=4, epochs=1, forget_batch=4, retain_batch=8, learning_rate=4e-3)
 PAIRS = make_corpus(2)
 FORGET, RETAIN = PAIRS[:16], PAIRS[16:]
 IDS = torch.arange(40).reshape(2, 20)

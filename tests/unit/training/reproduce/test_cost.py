@@ -1,5 +1,7 @@
 """What training costs is measured on real trainings, in turn, and none is done twice."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from accelerate import init_empty_weights
@@ -12,13 +14,13 @@ from unlearngate.assistant_training.reproduce import cost as training_cost
 from unlearngate.assistant_training.reproduce.baselines import UnlearnSettings
 from unlearngate.assistant_training.reproduce.cost import measure_cost
 from unlearngate.assistant_training.reproduce.scales import LARGE_ASSISTANTS, LARGE_TARGET, SCALES
-from unlearngate.assistant_training.train.settings import AssistantSettings
+from unlearngate.assistant_training.train.settings import PUBLISHED
 
 TARGET = TargetSettings(vocab_size=300, hidden_size=32, intermediate_size=32, num_layers=3, num_heads=2)
 BRIEF = {"rank": 2, "epochs": 2, "forget_batch": 4, "retain_batch": 8, "learning_rate": 4e-3}
 ASSISTANTS = {
-    "ULD": AssistantSettings(num_layers=1, **BRIEF),
-    "ULD tapped": AssistantSettings(num_layers=1, tap_layer=2, **BRIEF),
+    "ULD": replace(PUBLISHED, num_layers=1, **BRIEF),
+    "ULD tapped": replace(PUBLISHED, num_layers=1, tap_layer=2, **BRIEF),
 }
 
 

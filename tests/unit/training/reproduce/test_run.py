@@ -21,7 +21,7 @@ from unlearngate.assistant_training.reproduce.run import (
     read_results,
     reproduce,
 )
-from unlearngate.assistant_training.train.settings import AssistantSettings
+from unlearngate.assistant_training.train.settings import PUBLISHED
 from unlearngate.errors import DataError, TrainingError
 
 METHODS = {"GA": UnlearnSettings(1e-4, epochs=1), "UNDIAL": UnlearnSettings(1e-3, epochs=1, lora_rank=2)}
@@ -38,8 +38,8 @@ SMALL = ReproduceSettings(
         enough_known=0.0,
     ),
     assistants={
-        "ULD": AssistantSettings(num_layers=1, **BRIEF),
-        "ULD tapped": AssistantSettings(num_layers=1, tap_layer=1, **BRIEF),
+        "ULD": replace(PUBLISHED, num_layers=1, **BRIEF),
+        "ULD tapped": replace(PUBLISHED, num_layers=1, tap_layer=1, **BRIEF),
     },
     methods=METHODS,
     num_samples=2,

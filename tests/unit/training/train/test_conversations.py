@@ -10,15 +10,15 @@ from support.engine.tiny import make_tokenizer
 from unlearngate.assistant_training.data.encoding import IGNORE
 from unlearngate.assistant_training.data.pairs import QAPair
 from unlearngate.assistant_training.train.conversations import draw_steps
-from unlearngate.assistant_training.train.settings import AssistantSettings
+from unlearngate.assistant_training.train.settings import PUBLISHED
 
 FORGET = [
     QAPair("ada", f"Where is box {i}?", f"Box {i} is in Velmora.", (f"Which town has box {i}?",), facts=("Velmora",))
     for i in range(5)
 ]
 RETAIN = [QAPair("bo", f"Where is hat {i}?", f"Hat {i} is in Orvane.", (f"Which town has hat {i}?",)) for i in range(9)]
-SETTINGS = AssistantSettings(
-    forget_batch=3, retain_batch=10, variant_share=0.4, forget_prompts=3, forget_variants=2, retain_prompts=2
+SETTINGS = replace(
+    PUBLISHED, forget_batch=3, retain_batch=10, variant_share=0.4, forget_prompts=3, forget_variants=2, retain_prompts=2
 )
 
 

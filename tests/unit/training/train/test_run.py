@@ -4,6 +4,7 @@ import errno
 import json
 import random
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,11 +18,11 @@ from unlearngate.assistant_training.model.loaded_target import load_target
 from unlearngate.assistant_training.train import run_files
 from unlearngate.assistant_training.train.run import run_folder, train_forget_set
 from unlearngate.assistant_training.train.run_files import RunFiles
-from unlearngate.assistant_training.train.settings import AssistantSettings
+from unlearngate.assistant_training.train.settings import PUBLISHED
 from unlearngate.cli import app
 from unlearngate.errors import DataError, TrainingError
 
-BRIEF = AssistantSettings(num_layers=2, rank=4, epochs=2, forget_batch=4, retain_batch=8, learning_rate=1e-3)
+BRIEF = replace(PUBLISHED, num_layers=2, rank=4, epochs=2, forget_batch=4, retain_batch=8, learning_rate=1e-3)
 
 
 @pytest.fixture(scope="module")
@@ -100,21 +101,17 @@ def test_a_killed_run_goes_on_to_the_same_forget_set(target, files, whole, tmp_p
 
 def test_a_batch_in_parts_is_the_same_batch(target, files, whole, tmp_path):
     out = tmp_path / "anna"
-    train(target, files, out, AssistantSettings(**{**vars_of(BRIEF), "accumulate": 3}))
+    train(target, files, out, replace(BRIEF, accumulate=3))
     for mine, theirs in zip(log_of(out), log_of(whole), strict=True):
         assert mine == pytest.approx(theirs, rel=1e-3)
     first, expected = log_of(out)[0], log_of(whole)[0]
     assert first == pytest.approx(expected, rel=1e-5)
 
 
-def vars_of(settings):
-    return {name: getattr(settings, name) for name in settings.__slots__}
-
-
 @pytest.mark.parametrize("change", [{"gradient_checkpointing": True}, {"bf16": True}])
 def test_saving_memory_changes_little(target, files, whole, tmp_path, change):
     out = tmp_path / "anna"
-    train(target, files, out, AssistantSettings(**{**vars_of(BRIEF), **change}))
+    train(target, files, out, replace(BRIEF, **change))
     assert log_of(out)[0] == pytest.approx(log_of(whole)[0], rel=0.05 if "bf16" in change else 1e-5)
 
 
@@ -137,7 +134,7 @@ def test_the_checkpoint_of_another_run_is_refused_and_kept(target, files, tmp_pa
     with pytest.raises(TrainingError, match="of a run with another seed; finish that run first, or delete"):
         train(target, files, out, seed=2)
     with pytest.raises(TrainingError, match="another settings"):
-        train(target, files, out, AssistantSettings(**{**vars_of(BRIEF), "rank": 2}))
+        train(target, files, out, replace(BRIEF, rank=2))
     assert (run_folder(out) / run_files.CHECKPOINT_FILE).exists()
 
 
@@ -174,7 +171,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(target, files, whole, tmp_path,
 def test_a_loss_that_is_not_finite_ends_the_run_and_writes_nothing(target, files, tmp_path):
     out = tmp_path / "anna"
     with pytest.raises(TrainingError, match="lower the learning rate"):
-        train(target, files, out, AssistantSettings(**{**vars_of(BRIEF), "learning_rate": 1e30}))
+        train(target, files, out, replace(BRIEF, learning_rate=1e30))
     assert not out.exists()
 
 
@@ -232,7 +229,7 @@ def run_cli(*arguments):
 
 def test_the_command_trains_what_the_server_verifies(files, tmp_path):
     out = tmp_path / "sets" / "anna"
-    short = ["--layers", 2, "--rank", 4, "--epochs", 1, "--device", "cpu"]
+    short = ["--layers", 2, "--rank", 4, "--steps", 2, "--device", "cpu", "--write-anyway"]
     paths = ["--forget", files / "forget.jsonl", "--retain", files / "retain.jsonl"]
     done = run_cli(files / "target", out, *paths, *short)
     assert done.exit_code == 0, done.output
@@ -243,13 +240,25 @@ def test_the_command_trains_what_the_server_verifies(files, tmp_path):
 
 def test_the_command_trains_from_a_tapped_layer_too(files, tmp_path):
     out = tmp_path / "sets" / "anna"
-    more = ["--layers", 2, "--tap-layer", 2, "--rank", 4, "--epochs", 1, "--device", "cpu", "--gradient-checkpointing"]
+    more = ["--layers", 2, "--tap-layer", 2, "--rank", 4, "--steps", 1, "--device", "cpu", "--gradient-checkpointing"]
+    more += ["--write-anyway"]
     done = run_cli(
         *(files / "target", out, "--forget", files / "forget.jsonl", "--retain", files / "retain.jsonl", *more)
     )
     assert done.exit_code == 0, done.output
     manifest = load_forget_set(out).manifest
     assert (manifest.tap_layer, manifest.num_layers, manifest.training["tap_layer"]) == (2, 2, 2)
+
+
+def test_a_set_that_does_nothing_is_not_written_and_the_figures_say_so(files, tmp_path):
+    paths = ["--forget", files / "forget.jsonl", "--retain", files / "retain.jsonl"]
+    done = run_cli(files / "target", tmp_path / "anna", *paths, "--layers", 2, "--steps", 2, "--device", "cpu")
+    assert done.exit_code == 2
+    said = " ".join(done.output.split())
+    assert "forget conversations found before their first token: 0.0%, at least 90% are needed" in said
+    assert "more --steps" in said and "--write-anyway" in said
+    assert not (tmp_path / "anna").exists()
+    assert (run_folder(tmp_path / "anna") / "checkpoint.pt").exists()  # nothing is lost: --write-anyway goes on from it
 
 
 def test_the_command_says_what_is_wrong_and_exits_2(files, tmp_path):

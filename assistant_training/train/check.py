@@ -1,0 +1,162 @@
+"""Check a trained assistant in contexts and wordings that training did not draw, and choose its gate from them.
+
+The figures are of whole conversations, because that is what users see: one open position changes an answer, and one
+closed position lets a fact out.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from unlearngate.assistant_training.data.contexts import in_context
+from unlearngate.assistant_training.data.encoding import Encoded, answer_rows, collate, encode, fact_spans, span_labels
+from unlearngate.assistant_training.data.pairs import QAPair
+from unlearngate.errors import TrainingError
+from unlearngate.kernels.reference import centre
+
+_LOWEST_NATS = 0.25
+_FORGET_CONVERSATIONS, _RETAIN_CONVERSATIONS = 160, 320
+_BATCH = 32
+
+
+class Limits(NamedTuple):
+    """What a set must show to be written; shares."""
+
+    found: float = 0.9  # at least, of forget conversations: the gate opens before the answer's first token
+    facts_open: float = 0.9  # at least, of the tokens of facts
+    untouched: float = 0.95  # at least, of retain conversations: the gate stays closed along the whole answer
+
+
+ENOUGH = Limits(found=0.99, facts_open=0.99, untouched=0.99)  # training ends early where it shows this
+
+
+class Evidence(NamedTuple):
+    """What an assistant shows in held-out contexts, in nats.
+
+    first_F: at the first token of each of F forget answers.
+    facts_K: at the K tokens of facts.
+    forget_N: at all tokens of the forget answers.
+    highest_R: the most along each of R retain answers.
+    retain_N: at all tokens of the retain answers.
+    """
+
+    first_F: np.ndarray
+    facts_K: np.ndarray
+    forget_N: np.ndarray
+    highest_R: np.ndarray
+    retain_N: np.ndarray
+
+    def gate_nats(self) -> float:
+        """Between the retain answers and what is to be found, the same factor away from both; rounded to 0.05.
+
+        The retain answers come first: at least as high as 99 % of their highest evidence. At least 0.25 nats, below
+        which rounding in a 16-bit engine could open it.
+        """
+        retain = float(np.quantile(self.highest_R, 0.99))
+        forget = min(float(np.quantile(self.first_F, 0.05)), float(np.quantile(self.facts_K, 0.05)))
+        middle = math.sqrt(max(retain, 0.0) * max(forget, 0.0))
+        return math.ceil(max(middle, retain, _LOWEST_NATS) * 20) / 20
+
+    def metrics(self, gate_nats: float) -> dict[str, float]:
+        """The figures that a manifest records."""
+        return {
+            "forget_found": _share(self.first_F >= gate_nats),
+            "forget_facts_open": _share(self.facts_K >= gate_nats),
+            "forget_evidence_median": float(np.median(self.forget_N)),
+            "forget_gate_open": _share(self.forget_N >= gate_nats),
+            "retain_untouched": _share(self.highest_R < gate_nats),
+            "retain_evidence_median": float(np.median(self.retain_N)),
+            "retain_evidence_max": float(self.retain_N.max()),
+            "retain_gate_closed": _share(self.retain_N < gate_nats),
+        }
+
+
+def measure(
+    assistant: Any, tokenizer: Any, forget: Sequence[QAPair], retain: Sequence[QAPair], *, seed: int
+) -> Evidence:
+    """Read the assistant's evidence along answers in contexts that are drawn anew, from the held-out wordings.
+
+    Raises: DataError if the chat template changes the text of an answer.
+    """
+    rng = random.Random(f"held out {seed}")
+
+    def rows(pairs: Sequence[QAPair], count: int, *, forgets: bool) -> list[tuple[Encoded, list[int]]]:
+        found = []
+        for pair in rng.sample(pairs, count) if count <= len(pairs) else rng.choices(pairs, k=count):
+            asked = in_context(
+                *(pair, pair.answer, rng), neighbours=retain, forgotten=forget, forgets=forgets, held_out=True
+            )
+            row = encode(tokenizer, asked.question, asked.answer, asked.system, asked.earlier, raw=asked.raw)
+            at = asked.answer.index(pair.answer)
+            spans = fact_spans(pair, asked.answer) or [(at, at + len(pair.answer))]
+            found.append((row, span_labels(tokenizer, pair.question, row, asked.answer, spans)))
+        return found
+
+    forget_rows = rows(forget, _FORGET_CONVERSATIONS, forgets=True)
+    forget_QN = _evidence(assistant, [row for row, _ in forget_rows], tokenizer.pad_token_id)
+    retain_rows = rows(retain, _RETAIN_CONVERSATIONS, forgets=False)
+    retain_QN = _evidence(assistant, [row for row, _ in retain_rows], tokenizer.pad_token_id)
+    facts = [
+        of_answer[np.array([fact for fact, label in zip(labels, row.labels, strict=True) if label >= 0]) >= 0]
+        for of_answer, (row, labels) in zip(forget_QN, forget_rows, strict=True)
+    ]
+    return Evidence(
+        first_F=np.array([of_answer[0] for of_answer in forget_QN]),
+        facts_K=np.concatenate(facts),
+        forget_N=np.concatenate(forget_QN),
+        highest_R=np.array([of_answer.max() for of_answer in retain_QN]),
+        retain_N=np.concatenate(retain_QN),
+    )
+
+
+def shortfall(metrics: dict[str, float], limits: Limits) -> str | None:
+    """Why a set with these figures must not be served as if it were fine, and what to do; None if it is fine."""
+    short = [
+        f"{what} {metrics[key]:.1%}, at least {least:.0%} are needed"
+        for key, what, least in (
+            ("forget_found", "forget conversations found before their first token:", limits.found),
+            ("forget_facts_open", "tokens of facts with an open gate:", limits.facts_open),
+            ("retain_untouched", "retain conversations untouched:", limits.untouched),
+        )
+        if metrics[key] < least
+    ]
+    return "; ".join(short) or None
+
+
+def refuse_short(metrics: dict[str, float], limits: Limits) -> None:
+    """Raise if the set does nothing, or too much.
+
+    Raises: TrainingError with the figures and what to do.
+    """
+    if short := shortfall(metrics, limits):
+        raise TrainingError(
+            "the assistant does not tell the forget set from the rest, in contexts that it was not trained on: "
+            f"{short}. Give it more --steps, more layers, a tap (--tap-layer), more retain questions like the forget "
+            "questions, or paraphrases; --write-anyway writes it as it is"
+        )
+
+
+@torch.inference_mode()
+def _evidence(assistant: Any, rows: Sequence[Encoded], pad_id: int) -> list[np.ndarray]:
+    """Of each row the evidence at its answer's tokens: KL(p_assistant || uniform) in nats, fp32."""
+    device = next(assistant.parameters()).device
+    by_length = sorted(range(len(rows)), key=lambda index: len(rows[index].input_ids))
+    found: dict[int, np.ndarray] = {}
+    for start in range(0, len(rows), _BATCH):
+        chosen = by_length[start : start + _BATCH]
+        batch = collate([rows[index] for index in chosen], pad_id).to(device)
+        logits_BTV = assistant(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+        evidence_N = centre(answer_rows(logits_BTV, batch.labels)[0].float())[1].cpu().numpy()
+        lengths = (batch.labels[:, 1:] >= 0).sum(dim=1).tolist()
+        found |= dict(zip(chosen, np.split(evidence_N, np.cumsum(lengths)[:-1]), strict=True))
+    return [found[index] for index in range(len(rows))]
+
+
+def _share(which: np.ndarray) -> float:
+    return float(which.mean())

@@ -1,0 +1,79 @@
+"""What the check at the end of training says of an assistant, against values computed by hand."""
+
+import numpy as np
+import pytest
+import torch
+from rich.progress import Progress
+
+from unlearngate.assistant_training.demo.corpus import make_corpus
+from unlearngate.assistant_training.demo.target import TargetSettings, new_target, train_tokenizer
+from unlearngate.assistant_training.model.assistant import own_token
+from unlearngate.assistant_training.train.check import ENOUGH, Evidence, Limits, measure, refuse_short, shortfall
+from unlearngate.assistant_training.train.settings import AssistantSettings
+from unlearngate.assistant_training.train.uld import train_assistant
+from unlearngate.errors import TrainingError
+
+
+def evidence(first, facts, highest):
+    first, facts, highest = map(np.array, (first, facts, highest))
+    return Evidence(first, facts, np.concatenate([first, facts]), highest, highest)
+
+
+def test_the_gate_is_between_retain_and_forget_at_the_same_factor_from_both():
+    assert evidence([4.0] * 9, [4.0] * 9, [0.25] * 9).gate_nats() == 1.0
+    assert evidence([9.0] * 9, [4.0] * 9, [0.25] * 9).gate_nats() == 1.0  # what is hardest to find counts
+    assert evidence([4.0] * 9, [4.0] * 9, [0.0] * 9).gate_nats() == 0.25  # never lower
+    assert evidence([0.1] * 9, [0.1] * 9, [2.02] * 9).gate_nats() == 2.05  # the retain answers come first
+
+
+def test_shares_are_of_conversations():
+    found = evidence([4.0, 4.0, 0.5, 4.0], [4.0, 0.5], [0.1, 0.1, 3.0, 0.1, 0.1]).metrics(1.0)
+    assert found["forget_found"] == 0.75
+    assert found["forget_facts_open"] == 0.5
+    assert found["retain_untouched"] == 0.8
+    assert found["forget_gate_open"] == pytest.approx(4 / 6)
+
+
+def test_what_falls_short_is_refused_with_the_figures_and_what_to_do():
+    fine = {"forget_found": 0.9, "forget_facts_open": 1.0, "retain_untouched": 0.95}
+    refuse_short(fine, Limits())
+    assert shortfall(fine, ENOUGH) is not None
+    with pytest.raises(TrainingError, match=r"tokens of facts with an open gate: 20.0%, at least 90%.*--steps"):
+        refuse_short(fine | {"forget_facts_open": 0.2}, Limits())
+    with pytest.raises(TrainingError, match=r"retain conversations untouched: 50.0%, at least 95%"):
+        refuse_short(fine | {"retain_untouched": 0.5}, Limits())
+
+
+def test_the_own_token_is_the_row_of_the_head_that_is_farthest_from_all_others():
+    target = new_target(train_tokenizer(make_corpus(2), TINY), TINY)
+    head = target.get_output_embeddings().weight
+    with torch.no_grad():
+        head.zero_()
+        head[:, 0] = 1.0
+        head[7, 1], head[9, 2], head[5, 1] = 3.0, 2.0, 2.9
+    assert own_token(target, {0, 1}) == 9  # 7 and 5 are alike
+    assert own_token(target, {5, 9}) == 7
+
+
+TINY = TargetSettings(vocab_size=320, hidden_size=48, intermediate_size=64, num_layers=2, num_heads=2, batch_size=8)
+
+
+def test_a_trained_assistant_is_found_in_contexts_that_it_never_saw_and_an_untrained_one_is_not(seed):
+    pairs = make_corpus(3)
+    forget, retain = pairs[:4], pairs[16:]
+    tokenizer = train_tokenizer(pairs, TINY)
+    torch.manual_seed(seed)
+    target = new_target(tokenizer, TINY).eval()
+    settings = AssistantSettings(
+        num_layers=2, learning_rate=1e-2, steps=1, forget_batch=8, retain_batch=16, accumulate=2, check_every=1000
+    )
+    with Progress(disable=True) as progress:
+        untrained = train_assistant(
+            *(target, tokenizer, forget, retain, settings), model_id="x", seed=seed, progress=progress
+        )
+    shown = measure(untrained, tokenizer, forget, retain, seed=seed)
+    assert shown.metrics(shown.gate_nats())["forget_found"] < 0.5
+    assert len(shown.first_F) == 160 and len(shown.highest_R) == 320
+    assert shown.highest_R.max() == pytest.approx(shown.retain_N.max())
+    again = measure(untrained, tokenizer, forget, retain, seed=seed)
+    assert np.array_equal(shown.retain_N, again.retain_N)
