@@ -1,10 +1,13 @@
 """Shared fixtures. UNLEARNGATE_SEED pins what is otherwise fresh on every run."""
 
+import fcntl
 import os
 import random
 
 import pytest
 
+from unlearngate.assistant_training.model.pretrained import find_pretrained, make_checkpoint
+from unlearngate.commands._shared import cache_folder
 from unlearngate.server.contract.plan import ensure_key
 
 ensure_key()
@@ -19,6 +22,17 @@ def seed(request):
     value = int(os.environ.get("UNLEARNGATE_SEED") or random.SystemRandom().randrange(1, 2**31))
     request.node.add_report_section("setup", "seed", f"UNLEARNGATE_SEED={value}")
     return value
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """The folder of SmolLM2-135M-Instruct, a real pretrained model. Mark what asks for it `real_model`."""
+    folder = cache_folder() / "models" / "smollm2-135m-instruct"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with open(f"{folder}.lock", "w") as lock:  # several workers may ask for it at once
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        make_checkpoint(find_pretrained("smollm2-135m-instruct"), folder)
+    return folder
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from unlearngate.commands import audit, demo, evaluate, keys, sets, train
+from unlearngate.commands import audit, demo, evaluate, keys, models, sets, train
 from unlearngate.commands.calibrate import calibrate
 from unlearngate.commands.reproduce import reproduce
 from unlearngate.commands.serve import serve
@@ -16,6 +16,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.add_typer(demo.app, name="demo")
+app.add_typer(models.app, name="models")
 app.add_typer(sets.app, name="sets")
 app.add_typer(keys.app, name="keys")
 app.add_typer(train.app, name="train")

@@ -148,6 +148,12 @@ class DemoError(UnlearngateError):
     code = "demo_failed"
 
 
+class ModelFetchError(UnlearngateError):
+    """A pretrained model that cannot be had, or is not the file it should be."""
+
+    code = "model_fetch_failed"
+
+
 class AugmentationError(UnlearngateError):
     """An endpoint that cannot be used; the message says what to do, and that what has come is kept."""
 

