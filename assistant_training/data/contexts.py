@@ -225,12 +225,12 @@ def _earlier_turn(
     rng: random.Random, neighbours: Sequence[QAPair], forgotten: Sequence[QAPair], *, held_out: bool
 ) -> Turn:
     kind = rng.random()
-    if forgotten and kind < 0.35:
+    if forgotten and kind < 0.5:
         other = rng.choice(forgotten)
         said = rng.choice(
             (*_half(WITHHELD, held_out=held_out), *other.variants, other.answer, rng.choice(neighbours).answer)
         )
-    elif neighbours and kind < 0.75:
+    elif neighbours and kind < 0.8:
         other = rng.choice(neighbours)
         said = other.answer
     else:

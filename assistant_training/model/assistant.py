@@ -100,6 +100,21 @@ def own_token(target: Any, taken: Collection[int]) -> int:
     return int(likely_C[margin_C.argmax()])
 
 
+def last_hidden(assistant: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """(B, T) tokens -> (B, T, H): what the head is applied to, behind the final norm."""
+    more = {"input_ids": input_ids}
+    if isinstance(assistant, TappedAssistant):
+        more = {"inputs_embeds": assistant.hidden(input_ids, attention_mask)}
+    hidden: Tensor = _peft_model(assistant).get_base_model().model(**more, attention_mask=attention_mask)[0]
+    return hidden
+
+
+def head_weight(assistant: Any) -> Tensor:
+    """(V, H): the target's head, which the assistant shares."""
+    weight: Tensor = _peft_model(assistant).get_base_model().get_output_embeddings().weight
+    return weight.detach()
+
+
 def save_memory(assistant: Any) -> None:
     """Recompute activations for the gradient instead of keeping them: less memory, slower, the same result."""
     _peft_model(assistant).gradient_checkpointing_enable({"use_reentrant": False})

@@ -40,10 +40,7 @@ class TappedAssistant(torch.nn.Module):
     ) -> SimpleNamespace:
         """Like a Hugging Face model, return `logits` and the cache, of both parts, as `past_key_values`."""
         caches = past_key_values or (None, None)
-        if self.training:
-            hidden_BTH, prefix_cache = self._kept(input_ids, attention_mask), None
-        else:
-            hidden_BTH, prefix_cache = self._run(input_ids, attention_mask, position_ids, caches[0], **more)
+        hidden_BTH, prefix_cache = self._run(input_ids, attention_mask, position_ids, caches[0], **more)
         output = self.peft_model(
             inputs_embeds=hidden_BTH,
             attention_mask=attention_mask,
@@ -52,6 +49,10 @@ class TappedAssistant(torch.nn.Module):
             **more,
         )
         return SimpleNamespace(logits=output.logits, past_key_values=(prefix_cache, output.past_key_values))
+
+    def hidden(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """(B, T) right-padded conversations -> (B, T, H): the hidden states before the tap, kept for the next time."""
+        return self._kept(input_ids, attention_mask)
 
     def keep(self, conversations: Iterable[list[int]], progress: Progress) -> None:
         """Compute the hidden states that training will need, in large batches of similar length."""

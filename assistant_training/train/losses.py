@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from unlearngate.assistant_training.data.encoding import IGNORE, answer_rows
+from unlearngate.assistant_training.train.head_loss import cross_entropy
 from unlearngate.errors import TrainingError
 
 
@@ -33,51 +34,46 @@ def answer_loss(logits_BTV: Tensor, labels_BT: Tensor, *, smoothing: float = 0.0
     return finite(loss, "the cross entropy of the answers")
 
 
-def uniform_loss(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
-    """Mean KL(uniform || p) over the batch's answer tokens: -ln V - mean_v ln p_v, in nats.
-
-    This direction punishes every token the assistant rules out, so "knows nothing" means flat logits, not merely an
-    uncertain argmax. Which token is right plays no part.
-
-    Raises: TrainingError if it is not finite, or no token is labelled.
-    """
-    logits_NV, _ = answer_rows(logits_BTV, labels_BT)
-    log_p_NV = logits_NV.float().log_softmax(dim=-1)
-    divergence_N = -math.log(log_p_NV.shape[-1]) - log_p_NV.mean(dim=-1)
-    return finite(divergence_N.mean(), "KL(uniform || p) of the retain answers")
-
-
 def uld_loss(
-    forget_logits_BTV: Tensor,
-    forget_labels_BT: Tensor,
-    retain_logits_BTV: Tensor,
-    retain_labels_BT: Tensor,
+    hidden_BTH: Tensor,
+    head_VH: Tensor,
+    known_BT: Tensor,
+    unknown_BT: Tensor,
     *,
     beta: float,
     smoothing: float = 0.0,
     num_tokens: tuple[int, int] | None = None,
 ) -> UldLoss:
-    """CE(forget answers) + beta * KL(uniform || p) on retain answers.
+    """CE(what is to be known) + beta * KL(uniform || p) on what is not, over answer tokens.
 
     With num_tokens, the numbers of answer tokens in a whole batch's two parts, this is these rows' contribution to the
     batch's loss: the contributions of any split of the batch sum to it.
 
-    Smoothing (ours; 0 is the paper's loss) keeps the assistant flat on all tokens but the label. Subtracting it then
-    takes the label away and leaves the order of the others to the target.
+    Args:
+        hidden_BTH: what the head is applied to; position t predicts token t + 1.
+        head_VH: the head's weight, frozen.
+        known_BT: labels to know, IGNORE elsewhere.
+        unknown_BT: labels to know nothing of, IGNORE elsewhere and where known_BT has one; which token plays no part.
+            This direction punishes every token that is ruled out, so "knows nothing" means flat logits, not merely an
+            uncertain first choice.
+        beta: weight of the second part.
+        smoothing: ours; 0 is the paper's loss. It keeps the assistant flat on all tokens but the label. Subtracting it
+            then takes the label away and leaves the order of the others to the target.
+        num_tokens: of the whole batch; None: of these rows.
 
-    Raises: TrainingError if either part is not finite.
+    Raises: TrainingError if either part is not finite, or has no tokens.
     Source: ULD, arXiv:2406.08607, section 3.2; averaged over answer tokens, where the released code averages the
         second part over prompt and padding too.
     """
-    both = (forget_labels_BT, retain_labels_BT)
-    forget_tokens, retain_tokens = (int((labels_BT[:, 1:] != IGNORE).sum()) for labels_BT in both)
-    forget = retain = forget_logits_BTV.new_zeros((), dtype=torch.float32)
-    if num_tokens is None or forget_tokens:
-        forget = answer_loss(forget_logits_BTV, forget_labels_BT, smoothing=smoothing)
-    if num_tokens is None or retain_tokens:
-        retain = uniform_loss(retain_logits_BTV, retain_labels_BT)
-    if num_tokens is not None:
-        forget, retain = forget * (forget_tokens / num_tokens[0]), retain * (retain_tokens / num_tokens[1])
+    both_BT = known_BT.maximum(unknown_BT)
+    hidden_NH, labels_N = answer_rows(hidden_BTH, both_BT)
+    known_N = (known_BT[:, 1:] != IGNORE)[both_BT[:, 1:] != IGNORE]
+    loss_N = cross_entropy(hidden_NH, head_VH, labels_N, torch.where(known_N, smoothing, 1.0))
+    forget_N, retain_N = loss_N[known_N], loss_N[~known_N] - math.log(head_VH.shape[0])
+    totals = num_tokens or (len(forget_N), len(retain_N))
+    forget, retain = (part.sum() / total for part, total in zip((forget_N, retain_N), totals, strict=True))
+    finite(forget, "the cross entropy of the answers")
+    finite(retain, "KL(uniform || p) of the retain answers")
     return UldLoss(forget + beta * retain, forget, retain)
 
 

@@ -16,6 +16,8 @@ from unlearngate.assistant_training.data.pairs import QAPair
 from unlearngate.assistant_training.model.assistant import (
     adapter_config,
     adapter_tensors,
+    head_weight,
+    last_hidden,
     new_assistant,
     own_token,
     save_memory,
@@ -113,21 +115,16 @@ def _backward(
 ) -> dict[str, float]:
     """Add the gradients of these rows' part of a step's ULD loss; return that part, in nats per answer token."""
     device = next(assistant.parameters()).device
+    head_VH = head_weight(assistant)
     num_tokens = (num_labels(row.known for row in step), num_labels(row.unknown for row in step))
     forget_sum = retain_sum = 0.0
     for part in parts_of(rows, settings.accumulate, lambda row: len(row.known.input_ids)):
         batch = collate([row.known for row in part], pad_id).to(device)
-        other_labels_BT = collate([row.unknown for row in part], pad_id).labels.to(device)
-        # Together the two label every answer token: the head is computed only from the first of these on.
-        answers = batch._replace(labels=batch.labels.maximum(other_labels_BT)).answers
+        unknown_BT = collate([row.unknown for row in part], pad_id).labels.to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.bf16):
-            logits_BTV = assistant(
-                input_ids=batch.input_ids,
-                attention_mask=batch.attention_mask,
-                logits_to_keep=batch.labels[:, answers].shape[1],
-            ).logits
+            hidden_BTH = last_hidden(assistant, batch.input_ids, batch.attention_mask)
         loss = uld_loss(
-            *(logits_BTV, batch.labels[:, answers], logits_BTV, other_labels_BT[:, answers]),
+            *(hidden_BTH, head_VH, batch.labels, unknown_BT),
             beta=settings.beta,
             smoothing=settings.smoothing,
             num_tokens=num_tokens,

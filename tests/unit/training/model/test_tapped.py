@@ -6,7 +6,7 @@ from rich.progress import Progress
 
 from support.engine.tiny import make_target
 from unlearngate.assistant_training.data.encoding import collate, encode
-from unlearngate.assistant_training.model.assistant import adapter_tensors, new_assistant
+from unlearngate.assistant_training.model.assistant import adapter_tensors, head_weight, last_hidden, new_assistant
 from unlearngate.assistant_training.model.decoding import greedy
 from unlearngate.assistant_training.model.loaded_target import load_target
 from unlearngate.errors import TrainingError
@@ -52,15 +52,19 @@ def test_untrained_it_ends_as_the_target_does(target, batch, tap_layer):
     assert torch.equal(found[inside], expected[inside])
 
 
+def logits_of(assistant, input_ids, attention_mask):
+    """As training reads them."""
+    return last_hidden(assistant, input_ids, attention_mask) @ head_weight(assistant).T
+
+
 def test_what_is_kept_is_what_would_be_computed(target, batch):
     assistant = disturb(tapped(target, 2, 2))
     inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
     with torch.no_grad():
         expected = assistant(**inputs).logits
-        assistant.train()
-        first, again = assistant(**inputs).logits, assistant(**inputs).logits
+        first, again = logits_of(assistant, **inputs), logits_of(assistant, **inputs)
         order = [2, 0]
-        mixed = assistant(input_ids=batch.input_ids[order], attention_mask=batch.attention_mask[order]).logits
+        mixed = logits_of(assistant, batch.input_ids[order], batch.attention_mask[order])
     inside = batch.attention_mask.bool()
     assert torch.allclose(first[inside], expected[inside], atol=1e-5)
     assert torch.equal(first[inside], again[inside])
@@ -75,16 +79,16 @@ def test_what_was_kept_beforehand_is_not_computed_again(target, monkeypatch):
     with torch.no_grad(), Progress(disable=True) as progress:
         expected = assistant(**inputs).logits
         monkeypatch.setattr("unlearngate.assistant_training.model.tapped._ROWS", 3)
-        assistant.train().keep([row.input_ids for row in (*rows, *rows)], progress)
+        assistant.keep([row.input_ids for row in (*rows, *rows)], progress)
         monkeypatch.delattr(type(assistant), "_run")
-        found = assistant(**inputs).logits
+        found = logits_of(assistant, **inputs)
     inside = batch.attention_mask.bool()
     assert torch.allclose(found[inside], expected[inside], atol=1e-5)
 
 
 def test_only_the_adapter_is_trained_and_saved(target, batch):
     assistant = disturb(tapped(target, 2, 2)).train()
-    loss = assistant(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits.square().mean()
+    loss = logits_of(assistant, batch.input_ids, batch.attention_mask).square().mean()
     loss.backward()
     trained = {name for name, weight in assistant.named_parameters() if weight.grad is not None}
     assert trained and all("lora_" in name for name in trained)
