@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from unlearngate.manifest import Name
 from unlearngate.server.contract.branches import MAX_BRANCHES
+from unlearngate.server.sets.caller import Logprobs
 
 
 class ServerConfig(BaseModel):
@@ -34,6 +35,10 @@ class ServerConfig(BaseModel):
     )
     required_set: tuple[Name, ...] = Field(
         default=(), description="in force for every request, whatever it says; repeat for several"
+    )
+    logprobs: Logprobs = Field(
+        default="none",
+        description="what requests with a required set may have of logprobs, and of the fields that measure them",
     )
     keys: Path | None = Field(
         default=None, description="file of API keys (unlearngate keys); with it every request needs one"

@@ -75,6 +75,7 @@ def serve(config: ServerConfig) -> int:
                     num_branches=config.max_sets_per_request,
                     default_sets=config.default_set,
                     required_sets=config.required_set,
+                    logprobs=config.logprobs,
                 )
                 policy.refuse_impossible(access.known_callers())
                 from unlearngate.server.engine import compat  # takes seconds: everything above should fail before

@@ -122,6 +122,7 @@ def _caller(key: ApiKey, required_by_gateway: tuple[str, ...]) -> Caller:
         allowed=None if key.admin or ANY_SET in key.allowed else frozenset(key.allowed),
         admin=key.admin,
         metrics=key.metrics or key.admin,
+        logprobs=key.logprobs,
     )
 
 

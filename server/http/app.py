@@ -31,6 +31,7 @@ from unlearngate.server.http.bodies import StrictRoute, blame_the_body, stop_at_
 from unlearngate.server.http.cards import model_card, model_cards, set_cards
 from unlearngate.server.http.description import SetInForce, answers, errors
 from unlearngate.server.http.failures import answer_failures, on_our_error, refusal, status_of
+from unlearngate.server.http.logprobs import refuse_measuring
 from unlearngate.server.sets.choices import ForgetSetChoice, parse_choices
 from unlearngate.server.sets.policy import Policy
 
@@ -106,7 +107,9 @@ class Answerer:
         account = self.accounting.open(response_id(request, raw_request), raw_request)
         try:
             _refuse_not_composed(request)
-            decision = self.policy.decide(request.model, request.forget_sets, raw_request.state.caller)
+            caller = raw_request.state.caller
+            decision = self.policy.decide(request.model, request.forget_sets, caller)
+            refuse_measuring(request, self.policy.logprobs_for(caller))
             binding = await self.adapters.acquire(decision.sets) if decision.sets else None
         except UnlearngateError as error:
             account.refuse(error.http_status, error.code)

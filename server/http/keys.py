@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StringConstraints
 from unlearngate.errors import KeysFileError
 from unlearngate.files import write_whole
 from unlearngate.manifest import NAME_PATTERN, Name
+from unlearngate.server.sets.caller import Logprobs
 
 ANY_SET = "*"
 _KEY_PREFIX = "ulg-"
@@ -47,6 +48,9 @@ class ApiKey(BaseModel):
     )
     admin: StrictBool = Field(default=False, description="may use the admin routes, and see every set")
     metrics: StrictBool = Field(default=False, description="may read /metrics")
+    logprobs: Logprobs | None = Field(
+        default=None, description="what requests with a required set may have of logprobs, in place of the server's"
+    )
 
 
 class KeysFile(BaseModel):

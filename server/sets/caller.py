@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+# What requests may have of logprobs, where a set is required for them. Rounded ones are not offered: a client's
+# temperature scales them before they would be rounded, so that a few requests measure them as exactly as wanted.
+Logprobs = Literal["full", "none"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,3 +22,4 @@ class Caller:
     allowed: frozenset[str] | None = None  # None: every set
     admin: bool = False
     metrics: bool = False
+    logprobs: Logprobs | None = None  # None: the server's

@@ -20,7 +20,7 @@ from unlearngate.errors import (
     UnknownForgetSetError,
     UnsupportedDeploymentError,
 )
-from unlearngate.server.sets.caller import Caller
+from unlearngate.server.sets.caller import Caller, Logprobs
 from unlearngate.server.sets.choices import ForgetSetChoice
 from unlearngate.server.sets.decision import By, Decision, InForce
 from unlearngate.server.sets.registry import Registry
@@ -40,11 +40,13 @@ class Policy:
         num_branches: int,
         default_sets: Sequence[str] = (),
         required_sets: Sequence[str] = (),
+        logprobs: Logprobs = "none",
     ) -> None:
         self.registry = registry
         self.served_name = served_name
         self.default_sets = tuple(default_sets)
         self.required_sets = tuple(required_sets)
+        self.logprobs: Logprobs = logprobs
         self._num_branches = num_branches
         if MODEL_SEPARATOR in served_name:
             raise InvalidRequestError(f"a model cannot be called {served_name!r}: {MODEL_SEPARATOR!r} begins its sets")
@@ -93,6 +95,12 @@ class Policy:
             ("server", self.required_sets),
         ]
         return {name: by for by, names in sources for name in names}
+
+    def logprobs_for(self, caller: Caller) -> Logprobs:
+        """What this caller's requests may have of the logprobs; all of it where no set is required for them."""
+        if not self.required_for(caller):
+            return "full"
+        return self.logprobs if caller.logprobs is None else caller.logprobs
 
     def visible(self, caller: Caller) -> list[str]:
         """This server's sets that the caller may name and be told of: what it is allowed, and what it gets anyway."""

@@ -74,9 +74,23 @@ def oracle(reference):
 
 @pytest.fixture(scope="module")
 def server(folders):
-    """Anna is required. Fewer combinations are kept than the tests use, so that adapters come and go."""
+    """Anna is required, and clients may measure all they can: what they measure must be the composition.
+
+    Fewer combinations are kept than the tests use, so that adapters come and go.
+    """
     engine = "--dtype float32 --max-model-len 512 --max-num-seqs 8 --enforce-eager"
-    options = ["--required-set", "anna", "--max-loaded", "2", "--max-known", "2", "--engine-args", engine]
+    options = [
+        "--required-set",
+        "anna",
+        "--logprobs",
+        "full",
+        "--max-loaded",
+        "2",
+        "--max-known",
+        "2",
+        "--engine-args",
+        engine,
+    ]
     arguments = [folders / "tiny", "--forget-sets", folders / "sets", *options]
     with Server(arguments, folders / "log", env={"VLLM_LOGGING_LEVEL": "DEBUG"}) as running:
         yield running.wait_until_healthy()

@@ -27,7 +27,10 @@ def keys(*words) -> str:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """anna is required for everybody, bert for acme, cleo and dora are globex's to name; root sees them all."""
+    """anna is required for everybody, bert for acme, cleo and dora are globex's to name; root sees them all.
+
+    Logprobs, by which answers are compared here, are allowed to all but initech.
+    """
     base = tmp_path_factory.mktemp("policy-server")
     target = make_target(base / "tiny", seed=11)
     for index, name in enumerate(["anna", "bert", "cleo", "dora"]):
@@ -39,8 +42,9 @@ def server(tmp_path_factory):
         "acme": keys("add", file, "--id", "acme", "--tenant", "acme", "--require", "bert", "--allow", "dora"),
         "globex": keys("add", file, "--id", "globex", "--tenant", "globex", "--default-set", "cleo", "--allow", "dora"),
         "root": keys("add", file, "--id", "root", "--tenant", "ops", "--admin"),
+        "initech": keys("add", file, "--id", "initech", "--tenant", "initech", "--logprobs", "none"),
     }
-    options = ["--required-set", "anna", "--keys", file, "--gateway-secret-file", base / "secret"]
+    options = ["--required-set", "anna", "--logprobs", "full", "--keys", file, "--gateway-secret-file", base / "secret"]
     options += ["--max-sets-per-request", "3", *ENGINE]
     with Server([target, "--forget-sets", base / "sets", *options], base / "log") as running:
         running.keys_file, running.made = file, made
@@ -114,6 +118,30 @@ def test_a_stream_and_a_text_completion_obey_and_tell_too(server):
 def test_what_would_forget_less_is_refused_with_the_reason(server, sets, model, kind, sentence):
     with client_of(server, "acme") as client, pytest.raises(kind, match=sentence):
         ask(client, sets, model)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"logprobs": True},
+        {"logprobs": True, "top_logprobs": 5},
+        {"logprobs": True, "stream": True},
+        {"logit_bias": {"5": 1}},
+        {"extra_body": {"allowed_token_ids": [5, 6]}},
+        {"extra_body": {"bad_words": ["a"]}},
+        {"extra_body": {"vllm_xargs": {"unlearngate": "x.y"}}},
+    ],
+    ids=str,
+)
+def test_a_key_without_logprobs_is_refused_whatever_measures_them(server, asked):
+    with client_of(server, "initech") as client:
+        with pytest.raises(openai.PermissionDeniedError, match="is not allowed in requests with a required") as refused:
+            client.chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=2, **asked)
+        assert refused.value.code == "required_forget_set"
+        with pytest.raises(openai.PermissionDeniedError, match="logprobs is not allowed"):
+            client.completions.create(model="tiny", prompt="hello", max_tokens=2, logprobs=0)
+        answer = client.chat.completions.create(model="tiny", messages=MESSAGES, temperature=0, max_tokens=12)
+        assert by(answer) == {"anna": "server"} and answer.choices[0].logprobs is None
 
 
 def test_a_key_is_told_only_of_what_it_may_name(server):

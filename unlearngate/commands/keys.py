@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from unlearngate.commands._shared import errors_as_sentences
+from unlearngate.server.sets.caller import Logprobs
 
 app = typer.Typer(help="Look after the API keys of a server: unlearngate serve --keys FILE.", no_args_is_help=True)
 
@@ -34,6 +35,10 @@ def keys_add(
     ] = None,
     admin: Annotated[bool, typer.Option("--admin", help="may use the admin routes, and sees every set")] = False,
     metrics: Annotated[bool, typer.Option("--metrics", help="may read /metrics")] = False,
+    logprobs: Annotated[
+        Logprobs | None,
+        typer.Option(help="logprobs in requests with a required set, in place of the server's --logprobs"),
+    ] = None,
 ) -> None:
     """Make an API key and print it. This is the only time: the file holds only its hash.
 
@@ -52,6 +57,7 @@ def keys_add(
             allowed=tuple(allow or ()),
             admin=admin,
             metrics=metrics,
+            logprobs=logprobs,
         )
         write_keys(file, keys.with_key(key))
     typer.echo(secret)
@@ -67,6 +73,7 @@ def keys_list(file: File) -> None:
     table = Table("id", "tenant", "required", "default", "allowed", "flags", title=str(file), title_justify="left")
     for key in keys:
         flags = [flag for flag in ("admin", "metrics") if getattr(key, flag)]
+        flags += [f"logprobs {key.logprobs}"] if key.logprobs else []
         default = "the server's" if key.default is None else ", ".join(key.default)
         table.add_row(key.id, key.tenant, ", ".join(key.required), default, ", ".join(key.allowed), ", ".join(flags))
     Console().print(table)

@@ -22,6 +22,7 @@ GIVEN = {
     "name": "m",
     "default_set": "a",
     "required_set": "b",
+    "logprobs": "full",
     "keys": "keys.json",
     "gateway_secret_file": "secret",
     "require_gateway": None,

@@ -26,7 +26,7 @@ ARROWS = {
     "unlearngate.commands": ANYTHING,
     "unlearngate.kernels": set(),
     "unlearngate.server.metrics": set(),
-    "unlearngate.server.config": {"server.contract"},
+    "unlearngate.server.config": {"server.contract", "server.sets"},
     "unlearngate.server": {f"server.{n}" for n in ("http", "audit", "sets", "engine", "contract", "metrics", "config")},
     "unlearngate.server.http": {"server.audit", "server.sets", "server.engine", "server.contract", "server.metrics"},
     "unlearngate.server.audit": {"server.sets", "server.engine", "server.contract", "server.metrics"},

@@ -7,6 +7,7 @@ ROOT = Path(__file__).parents[3]
 TESTS = [
     "e2e/test_no_way_around.py",
     "support/attacks/leak_attempts.py",
+    "unit/server/http/test_logprobs.py",
     "unit/server/worker/test_no_way_around.py",
     "unit/server/contract/test_no_unsafe_start.py",
 ]

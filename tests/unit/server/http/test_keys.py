@@ -40,6 +40,7 @@ def write(path, *keys):
 def test_a_key_is_printed_once_and_the_file_holds_only_its_hash(tmp_path):
     file = tmp_path / "keys.json"
     words = ["--tenant", "acme", "--require", "a", "--require", "b", "--default-set", "c", "--allow", "d", "--metrics"]
+    words += ["--logprobs", "full"]
     secret = run("add", file, "--id", "acme-prod", *words).stdout.strip()
     assert len(secret) > 40 and secret not in file.read_text()
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
@@ -48,6 +49,7 @@ def test_a_key_is_printed_once_and_the_file_holds_only_its_hash(tmp_path):
     assert key == ApiKey(
         id="acme-prod", tenant="acme", sha256=hash_secret(secret), required=("a", "b"), default=("c",), allowed=("d",),
         metrics=True,
+        logprobs="full",
     )  # fmt: skip
     assert Keyring(file).find(secret) == key
     listed = run("list", file).stdout
@@ -58,6 +60,7 @@ def test_a_key_that_says_nothing_more_may_name_nothing_and_is_no_admin(tmp_path)
     run("add", tmp_path / "keys", "--id", "k", "--tenant", "t")
     (key,) = read_keys(tmp_path / "keys").keys
     assert (key.required, key.default, key.allowed, key.admin, key.metrics) == ((), None, (), False, False)
+    assert key.logprobs is None
 
 
 def test_no_two_keys_are_the_same(tmp_path):
