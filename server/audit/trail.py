@@ -26,13 +26,27 @@ class Trail:
     found: list[dict[str, Any]] = field(default_factory=list)
     open_requests: int = 0
 
+    @property
+    def tenants(self) -> list[str]:
+        """Whose lines were found: a client chooses its x-request-id, so several tenants may have sent the same."""
+        return sorted({str(line.get("tenant")) for line in self.found})
 
-def read_trail(files: Sequence[Path], *, request_id: str | None = None, anchor: str | None = None) -> Trail:
+
+def read_trail(
+    files: Sequence[Path],
+    *,
+    request_id: str | None = None,
+    tenant: str | None = None,
+    key: str | None = None,
+    anchor: str | None = None,
+) -> Trail:
     """Verify the chain over all files, whatever their order, line by line.
 
     Args:
         files: the log's files; the oldest may be missing, none in between.
         request_id: collect this request's lines: the id of its response, or the x-request-id that its client sent.
+        tenant: of these, only this tenant's.
+        key: of these, only those of the API key with this id.
         anchor: the digest of a line, kept elsewhere, that must be among them.
 
     Raises: OSError if a file cannot be read.
@@ -53,7 +67,8 @@ def read_trail(files: Sequence[Path], *, request_id: str | None = None, anchor: 
                 continue
             change = {"admitted": 1, "ended": -1}.get(content["event"], 0)
             admitted[content["request"]] = admitted.get(content["request"], 0) + change
-            if request_id is not None and request_id in (content["request"], content["client_request"]):
+            wanted = request_id is not None and request_id in (content["request"], content["client_request"])
+            if wanted and tenant in (None, content.get("tenant")) and key in (None, content.get("key")):
                 trail.found.append(content)
     trail.open_requests = sum(max(0, number) for number in admitted.values())
     if anchor is not None and not trail.anchored:

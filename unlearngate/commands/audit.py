@@ -36,15 +36,24 @@ def verify(files: Files, anchor: Anchor = None) -> None:
 def show(
     request_id: Annotated[str, typer.Argument(help="the id of the response, or the x-request-id that was sent")],
     files: Files,
+    tenant: Annotated[str | None, typer.Option(help="only this tenant's lines")] = None,
+    key: Annotated[str | None, typer.Option(help="only lines of the API key with this id")] = None,
     anchor: Anchor = None,
 ) -> None:
-    """Print which forget sets were in force for a request, and check the log; exit 1 if either fails."""
+    """Print which forget sets were in force for a request, and check the log; exit 1 if either fails.
+
+    A client chooses its x-request-id, so several may have sent the same: --tenant and --key tell them apart.
+    """
     with errors_as_sentences():
-        trail = read_trail(_log_files(files), request_id=request_id, anchor=anchor)
+        trail = read_trail(_log_files(files), request_id=request_id, tenant=tenant, key=key, anchor=anchor)
     for line in trail.found:
         typer.echo(json.dumps(line, indent=2))
     if not trail.found:
-        typer.secho(f"no request {request_id!r} in these files", fg="red", err=True)
+        of = "".join(f" of {what} {value!r}" for what, value in (("tenant", tenant), ("key", key)) if value)
+        typer.secho(f"no request {request_id!r}{of} in these files", fg="red", err=True)
+    if len(trail.tenants) > 1:
+        names = ", ".join(trail.tenants)
+        typer.secho(f"these are lines of several tenants: {names}; --tenant shows one's only", fg="yellow", err=True)
     _report(trail)
     raise typer.Exit(0 if trail.found and not trail.problems else 1)
 

@@ -57,6 +57,42 @@ def test_show_prints_what_was_in_force_for_a_request(log, name):
     assert [(e["event"], e["sets"]) for e in events] == [("admitted", SETS), ("ended", SETS)]
 
 
+@pytest.fixture
+def shared(tmp_path):
+    """Three requests with the same x-request-id: two of acme, by different keys, one of globex."""
+    audit = Audit(tmp_path / "log.jsonl", max_bytes=10**6)
+    for number, (tenant, key) in enumerate([("acme", "acme-1"), ("globex", "globex-1"), ("acme", "acme-2")]):
+        who = {"request": f"chatcmpl-same-{number}", "client_request": "same", "key": key, "tenant": tenant}
+        audit.append("admitted", **who, sets=SETS)
+        audit.append("ended", **who, sets=SETS, finish="completed")
+    audit.close()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "options, keys, warned",
+    [
+        ([], ["acme-1", "globex-1", "acme-2"], True),
+        (["--tenant", "acme"], ["acme-1", "acme-2"], False),
+        (["--tenant", "globex"], ["globex-1"], False),
+        (["--key", "acme-2"], ["acme-2"], False),
+        (["--tenant", "acme", "--key", "acme-1"], ["acme-1"], False),
+    ],
+)
+def test_show_tells_tenants_with_the_same_id_apart(shared, options, keys, warned):
+    done = run("show", "same", shared, *options)
+    assert done.exit_code == 0, done.output
+    printed = done.stdout[: done.stdout.rindex("}") + 1].replace("}\n{", "},{")
+    assert [e["key"] for e in json.loads(f"[{printed}]")] == [key for key in keys for _ in range(2)]
+    assert ("these are lines of several tenants: acme, globex; --tenant shows one's only" in done.output) == warned
+
+
+def test_show_does_not_find_one_tenants_request_under_anothers_key(shared):
+    done = run("show", "same", shared, "--tenant", "globex", "--key", "acme-1")
+    assert done.exit_code == 1
+    assert "no request 'same' of tenant 'globex' of key 'acme-1' in these files" in done.output
+
+
 def test_show_fails_for_a_request_that_is_not_there_or_a_log_that_is_broken(log):
     assert run("show", "chatcmpl-9", log).exit_code == 1
     assert "no request 'chatcmpl-9'" in run("show", "chatcmpl-9", log).output
