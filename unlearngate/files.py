@@ -5,8 +5,28 @@ from __future__ import annotations
 import os
 import secrets
 from pathlib import Path
+from typing import NamedTuple
 
 SCRATCH_PREFIX = ".unlearngate-"
+
+
+class FileState(NamedTuple):
+    """What changes whenever a file does. Its writer may set the time of its content back, but not that of its inode."""
+
+    device: int
+    inode: int
+    size: int
+    content_time_ns: int
+    inode_time_ns: int
+
+
+def file_state(path: Path) -> FileState | None:
+    """The state of a file, links followed; None if it is not there."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return FileState(stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
 
 
 def write_whole(path: Path, content: str, *, mode: int = 0o666) -> None:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import hmac
 import logging
-import os
 from pathlib import Path
 
 from prometheus_client import Gauge
 
 from unlearngate.errors import KeysFileError
+from unlearngate.files import file_state
 from unlearngate.server.http.keys import ApiKey, KeysFile, hash_secret, read_keys
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ class Keyring:
         self.path = path
         self.problem: str | None = None
         # The state is taken before the content is read: a change in between is then seen by the next refresh.
-        self._state = _state_of(path)
+        self._state = file_state(path)
         self._keys: KeysFile = read_keys(path)
 
     def keys(self) -> tuple[ApiKey, ...]:
@@ -50,7 +50,7 @@ class Keyring:
 
     def refresh(self) -> None:
         """Read the file again if it changed; a broken one leaves the last good one in force and sets `problem`."""
-        state = _state_of(self.path)
+        state = file_state(self.path)
         if state == self._state:
             return
         self._state = state
@@ -62,12 +62,3 @@ class Keyring:
             self.problem = error.message
             logger.error("the keys file changed and cannot be used, the last good one stays in force: %s", error)
         STALE.set(self.problem is not None)
-
-
-def _state_of(path: Path) -> tuple[int, int, int] | None:
-    """What changes whenever the file does; None if it is not there."""
-    try:
-        stat = os.stat(path)
-    except OSError:
-        return None
-    return stat.st_mtime_ns, stat.st_size, stat.st_ino

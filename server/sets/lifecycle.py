@@ -16,12 +16,13 @@ from typing import Any
 
 from unlearngate.artefact import ForgetSet, load_forget_set, set_folders
 from unlearngate.errors import ArtefactError, ConflictError, UnknownForgetSetError
+from unlearngate.files import FileState, file_state
 from unlearngate.server.sets.registry import Registry, same_name
 from unlearngate.server.sets.store import Record, Seen, Store
 
 logger = logging.getLogger(__name__)
 
-Fingerprint = frozenset[tuple[str, int, int, int]]  # of each file: name, size, time of change, inode
+Fingerprint = frozenset[tuple[str, FileState | None]]  # of each file: its name, and its state; None if it is gone
 
 
 class Lifecycle:
@@ -320,14 +321,7 @@ def _fingerprints(folder: Path) -> dict[str, Fingerprint]:
 
 
 def _fingerprint(folder: Path) -> Fingerprint:
-    files = set()
-    for path in _entries(folder):
-        try:
-            stat = path.stat()
-            files.add((path.name, stat.st_size, stat.st_mtime_ns, stat.st_ino))
-        except OSError:  # gone meanwhile, or a link to nowhere
-            files.add((path.name, 0, 0, 0))
-    return frozenset(files)
+    return frozenset((path.name, file_state(path)) for path in _entries(folder))
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -212,6 +212,17 @@ def test_a_change_that_keeps_size_and_time_is_seen(keyring):
     assert keyring.find("first") is None and keyring.find("other") is not None
 
 
+def test_a_change_in_place_that_keeps_size_and_time_is_seen(keyring):
+    """The key `first` is revoked by somebody who copies files with their times, over the old one."""
+    before, text = keyring.path.stat(), keyring.path.read_text()
+    with keyring.path.open("r+") as file:
+        file.write(text.replace(hash_secret("first"), hash_secret("other")))
+    os.utime(keyring.path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = keyring.path.stat()
+    assert (after.st_ino, after.st_size, after.st_mtime_ns) == (before.st_ino, before.st_size, before.st_mtime_ns)
+    assert keyring.find("first") is None and keyring.find("other") is not None
+
+
 def stale() -> float | None:
     return REGISTRY.get_sample_value("unlearngate_keys_file_stale")
 
