@@ -22,6 +22,8 @@ from unlearngate.server.sets.lifecycle import Lifecycle
 
 logger = logging.getLogger(__name__)
 
+_SHOWN = 300  # characters of a path that are repeated in an error
+
 
 class SetChange(BaseModel):
     """One change of one forget set."""
@@ -31,7 +33,10 @@ class SetChange(BaseModel):
     action: Literal["register", "replace", "retire", "pin", "unpin"]
     name: str = Field(pattern=NAME_PATTERN, description="the set's name, as its manifest says it")
     path: str | None = Field(
-        default=None, min_length=1, description="an artefact's folder, below --forget-sets or STATE/incoming"
+        default=None,
+        min_length=1,
+        max_length=4096,  # Linux takes none that is longer
+        description="an artefact's folder, below --forget-sets or STATE/incoming",
     )
     digest: str | None = Field(
         default=None, pattern=r"^[0-9a-f]{8,64}$", description="the first 8 or more digits of a version that is there"
@@ -93,7 +98,7 @@ def find_source(path: str, roots: Sequence[Path]) -> Path:
         is no such folder.
     """
     given = Path(path)
-    allowed = False
+    allowed, reason = False, ""
     for root in roots:
         real = root.resolve()
         for base in (root.absolute(), real):
@@ -102,18 +107,24 @@ def find_source(path: str, roots: Sequence[Path]) -> Path:
                 continue
             allowed = True
             found = real / candidate.relative_to(base)
-            _refuse_links(path, real, found)
-            if found.is_dir():
-                return found
+            try:
+                _refuse_links(path, real, found)
+                if found.is_dir():
+                    return found
+            except OSError as error:  # longer than the file system takes, or not ours to read
+                reason = f" ({error.strerror})"
     where = " or ".join(str(root) for root in roots)
     if not allowed:
         raise ForbiddenError(
-            f"path {path!r} is not below {where}, from where alone sets are taken; put the set's folder there",
+            f"path {path[:_SHOWN]!r} is not below {where}, from where alone sets are taken; put the set's folder there",
             param="path",
             code="path_not_allowed",
         )
     raise InvalidRequestError(
-        f"path {path!r}: there is no such folder below {where}", param="path", http_status=404, code="path_not_found"
+        f"path {path[:_SHOWN]!r}: there is no such folder below {where}{reason}",
+        param="path",
+        http_status=404,
+        code="path_not_found",
     )
 
 
@@ -123,7 +134,7 @@ def _refuse_links(path: str, root: Path, found: Path) -> None:
             return
         if step.is_symlink():
             raise ForbiddenError(
-                f"path {path!r} goes through the link {step}; put the folder itself there",
+                f"path {path[:_SHOWN]!r} goes through the link {step}; put the folder itself there",
                 param="path",
                 code="path_not_allowed",
             )

@@ -245,3 +245,47 @@ def test_a_change_and_what_is_in_force_after_it_are_written_down(lifecycle, made
     ]
     assert client_of(lifecycle).post("/v1/forget_sets", json={**wish, "path": "nowhere"}).status_code == 404
     assert len(lines) == 5
+
+
+# Paths that no file system takes
+
+
+@pytest.mark.parametrize(
+    "path, status, code",
+    [
+        ("a" * 5000, 400, "malformed"),
+        ("a/" * 2000 + "a" * 200, 400, "malformed"),
+        ("a" * 4096, 404, "path_not_found"),
+        ("a" * 256, 404, "path_not_found"),
+        ("anna/" + "b" * 300, 404, "path_not_found"),
+        ("a/" * 2000, 404, "path_not_found"),
+        ("\u00e9" * 200, 404, "path_not_found"),
+        ("anna\0" * 100, 403, "path_not_allowed"),
+        ("\0", 403, "path_not_allowed"),
+        ("/" + "a" * 4000, 403, "path_not_allowed"),
+        ("../" * 1300, 403, "path_not_allowed"),
+        (".", 403, "path_not_allowed"),
+        ("", 400, "malformed"),
+    ],
+    ids=lambda value: str(value)[:8].replace("\0", "NUL"),
+)
+@pytest.mark.parametrize("action", ["register", "replace"])
+def test_a_path_that_no_file_can_have_is_an_error_of_the_request(lifecycle, action, path, status, code):
+    found = error(change(client_of(lifecycle), action, path=path))
+    assert found[:2] == (status, code) and len(found[2]) < 1000
+
+
+def test_half_of_a_surrogate_pair_is_an_error_of_the_request(lifecycle):
+    for field in ("path", "name", "action"):
+        body = b'{"action": "replace", "name": "anna", "path": "anna", "%s": "\\ud800"}' % field.encode()
+        headers = {"content-type": "application/json"}
+        assert client_of(lifecycle).post("/v1/forget_sets", content=body, headers=headers).status_code == 400
+
+
+def test_a_folder_that_cannot_be_read_is_an_error_of_the_request(lifecycle, monkeypatch):
+    def denied(self):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.is_dir", denied)
+    status, code, message = error(change(client_of(lifecycle), "replace", path="anna-2"))
+    assert (status, code) == (404, "path_not_found") and "(Permission denied)" in message
