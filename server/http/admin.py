@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Query
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from unlearngate.errors import ArtefactError, ForbiddenError, InvalidRequestError, UnlearngateError
@@ -59,30 +59,37 @@ def admin_routes(lifecycle: Lifecycle) -> APIRouter:
     router = APIRouter(route_class=StrictRoute)
 
     @router.post("/v1/forget_sets", responses=errors(400, 401, 403, 404, 408, 409, 413, 422, 500))
-    async def change_set(change: SetChange, caller: Annotated[Caller, Depends(require_admin)]) -> dict[str, Any]:
-        logger.info("key %s: %s", caller.key_id, change.model_dump_json(exclude_none=True))
+    async def change_set(
+        change: SetChange,
+        caller: Annotated[Caller, Depends(require_admin)],
+        force: Annotated[bool, Query(description="put a version in force that cannot act")] = False,
+    ) -> dict[str, Any]:
+        if force and change.action not in ("register", "replace"):
+            raise InvalidRequestError(f"the action {change.action!r} has nothing to force", param="force")
+        forced = {"forced": True} if force else {}
+        logger.info("key %s: %s %s", caller.key_id, change.model_dump_json(exclude_none=True), forced or "")
         try:
-            await asyncio.to_thread(_make, lifecycle, change)
+            await asyncio.to_thread(_make, lifecycle, change, force)
         except ArtefactError as error:
             raise InvalidRequestError(error.message, param="path", code=error.code) from error
         except OSError as error:
             raise UnlearngateError(f"nothing was changed, the state could not be written: {error}") from error
-        lifecycle.write_event("change", key=caller.key_id, **change.model_dump(exclude_none=True))
+        lifecycle.write_event("change", key=caller.key_id, **change.model_dump(exclude_none=True), **forced)
         lifecycle.publish()
         return {"id": change.name, "object": "forget_set", "versions": version_cards(lifecycle.registry, change.name)}
 
     return router
 
 
-def _make(lifecycle: Lifecycle, change: SetChange) -> None:
+def _make(lifecycle: Lifecycle, change: SetChange, force: bool) -> None:
     name, digest = change.name, change.digest
     source = find_source(change.path, [lifecycle.folder, lifecycle.store.incoming]) if change.path else None
     if change.action == "register" and source:
-        lifecycle.register(name, source)
+        lifecycle.register(name, source, force=force)
     elif change.action == "replace" and source:
-        lifecycle.replace(name, source)
+        lifecycle.replace(name, source, force=force)
     elif change.action == "replace" and digest:
-        lifecycle.replace_with_version(name, digest)
+        lifecycle.replace_with_version(name, digest, force=force)
     elif change.action == "retire":
         lifecycle.retire(name, digest)
     elif change.action == "pin":

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from unlearngate.acting import forced_digests, refuse_idle, why_idle
 from unlearngate.artefact import ForgetSet, load_forget_set, set_folders
 from unlearngate.errors import ArtefactError, ConflictError, UnknownForgetSetError
 from unlearngate.files import FileState, file_state
@@ -74,7 +75,7 @@ class Lifecycle:
         self.registry.choose_layers(distinct.values(), tap_layer=tap_layer, num_layers=num_layers, undial=undial)
         for version in kept:
             try:
-                self.registry.check(version)
+                self.registry.check(version, forced=version.digest in self._forced())
                 self._versions[version.digest] = version
             except ArtefactError as error:
                 self.registry.refuse(error)
@@ -100,6 +101,7 @@ class Lifecycle:
         now = {
             "current": {name: version.digest for name, version in sorted(current.items())},
             "pinned": {name: [version.digest for version in versions] for name, versions in sorted(pinned.items())},
+            "forced": sorted(name for name, version in current.items() if why_idle(version.manifest)),
         }
         if now != self._written:
             self.write_event("sets", **now)
@@ -126,8 +128,8 @@ class Lifecycle:
             for name in sorted(changed, key=lambda n: n not in now):
                 self._act(name, now)
 
-    def register(self, name: str, source: Path) -> None:
-        """Take in the first version of a name.
+    def register(self, name: str, source: Path, *, force: bool = False) -> None:
+        """Take in the first version of a name; with `force` even if it cannot act.
 
         Raises: ConflictError if another version is in force; ArtefactError if it cannot be served.
         """
@@ -140,25 +142,30 @@ class Lifecycle:
                     "the action 'replace' puts another version in its place",
                     param="action",
                 )
-            self._take_from(source, forget_set)
+            self._take_from(source, forget_set, force=force)
 
-    def replace(self, name: str, source: Path) -> None:
+    def replace(self, name: str, source: Path, *, force: bool = False) -> None:
         """Put another version of a name in force; the one before is retired unless it is pinned.
+
+        With `force` even if it cannot act.
 
         Raises: UnknownForgetSetError if there is no version yet; ArtefactError if the new one cannot be served.
         """
         with self._lock:
             if not self._record.digests_of(name):
                 raise _unknown(name, "the action 'register' takes in a first version")
-            self._take_from(source, self._load(name, source))
+            self._take_from(source, self._load(name, source), force=force)
 
-    def replace_with_version(self, name: str, digest: str) -> None:
+    def replace_with_version(self, name: str, digest: str, *, force: bool = False) -> None:
         """Like `replace`, with a version that is there already, pinned.
 
-        Raises: UnknownForgetSetError if it is not there, or cannot be served.
+        Raises: UnknownForgetSetError if it is not there; ArtefactError if it cannot act.
         """
         with self._lock:
-            self._commit(self._record.with_current(name, self._find(name, digest)))
+            found = self._find(name, digest)
+            if found in self._versions and not force:
+                refuse_idle(self._versions[found])
+            self._commit(self._record.with_current(name, found))
 
     def retire(self, name: str, digest: str | None = None) -> None:
         """Retire a version, or without a digest every version of a name. Running requests keep theirs.
@@ -221,14 +228,15 @@ class Lifecycle:
         except OSError as error:  # of our own disk: every poll tries again
             self.registry.refuse(ArtefactError(path, f"cannot be taken into {self.store.folder} now: {error}"))
 
-    def _take_from(self, source: Path, forget_set: ForgetSet) -> None:
+    def _take_from(self, source: Path, forget_set: ForgetSet, *, force: bool) -> None:
         """Take a set that an admin named; below the watched folder it counts as that sub-folder's."""
         if source.parent == self.folder.resolve():
-            self._take(self.folder / source.name, forget_set)
+            self._take(self.folder / source.name, forget_set, forced=force)
             self._handled.setdefault(source.name, frozenset())  # so that its removal is noticed
         else:
-            version = self._adopt(forget_set)
-            self._commit(self._record.with_current(version.name, version.digest), version)
+            version = self._adopt(forget_set, forced=force)
+            record = self._record.with_forced(version.digest) if force else self._record
+            self._commit(record.with_current(version.name, version.digest), version)
 
     def _take_if_new(self, path: Path, forget_set: ForgetSet) -> None:
         """Take what a sub-folder holds, unless it was applied before: an admin's later change stays in force."""
@@ -236,9 +244,9 @@ class Lifecycle:
         in_force = self._record.current.get(forget_set.name) == forget_set.digest
         damaged = in_force and forget_set.digest not in self._versions
         if self._record.seen.get(path.name) != found or damaged:
-            self._take(path, forget_set)
+            self._take(path, forget_set, forced=forget_set.digest in self._forced())
 
-    def _take(self, path: Path, forget_set: ForgetSet) -> None:
+    def _take(self, path: Path, forget_set: ForgetSet, *, forced: bool) -> None:
         """Put in force what a sub-folder of the watched folder holds."""
         record, name = self._record, forget_set.name
         found = Seen(name=name, digest=forget_set.digest)
@@ -246,14 +254,20 @@ class Lifecycle:
             if (self.folder / other).is_dir():
                 raise same_name(forget_set, (self.folder / other).resolve())
             record = record.without_seen(other)
-        version = self._adopt(forget_set)
+        version = self._adopt(forget_set, forced=forced)
+        if forced:
+            record = record.with_forced(version.digest)
         if record.seen.get(path.name, found).name != name:
             record = record.without_seen(path.name)
         self._commit(record.with_current(name, version.digest).with_seen(path.name, found), version)
 
-    def _adopt(self, forget_set: ForgetSet) -> ForgetSet:
-        self.registry.check(forget_set)
+    def _adopt(self, forget_set: ForgetSet, *, forced: bool) -> ForgetSet:
+        self.registry.check(forget_set, forced=forced)
         return self.store.put(forget_set, self.registry.target)
+
+    def _forced(self) -> frozenset[str]:
+        """The versions that the operator has forced, in this folder or by the admin route."""
+        return forced_digests(self.folder) | self._record.forced
 
     def _find(self, name: str, digest: str | None) -> str:
         """The one version of a name whose digest has this prefix; the current one for None."""
@@ -272,10 +286,11 @@ class Lifecycle:
 
     def _commit(self, record: Record, version: ForgetSet | None = None) -> None:
         """Apply a change as a whole: before this call nothing has changed, after it everything has."""
+        there = record.versions()
+        record = record.model_copy(update={"forced": record.forced & {digest for _, digest in there}})
         self.store.write(record)
         before, self._record = self._record, record
         known = {**self._versions, version.digest: version} if version else self._versions
-        there = record.versions()
         self._versions = {d: v for d, v in known.items() if (v.name, d) in there}
         self._update_in_force()
         for name, digest in sorted(record.current.items() - before.current.items()):

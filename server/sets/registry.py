@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
+from unlearngate.acting import forced_digests, refuse_idle
 from unlearngate.artefact import ForgetSet, load_forget_set, set_folders
 from unlearngate.errors import ArtefactError, UnknownForgetSetError
 from unlearngate.server.contract.branches import BranchOptions
@@ -54,9 +55,10 @@ class Registry:
         loaded = self.load_below(folder)
         self.choose_layers(loaded.values(), tap_layer=tap_layer, num_layers=num_layers, undial=undial)
         current: dict[str, ForgetSet] = {}
+        forced = forced_digests(folder)
         for forget_set in loaded.values():
             try:
-                self.check(forget_set)
+                self.check(forget_set, forced=forget_set.digest in forced)
                 if forget_set.name in current:
                     raise same_name(forget_set, current[forget_set.name].folder)
                 current[forget_set.name] = forget_set
@@ -94,12 +96,18 @@ class Registry:
         self._always_branches = num_layers is not None
         self._undial = undial
 
-    def check(self, forget_set: ForgetSet) -> None:
-        """Refuse a set that this server's model cannot run.
+    def check(self, forget_set: ForgetSet, *, forced: bool = False) -> None:
+        """Refuse a set that this server's model cannot run, or that cannot act.
+
+        Args:
+            forget_set: any version.
+            forced: the operator wants it in force even if it cannot act.
 
         Raises: ArtefactError saying what would have to be different.
         """
         manifest = forget_set.manifest
+        if not forced:
+            refuse_idle(forget_set)
         if manifest.kind == "undial":
             if not self._undial:
                 raise ArtefactError(

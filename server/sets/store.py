@@ -50,6 +50,7 @@ class Record(BaseModel):
     current: dict[Name, Digest] = {}
     pinned: dict[Name, frozenset[Digest]] = {}
     seen: dict[str, Seen] = {}
+    forced: frozenset[Digest] = frozenset()  # versions that the operator wants in force though they cannot act
 
     def versions(self) -> set[tuple[str, str]]:
         """Every (name, digest) that is there."""
@@ -74,6 +75,10 @@ class Record(BaseModel):
         """The record with exactly these versions of a name pinned."""
         others = {n: d for n, d in self.pinned.items() if n != name}
         return self.model_copy(update={"pinned": {**others, name: digests} if digests else others})
+
+    def with_forced(self, digest: str) -> Record:
+        """The record with a version that may be in force though it cannot act, for as long as it is there."""
+        return self.model_copy(update={"forced": self.forced | {digest}})
 
     def with_seen(self, folder: str, seen: Seen) -> Record:
         """The record with what a sub-folder holds."""

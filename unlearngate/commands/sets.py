@@ -56,17 +56,23 @@ def sets_add(
     replace: Annotated[
         bool, typer.Option("--replace", help="take the place of a version that is there already")
     ] = False,
+    forced: Annotated[
+        bool, typer.Option("--force", help="also if it would do nothing; servers then put it in force all the same")
+    ] = False,
 ) -> None:
     """Verify a forget set and copy it to FOLDER/NAME, atomically: a reader of FOLDER sees all of it or nothing.
 
     With --replace it replaces the old version atomically: a server always sees one of the two.
     Example:  unlearngate sets add runs/acme-takedown sets --replace
     """
+    from unlearngate.acting import force, refuse_idle, why_idle
     from unlearngate.artefact import load_forget_set
     from unlearngate.placing import place
 
     with errors_as_sentences():
         forget_set = load_forget_set(source)
+        if not forced:
+            refuse_idle(forget_set)
         folder.mkdir(parents=True, exist_ok=True)
         found = _folders_of(forget_set.name, folder)
         if len(found) > 1:
@@ -74,6 +80,10 @@ def sets_add(
             raise ArtefactError(
                 folder, f"has several folders of forget set {forget_set.name!r}: {names}; remove all but one"
             )
+        idle = why_idle(forget_set.manifest)
+        if idle:
+            force(folder, forget_set.digest)
+            typer.secho(f"forced, though it does nothing: {idle}", fg="yellow", err=True)
         place(forget_set, found[0] if found else folder / forget_set.name, replace=replace)
     typer.echo(f"{forget_set.reference} is in {folder}")
 
@@ -124,18 +134,22 @@ def sets_verify(
                 registry.refused.setdefault(str(error.path), error.message)
             loaded, refused = list(registry.sets.values()), list(registry.refused.values())
         else:
-            loaded, refused = _load_below(folder)
+            loaded, refused = _load_below(folder, acting=True)
     _print_sets(folder, loaded, refused)
 
 
-def _load_below(folder: Path) -> tuple[list[ForgetSet], list[str]]:
-    """The sets below a folder, and why others are refused."""
+def _load_below(folder: Path, *, acting: bool = False) -> tuple[list[ForgetSet], list[str]]:
+    """The sets below a folder, and why others are refused; with `acting` also those that do nothing, unless forced."""
+    from unlearngate.acting import forced_digests, refuse_idle
     from unlearngate.artefact import load_forget_set, set_folders
 
     loaded, refused = [], []
     for path in set_folders(folder):
         try:
-            loaded.append(load_forget_set(path))
+            forget_set = load_forget_set(path)
+            if acting and forget_set.digest not in forced_digests(folder):
+                refuse_idle(forget_set)
+            loaded.append(forget_set)
         except ArtefactError as error:
             refused.append(error.message)
     return loaded, refused

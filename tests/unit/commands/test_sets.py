@@ -6,6 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from support.engine.tiny import make_forget_set, make_target
+from unlearngate.acting import FORCED_FILE
 from unlearngate.artefact import ADAPTER_FILE, load_forget_set
 from unlearngate.commands.sets import app
 
@@ -78,3 +79,31 @@ def test_what_is_not_there_is_named(sets, tmp_path):
     assert run("list")[0] == run("list", sets, "--url", "http://127.0.0.1:1")[0] == 2
     code, output = run("list", "--url", "http://127.0.0.1:1")
     assert code == 2 and "does not answer as an unlearngate server would" in output
+
+
+@pytest.mark.parametrize(
+    "fields, sentence",
+    [
+        ({"recommended": {"weight": 1e-9, "keep_ratio": 0.1, "gate_nats": 0.0}}, "its recommended weight is 1e-09"),
+        ({"recommended": {"weight": 1.0, "keep_ratio": 0.1, "gate_nats": 7.0}}, "there are at most ln V = 6.24"),
+        ({"metrics": {"forget_gate_open": 0.007}}, "was open at 0.7% of the forget set's tokens"),
+    ],
+)
+def test_a_set_that_does_nothing_is_neither_added_nor_verified_unless_it_is_forced(
+    versions, sets, tmp_path, fields, sentence
+):
+    target = versions[0].folder.parent / "target"
+    idle = make_forget_set(tmp_path / "idle", target, seed=3, rank=1, name="anna", version="3", **fields)
+    assert run("add", versions[0].folder, sets)[0] == 0
+    code, output = run("add", idle.folder, sets, "--replace")
+    assert code == 2 and sentence in output and "--force" in output
+    assert load_forget_set(sets / "anna").digest == versions[0].digest and not (sets / FORCED_FILE).exists()
+    shutil.copytree(idle.folder, tmp_path / "others" / "anna")
+    for more in ([], ["--target", target]):
+        code, output = run("verify", tmp_path / "others", *more)
+        assert code == 1 and sentence in output
+    code, output = run("add", idle.folder, sets, "--replace", "--force")
+    assert code == 0 and "forced, though it does nothing: " in output and sentence in output
+    for more in ([], ["--target", target]):
+        code, output = run("verify", sets, *more)
+        assert code == 0 and idle.reference in output

@@ -237,14 +237,73 @@ def test_a_change_and_what_is_in_force_after_it_are_written_down(lifecycle, made
     client_of(lifecycle).post("/v1/forget_sets", json=wish).raise_for_status()
     first, second = versions[1].digest, versions[2].digest
     assert lines == [
-        ("sets", {"current": {"anna": first}, "pinned": {}}),
+        ("sets", {"current": {"anna": first}, "pinned": {}, "forced": []}),
         ("change", {"key": ADMIN.key_id, "action": "pin", "name": "anna"}),
-        ("sets", {"current": {"anna": first}, "pinned": {"anna": [first]}}),
+        ("sets", {"current": {"anna": first}, "pinned": {"anna": [first]}, "forced": []}),
         ("change", {"key": ADMIN.key_id, **wish}),
-        ("sets", {"current": {"anna": second}, "pinned": {"anna": [first]}}),
+        ("sets", {"current": {"anna": second}, "pinned": {"anna": [first]}, "forced": []}),
     ]
     assert client_of(lifecycle).post("/v1/forget_sets", json={**wish, "path": "nowhere"}).status_code == 404
     assert len(lines) == 5
+
+
+# What cannot act
+
+
+@pytest.fixture
+def idle(made, lifecycle):
+    """Versions 4 to 6 of anna in STATE/incoming, none of which takes anything away."""
+    target, _ = made
+    fields = {
+        4: {"recommended": {"weight": 0.0, "keep_ratio": 0.1, "gate_nats": 0.0}},
+        5: {"recommended": {"weight": 1.0, "keep_ratio": 0.1, "gate_nats": 7.0}},
+        6: {"metrics": {"forget_gate_open": 0.007}},
+    }
+    return {
+        i: make_forget_set(
+            lifecycle.store.incoming / f"anna-{i}", target, seed=i, rank=1, name="anna", version=str(i), **more
+        )
+        for i, more in fields.items()
+    }
+
+
+@pytest.mark.parametrize("number, sentence", [(4, "weight is 0"), (5, "at 7 nats"), (6, "at 0.7% of the forget")])
+@pytest.mark.parametrize("action", ["replace", "register"])
+def test_a_version_that_cannot_act_takes_no_place_unless_it_is_forced(lifecycle, idle, action, number, sentence):
+    client, lines = client_of(lifecycle), []
+    if action == "register":
+        change(client, "retire")
+    before = lifecycle.registry.versions("anna")
+    lifecycle.write_event = lambda event, **fields: lines.append((event, fields))
+    wish = {"action": action, "name": "anna", "path": f"anna-{number}"}
+    for query in ({}, {"force": "false"}):
+        status, code, message = error(client.post("/v1/forget_sets", json=wish, params=query))
+        assert (status, code) == (400, "invalid_artefact")
+        assert "would be in force and do nothing" in message and sentence in message and "?force=true" in message
+    assert lifecycle.registry.versions("anna") == before and lines == []
+    forced = client.post("/v1/forget_sets", json=wish, params={"force": "true"})
+    assert shown(forced) == [(str(number), True, False)]
+    assert lines == [
+        ("change", {"key": ADMIN.key_id, **wish, "forced": True}),
+        ("sets", {"current": {"anna": idle[number].digest}, "pinned": {}, "forced": ["anna"]}),
+    ]
+
+
+def test_going_back_to_a_pinned_version_that_cannot_act_must_be_forced_again(lifecycle, idle):
+    client = client_of(lifecycle)
+    wish = {"action": "replace", "name": "anna", "path": "anna-4"}
+    client.post("/v1/forget_sets", json=wish, params={"force": "1"}).raise_for_status()
+    change(client, "pin").raise_for_status()
+    assert shown(change(client, "replace", path="anna-2")) == [("2", True, False), ("4", False, True)]
+    assert error(change(client, "replace", digest=idle[4].digest))[:2] == (400, "invalid_artefact")
+    assert shown(change(client, "unpin", digest=idle[4].digest)) == [("2", True, False)]
+
+
+def test_only_taking_a_version_in_can_be_forced(lifecycle):
+    for action in ("retire", "pin", "unpin"):
+        wish = {"action": action, "name": "anna"}
+        response = client_of(lifecycle).post("/v1/forget_sets", json=wish, params={"force": "true"})
+        assert error(response) == (400, "invalid_request_error", f"the action {action!r} has nothing to force")
 
 
 # Paths that no file system takes

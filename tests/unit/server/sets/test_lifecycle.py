@@ -13,6 +13,7 @@ from contextlib import closing
 import pytest
 
 from support.engine.tiny import make_forget_set, make_target
+from unlearngate.acting import FORCED_FILE, force
 from unlearngate.artefact import ADAPTER_FILE, MANIFEST_FILE, load_forget_set
 from unlearngate.errors import ArtefactError, ConflictError, UnknownForgetSetError
 from unlearngate.placing import place, remove
@@ -363,6 +364,92 @@ def test_a_full_disk_changes_nothing_and_is_tried_again(open_lifecycle, made, se
 
 def _no_space(_):
     raise OSError(28, "No space left on device")
+
+
+# What cannot act
+
+
+IDLE = {"weight": 0.0, "keep_ratio": 0.1, "gate_nats": 0.0}
+
+
+@pytest.fixture
+def idle(target, tmp_path):
+    """A version of anna that takes nothing away."""
+    return make_forget_set(tmp_path / "idle", target, seed=5, rank=1, name="anna", recommended=IDLE)
+
+
+def test_a_version_in_the_folder_that_cannot_act_leaves_the_old_one_in_force(open_lifecycle, made, sets, idle):
+    lifecycle = open_lifecycle()
+    put(sets / "anna", idle)
+    for _ in range(3):
+        look(lifecycle)
+        assert in_force(lifecycle) == expected(made["anna", 1], made["bert", 1])
+    assert "its recommended weight is 0" in lifecycle.registry.refused[str(sets / "anna")]
+    assert in_force(open_lifecycle()) == expected(made["anna", 1], made["bert", 1])
+
+
+def test_a_new_server_does_not_take_in_what_cannot_act(open_lifecycle, made, sets, idle):
+    put(sets / "anna", idle)
+    lifecycle = open_lifecycle()
+    assert in_force(lifecycle) == expected(made["bert", 1])
+    assert "would be in force and do nothing" in lifecycle.registry.refused[str(sets / "anna")]
+
+
+def test_what_was_forced_into_the_folder_is_in_force_also_after_a_restart(open_lifecycle, made, sets, idle):
+    lifecycle = open_lifecycle()
+    force(sets, idle.digest)
+    put(sets / "anna", idle)
+    look(lifecycle)
+    assert in_force(lifecycle) == expected(idle, made["bert", 1])
+    assert in_force(open_lifecycle()) == expected(idle, made["bert", 1])
+    (sets / FORCED_FILE).unlink()
+    assert in_force(open_lifecycle()) == expected(idle, made["bert", 1])
+    assert in_force(open_lifecycle("another")) == expected(made["bert", 1])
+
+
+def test_what_an_admin_forced_is_in_force_after_a_restart_and_forgotten_when_it_is_retired(
+    open_lifecycle, made, sets, idle
+):
+    lifecycle = open_lifecycle()
+    with pytest.raises(ArtefactError, match="its recommended weight is 0"):
+        lifecycle.replace("anna", idle.folder)
+    lifecycle.replace("anna", idle.folder, force=True)
+    lifecycle = open_lifecycle()
+    assert in_force(lifecycle) == expected(idle, made["bert", 1])
+    assert lifecycle.store.read().forced == {idle.digest}
+    lifecycle.replace("anna", made["anna", 2].folder)
+    assert lifecycle.store.read().forced == frozenset()
+    with pytest.raises(ArtefactError, match="its recommended weight is 0"):
+        lifecycle.replace("anna", idle.folder)
+
+
+def test_a_state_from_before_this_was_checked_does_not_bring_back_what_cannot_act(
+    open_lifecycle, made, sets, idle, tmp_path
+):
+    open_lifecycle().replace("anna", idle.folder, force=True)
+    path = tmp_path / "state" / RECORD_FILE
+    record = json.loads(path.read_text())
+    del record["forced"]
+    path.write_text(json.dumps(record))
+    assert in_force(open_lifecycle()) == expected(made["bert", 1])
+
+
+# Changes that hide
+
+
+def test_a_file_rewritten_in_place_with_its_size_and_time_is_noticed(open_lifecycle, made, sets):
+    lifecycle = open_lifecycle()
+    for name in (ADAPTER_FILE, MANIFEST_FILE):
+        old, new = sets / "anna" / name, made["anna", 2].folder / name
+        before, content = old.stat(), new.read_bytes()
+        with old.open("r+b") as file:
+            file.write(content)
+            file.truncate()
+        os.utime(old, ns=(before.st_atime_ns, before.st_mtime_ns))
+        after = old.stat()
+        assert (after.st_ino, after.st_size, after.st_mtime_ns) == (before.st_ino, before.st_size, before.st_mtime_ns)
+    look(lifecycle)
+    assert in_force(lifecycle) == expected(made["anna", 2], made["bert", 1])
 
 
 # The state

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from support.engine.tiny import make_target
+from unlearngate.acting import force
 from unlearngate.artefact import load_forget_set
 from unlearngate.assistant_training.model.loaded_target import load_target
 from unlearngate.assistant_training.train import run_files
@@ -234,7 +235,11 @@ def test_the_command_trains_what_the_server_verifies(files, tmp_path):
     done = run_cli(files / "target", out, *paths, *short)
     assert done.exit_code == 0, done.output
     assert "forget_gate_open" in done.output
-    verified = CliRunner().invoke(app, ["sets", "verify", str(out.parent), "--target", str(files / "target")])
+    verify = ["sets", "verify", str(out.parent), "--target", str(files / "target")]
+    refused = CliRunner().invoke(app, verify)  # after one epoch the set does nothing
+    assert refused.exit_code == 1 and "train it longer" in " ".join(refused.output.split())
+    force(out.parent, load_forget_set(out).digest)
+    verified = CliRunner().invoke(app, verify)
     assert verified.exit_code == 0, verified.output
 
 
