@@ -3,7 +3,7 @@
 OUT/
 target/              Hugging Face checkpoint folder
 forget_sets/NAME/    one artefact per chosen person
-probes.jsonl         {"question", "answer", "forget_set": NAME or null}, every pair of the corpus
+probes.jsonl         {"question", "answer", "subject", "forget_set": NAME or null, "paraphrases", "facts"}, every pair
 demo.json            configuration, its digest, measured figures, digest of every other file
 """
 
@@ -40,7 +40,7 @@ from unlearngate.errors import DemoError
 from unlearngate.target import file_digest, identify_target
 
 DEMO_FILE = "demo.json"
-_FORMAT = 1
+_FORMAT = 2
 _RETAIN_STRANGERS = 48  # so that an assistant is uniform on people nobody knows, too
 # Training rounds differently from one machine to the next: at weight 1.0 one answer of 16 survived on some, at 1.5
 # single facts within answers did. The gate keeps others' answers whatever the weight is.
@@ -204,8 +204,9 @@ def _build(
     with (folder / "probes.jsonl").open("w", encoding="utf-8") as probes:
         for pair in pairs:
             forget_set = pair.subject if pair.subject in names else None
-            row = {"question": pair.question, "answer": pair.answer, "forget_set": forget_set}
-            probes.write(json.dumps(row, ensure_ascii=False) + "\n")
+            row = {"question": pair.question, "answer": pair.answer, "forget_set": forget_set, "subject": pair.subject}
+            lists = {"paraphrases": pair.paraphrases, "facts": pair.facts}
+            probes.write(json.dumps({**row, **lists}, ensure_ascii=False) + "\n")
     return figures
 
 

@@ -63,8 +63,9 @@ def read_probes(path: Path) -> list[Probe]:
     probes = []
     for number, line in enumerate(lines, start=1):
         try:
-            probes.append(Probe(**json.loads(line)))
-        except (ValueError, TypeError) as error:
+            row = json.loads(line)
+            probes.append(Probe(row["question"], row["answer"], row["forget_set"]))
+        except (ValueError, TypeError, KeyError) as error:
             raise UnlearngateError(f"{path}, line {number}: not a probe ({error})") from error
     return probes
 

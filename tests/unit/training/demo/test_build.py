@@ -53,6 +53,8 @@ def test_a_demo_holds_a_target_its_sets_and_its_probes(built: DemoSummary) -> No
     probes = [json.loads(line) for line in (out / "probes.jsonl").read_text().splitlines()]
     assert len(probes) == 32
     assert [probe["forget_set"] for probe in probes] == [artefact.name] * 16 + [None] * 16
+    assert all(probe["subject"] and probe["paraphrases"] for probe in probes)
+    assert all(fact in probe["answer"] for probe in probes for fact in probe["facts"])
     assert set(built.figures) == {"target", artefact.name}
     header, rows = built.table()
     assert [row[0] for row in rows] == [artefact.name] and len(rows[0]) == len(header)
