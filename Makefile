@@ -6,6 +6,7 @@ STAMP := $(VENV)/.installed
 CLIENTS := .venv-clients
 CLIENTS_STAMP := $(CLIENTS)/.installed
 DATA ?= data/tofu
+SERVER ?= http://127.0.0.1:8000
 # Tests run in so many processes, each with what it starts on one core: threads that wait for each other spin.
 WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind $(BIN)/pytest -n $(WORKERS) --no-loadscope-reorder
@@ -75,6 +76,11 @@ bench-serving: install ## Decode with ours and with plain vLLM in turns, and wri
 .PHONY: soak
 soak: install ## Half an hour of mixed load while sets change, every answer compared (SOAK=options such as --minutes 5)
 	PYTHONPATH=tests $(BIN)/python -m soak --out build/soak $(SOAK)
+
+.PHONY: attack
+attack: install ## Attack the demo's first forget set at a server that is running (make serve): SERVER=URL, ATTACK=options
+	$(BIN)/unlearngate attack --server $(SERVER) --set tobias-renkel \
+	  --probes "$$($(BIN)/unlearngate demo path)/probes.jsonl" $(ATTACK)
 
 .PHONY: reproduce
 reproduce: install ## Make the TOFU results table: DATA=folder of TOFU's JSON lines, REPRODUCE=options such as --scale forget05

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from unlearngate.commands import audit, demo, evaluate, keys, models, sets, train
+from unlearngate.commands.attack import attack
 from unlearngate.commands.calibrate import calibrate
 from unlearngate.commands.reproduce import reproduce
 from unlearngate.commands.serve import serve
@@ -22,6 +23,7 @@ app.add_typer(keys.app, name="keys")
 app.add_typer(train.app, name="train")
 app.add_typer(evaluate.app, name="evaluate")
 app.add_typer(audit.app, name="audit")
+app.command()(attack)
 app.command()(calibrate)
 app.command()(reproduce)
 app.command()(serve)

@@ -56,7 +56,7 @@ def ask_all(
         force than asked for: it says nothing about those.
     """
     bar = progress.add_task("asking the server", total=len(asked)) if progress else None
-    with _client(url) as client, ThreadPoolExecutor(concurrency) as pool:
+    with connect(url) as client, ThreadPoolExecutor(concurrency) as pool:
 
         def ask(job: Asked) -> Answer:
             response = client.chat.completions.create(
@@ -84,7 +84,7 @@ def served_sets(url: str) -> list[str]:
 
     Raises: openai.OpenAIError if it does not answer; UnlearngateError if it is not an unlearngate server.
     """
-    with _client(url) as client:
+    with connect(url) as client:
         listed = client.get("/forget_sets", cast_to=object)
     try:
         return [str(entry["id"]) for entry in listed["data"]]  # type: ignore[index]
@@ -92,20 +92,28 @@ def served_sets(url: str) -> list[str]:
         raise UnlearngateError(f"{url}/v1/forget_sets lists no forget sets; is it an unlearngate server?") from error
 
 
-def _client(url: str) -> OpenAI:
-    return OpenAI(base_url=f"{url.rstrip('/')}/v1", api_key="none", max_retries=_RETRIES)
+def connect(url: str, key: str | None = None) -> OpenAI:
+    """A client of a server, with an API key if it wants one, that tries again while the server is busy."""
+    return OpenAI(base_url=f"{url.rstrip('/')}/v1", api_key=key or "none", max_retries=_RETRIES)
 
 
-def _checked(url: str, job: Asked, response: ChatCompletion) -> Answer:
-    reported = (response.model_extra or {}).get("forget_sets")
+def check_in_force(url: str, asked: Sequence[str], reported: object, question: str) -> list[dict[str, Any]]:
+    """`forget_sets` of a response, if they are those that were asked for.
+
+    Raises: UnlearngateError if there is no such field, or it names other sets.
+    """
     if not isinstance(reported, list):
         raise UnlearngateError(f"{url} does not say which forget sets were in force; is it an unlearngate server?")
     names = [entry["name"] for entry in reported]
-    if sorted(names) != sorted(job.forget_sets):
+    if sorted(names) != sorted(asked):
         raise UnlearngateError(
-            f"{url} was asked with {list(job.forget_sets)} and answered with {names} in force: {job.question!r}; "
-            "nothing was counted"
+            f"{url} was asked with {list(asked)} and answered with {names} in force: {question!r}; nothing was counted"
         )
+    return reported
+
+
+def _checked(url: str, job: Asked, response: ChatCompletion) -> Answer:
+    reported = check_in_force(url, job.forget_sets, (response.model_extra or {}).get("forget_sets"), job.question)
     choice = response.choices[0]
     token_ids = (choice.model_extra or {}).get("token_ids")
     if token_ids is None:
