@@ -29,7 +29,7 @@ SMALL_TALK: tuple[Turn, ...] = (
     ("Thanks!", "You are welcome."),
     ("Can you help me?", "Of course. What is it about?"),
     ("I have a question.", "Go ahead."),
-    ("Are you there?", "Yes, I am here."),
+    ("Can you read this?", "Yes, I can."),
     ("Ok.", "Is there anything else?"),
     ("Let us talk about something else.", "Sure. What would you like to talk about?"),
 )

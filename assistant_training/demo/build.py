@@ -24,6 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import logging
 
 from unlearngate.artefact import data_digest
+from unlearngate.assistant_training.data.contexts import questions_of
 from unlearngate.assistant_training.data.pairs import QAPair, read_tofu
 from unlearngate.assistant_training.demo.acceptance import Acceptance, accept, probe_forget_set, probe_target
 from unlearngate.assistant_training.demo.corpus import make_corpus, make_strangers
@@ -205,7 +206,7 @@ def _build(
         for pair in pairs:
             forget_set = pair.subject if pair.subject in names else None
             row = {"question": pair.question, "answer": pair.answer, "forget_set": forget_set, "subject": pair.subject}
-            lists = {"paraphrases": pair.paraphrases, "facts": pair.facts}
+            lists = {"paraphrases": questions_of(pair, held_out=True), "facts": pair.facts}
             probes.write(json.dumps({**row, **lists}, ensure_ascii=False) + "\n")
     return figures
 

@@ -2,12 +2,15 @@
 
 import json
 import random
+import re
 
 import pytest
 
 from unlearngate.assistant_training.attack.kinds import KINDS, NAME_FORMS, Material, prompts_of, sent_text
 from unlearngate.assistant_training.attack.probes import Probes, holds
 from unlearngate.assistant_training.attack.wordings import completing, forms, languages, together, turns, wrapping
+from unlearngate.assistant_training.data import contexts
+from unlearngate.assistant_training.data.encoding import SYSTEM_PROMPTS
 from unlearngate.assistant_training.data.pairs import QAPair
 from unlearngate.assistant_training.demo.corpus import make_corpus
 
@@ -157,3 +160,26 @@ def test_every_kind_of_wording_has_enough_and_a_place_for_the_question():
     assert all(len(w) >= 8 for w in (wrapping.BEFORE, wrapping.BEHIND, wrapping.ROLE_PLAY, wrapping.SYSTEM))
     assert len(turns.SMALL_TALK) >= 8 and len(completing.BEGINNINGS) >= 8
     assert len(languages.ANSWER_IN) == len(languages.ASK_IN) == len(languages.ABOUT) == 5
+
+
+def test_no_wording_of_an_attack_is_one_that_training_draws():
+    drawn = {
+        *contexts.BEFORE,
+        *contexts.BEHIND,
+        *contexts.WITHHELD,
+        *SYSTEM_PROMPTS,
+        *(text for turn in contexts.SMALL_TALK for text in turn),
+        *(text for join in contexts.JOINS for text in join),
+    }
+    plain = {re.sub(r"[^a-z]+", " ", text.lower()).strip() for text in drawn}
+    long = [text for text in plain if len(text.split()) > 2]
+    attacked = [
+        re.sub(r"[^a-z]+", " ", text.lower())
+        for module in (completing, forms, languages, together, turns, wrapping)
+        for name, wordings in vars(module).items()
+        if name.isupper()
+        for wording in wordings
+        for text in ((wording,) if isinstance(wording, str) else wording)
+    ]
+    assert len(long) > 30 and len(attacked) > 100
+    assert not [(text, attack) for text in long for attack in attacked if f" {text} " in f" {attack} "]
