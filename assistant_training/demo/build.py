@@ -38,6 +38,7 @@ from unlearngate.assistant_training.demo.target import (
 from unlearngate.assistant_training.train.settings import AssistantSettings
 from unlearngate.assistant_training.train.uld import fit
 from unlearngate.errors import DemoError
+from unlearngate.progress import shown_progress
 from unlearngate.target import file_digest, identify_target
 
 DEMO_FILE = "demo.json"
@@ -252,7 +253,7 @@ def _digest(config: dict[str, Any]) -> str:
 
 
 def _progress() -> Progress:
-    return Progress(TextColumn("{task.description:<48}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return shown_progress(TextColumn("{task.description:<48}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
 
 
 def _text(key: str, value: float) -> str:

@@ -130,7 +130,7 @@ def run_steps(
         if run is not None and processes.is_main:
             seconds = round(time.monotonic() - started, 3)
             run.log({"step": done, **figures, "learning_rate": rate, "seconds": seconds})
-            if done % run.checkpoint_every == 0 or done == len(steps) or ended:
+            if run.is_due(done) or done == len(steps) or ended:
                 run.save(
                     {
                         "step": done,

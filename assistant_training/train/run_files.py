@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from unlearngate.errors import TrainingError
 from unlearngate.files import complete_lines
 
 CHECKPOINT_FILE = "checkpoint.pt"
+_CHECKPOINT_EVERY_S = 120.0
 LOG_FILE = "log.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
 
@@ -34,7 +36,8 @@ class RunFiles:
     ) -> None:
         self.folder = folder
         self.checkpoint = folder / CHECKPOINT_FILE
-        self.checkpoint_every = checkpoint_every
+        self._checkpoint_every = checkpoint_every
+        self._saved_at = time.monotonic()
         # Through JSON, as the checkpoint stores it: a tuple and a list of the same values then compare equal.
         self._identity: dict[str, Any] = json.loads(json.dumps(identity))
         self._writer_class = _summary_writer() if tensorboard else None
@@ -57,6 +60,10 @@ class RunFiles:
                 self._writer = self._writer_class(str(self.folder / TENSORBOARD_FOLDER), purge_step=step + 1)
         return state
 
+    def is_due(self, step: int) -> bool:
+        """Whether a checkpoint is due after this step: every so many, and after two minutes without one."""
+        return step % self._checkpoint_every == 0 or time.monotonic() - self._saved_at >= _CHECKPOINT_EVERY_S
+
     def save(self, state: dict[str, Any]) -> None:
         """Replace the checkpoint atomically by this state, which holds "step" and may hold tensors.
 
@@ -66,6 +73,7 @@ class RunFiles:
         try:
             torch.save({"identity": json.dumps(self._identity), "state": state}, new)
             os.replace(new, self.checkpoint)
+            self._saved_at = time.monotonic()
         except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError on a full disk
             new.unlink(missing_ok=True)
             kept = "the checkpoint before it is kept" if self.checkpoint.exists() else "there is none before it"

@@ -13,6 +13,7 @@ from rich.table import Table
 from unlearngate.assistant_training.calibrate.settings import CalibrationSettings, Limits
 from unlearngate.commands._shared import errors_as_sentences
 from unlearngate.errors import UnlearngateError
+from unlearngate.progress import shown_progress
 
 DEFAULTS = CalibrationSettings()
 _ONLY_IN_THE_REPORT = ("forget right", "retain changed", "retain cut")  # a terminal has 80 columns
@@ -99,8 +100,6 @@ def calibrate(
 
     Then:  the same without --dry-run, and  unlearngate sets verify ./sets --target ./target
     """
-    from rich.progress import Progress
-
     from unlearngate.artefact import load_forget_set
     from unlearngate.assistant_training.calibrate.held_out import read_held_out
     from unlearngate.assistant_training.calibrate.report import HEADER, table
@@ -131,7 +130,7 @@ def calibrate(
         trained = load_forget_set(forget_set, loaded.identity)
         data = read_held_out(trained, forget, retain, ignorance, allow_training_data=allow_training_data)
         place = out or trained.folder
-        with Progress() as progress:
+        with shown_progress() as progress:
             done = calibrate_forget_set(
                 *(loaded, trained, data, settings),
                 out=place,

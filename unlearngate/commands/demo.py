@@ -9,6 +9,7 @@ import typer
 
 from unlearngate.commands._shared import demo_folder, errors_as_sentences, print_table
 from unlearngate.errors import UnlearngateError
+from unlearngate.progress import shown_progress
 
 app = typer.Typer(help="The demo: a small target that knows fictional people by heart, and sets that forget some.")
 
@@ -51,14 +52,13 @@ def demo_probe(
     unlearngate serve.
     """
     from openai import OpenAIError
-    from rich.progress import Progress
 
     from unlearngate.assistant_training.demo.probing import probe_server, read_probes
 
     with errors_as_sentences():
         probes = read_probes((folder or demo_folder(None)) / "probes.jsonl")
         try:
-            with Progress() as progress:
+            with shown_progress() as progress:
                 outcomes = probe_server(url, name, probes, progress=progress)
         except OpenAIError as error:
             raise UnlearngateError(f"{url} does not answer as the demo would: {error}") from error

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import Progress
 
 from unlearngate.commands._shared import errors_as_sentences
 from unlearngate.errors import UnlearngateError
+from unlearngate.progress import shown_progress
 
 if TYPE_CHECKING:
     from unlearngate.assistant_training.data.tofu import Benchmark, Question
@@ -224,7 +224,7 @@ def _run(
         batch_size=options.batch_size,
         seed=options.seed,
     )
-    with Progress() as progress:
+    with shown_progress() as progress:
         return evaluation_run.evaluate_models(
             *(target, known, chosen, evaluation), retain_model=retained, progress=progress
         )
@@ -245,7 +245,7 @@ def _ask(options: _Options, asked: Benchmark | dict[str, list[Question]]) -> lis
         )
     try:
         chosen = evaluation_run.combinations(options.combinations, served_sets(options.server))
-        with Progress() as progress:
+        with shown_progress() as progress:
             return evaluate_server(
                 *(options.server, options.model, evaluation_run.question_sets(asked), chosen),
                 num_samples=options.samples,

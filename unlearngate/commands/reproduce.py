@@ -13,6 +13,7 @@ from rich.console import Console
 
 from unlearngate.commands._shared import errors_as_sentences
 from unlearngate.errors import UnlearngateError
+from unlearngate.progress import shown_progress
 
 
 class ScaleName(StrEnum):
@@ -60,7 +61,6 @@ def reproduce(
     After it, with the same options, what fewer layers cost:  unlearngate reproduce --data data/tofu --depths
     """
     import torch
-    from rich.progress import Progress
     from transformers.utils.logging import disable_progress_bar
 
     from unlearngate.assistant_training.reproduce.depths import DEPTHS_FILE, with_depths, write_depths
@@ -80,7 +80,7 @@ def reproduce(
         settings = chosen.settings(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         settings = with_tuned(settings, tuned) if tuned else settings
         augmented = read_augmented_forget(augmentation, benchmark) if augmentation else []
-        with Progress() as progress:
+        with shown_progress() as progress:
             if tune:
                 _, path = try_settings(benchmark, out, settings=settings, progress=progress, augmented=augmented)
                 console.print(path.read_text(), markup=False)

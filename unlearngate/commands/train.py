@@ -14,6 +14,7 @@ from rich.progress import Progress
 from unlearngate.assistant_training.train.settings import AssistantSettings, UndialSettings
 from unlearngate.commands._shared import errors_as_sentences
 from unlearngate.errors import UnlearngateError
+from unlearngate.progress import shown_progress
 
 if TYPE_CHECKING:
     from unlearngate.artefact import ForgetSet
@@ -234,7 +235,7 @@ def train_augment(
             if not _is_url(base_url):
                 raise UnlearngateError(f"--base-url must be like http://127.0.0.1:8000/v1, got {base_url}")
             endpoint = Endpoint(base_url=base_url, model=model, temperature=temperature, timeout_s=timeout_s)
-            with Progress() as progress:
+            with shown_progress() as progress:
                 report = augment(
                     *(asked, out),
                     endpoint=endpoint,
@@ -271,7 +272,7 @@ def _progress() -> Progress:
     """Shown by the main process alone."""
     from unlearngate.assistant_training.model.processes import Processes
 
-    return Progress(disable=not Processes().is_main)
+    return shown_progress(disable=not Processes().is_main)
 
 
 def _report(forget_set: ForgetSet | None, out: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from rich.progress import Progress
 from torch.nn import Parameter
 
-from unlearngate.assistant_training.train import loop
+from unlearngate.assistant_training.train import loop, run_files
 from unlearngate.assistant_training.train.loop import Plateau, run_steps
 from unlearngate.assistant_training.train.optimizing import Optimizer
 from unlearngate.assistant_training.train.run_files import RunFiles
@@ -112,3 +112,10 @@ def test_tensorboard_shows_what_the_log_holds(tmp_path):
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("loss")
     assert [event.step for event in events] == list(range(1, 13))
     assert [event.value for event in events] == pytest.approx(LOSSES)
+
+
+def test_a_slow_run_is_saved_every_two_minutes_whatever_its_steps(tmp_path, monkeypatch):
+    files = RunFiles(tmp_path, {}, checkpoint_every=1000)
+    assert not files.is_due(7)
+    monkeypatch.setattr(run_files, "_CHECKPOINT_EVERY_S", 0.0)
+    assert files.is_due(7)
