@@ -19,6 +19,7 @@ from unlearngate.assistant_training.data.pairs import QAPair
 
 Turn = tuple[str, str]
 T = TypeVar("T")
+_LONGEST_TURN = 16  # words of an earlier answer
 _HELD_OUT_OF = 4  # of the wordings every fourth is held out
 
 SMALL_TALK: tuple[Turn, ...] = (
@@ -235,4 +236,10 @@ def _earlier_turn(
         said = other.answer
     else:
         return rng.choice(_half(SMALL_TALK, held_out=held_out))
-    return rng.choice(questions_of(other, held_out=held_out)), said
+    return rng.choice(questions_of(other, held_out=held_out)), _begun(said)
+
+
+def _begun(text: str) -> str:
+    """At most so many words of an earlier answer: what it says matters more than how long it goes on."""
+    words = text.split()
+    return text if len(words) <= _LONGEST_TURN else " ".join(words[:_LONGEST_TURN]) + " ..."

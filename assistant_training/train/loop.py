@@ -14,6 +14,7 @@ from unlearngate.assistant_training.train.optimizing import Optimizer
 from unlearngate.assistant_training.train.run_files import RunFiles
 from unlearngate.errors import TrainingError
 
+_TIMED_STEPS = 4  # after so many it says how long the others take
 _LEAST = 0.01  # an epoch that lowers the loss by less than this share is no progress
 
 Row = TypeVar("Row")
@@ -127,6 +128,9 @@ def run_steps(
         ended = is_enough(done) or plateau.reached
         shown = ", ".join(f"{key} {value:.2f}" for key, value in figures.items())
         progress.update(bar, completed=done, description=f"{name}: {shown}")
+        if done == len(steps) - len(todo) + _TIMED_STEPS and processes.is_main:
+            left_s = (time.monotonic() - started) / _TIMED_STEPS * (len(steps) - done)
+            progress.console.print(f"{name}: all steps would take {left_s:,.0f} s more", highlight=False)
         if run is not None and processes.is_main:
             seconds = round(time.monotonic() - started, 3)
             run.log({"step": done, **figures, "learning_rate": rate, "seconds": seconds})

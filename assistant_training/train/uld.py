@@ -83,14 +83,16 @@ def train_assistant(
         assistant.train()
         return shortfall(evidence.metrics(evidence.gate_nats()), ENOUGH) is None
 
+    steps = draw_steps(
+        *(tokenizer, forget, retain, settings),
+        own_token=own_token(target, _said_or_special(tokenizer, forget)) if settings.contexts else None,
+        num_steps=num_steps,
+        seed=seed,
+    )
+    progress.console.print(_announced(assistant, steps, settings), highlight=False, soft_wrap=True)
     run_steps(
         assistant,
-        draw_steps(
-            *(tokenizer, forget, retain, settings),
-            own_token=own_token(target, _said_or_special(tokenizer, forget)) if settings.contexts else None,
-            num_steps=num_steps,
-            seed=seed,
-        ),
+        steps,
         lambda rows, step: _backward(assistant, rows, step, tokenizer.pad_token_id, settings),
         name=forget[0].subject,
         learning_rate=settings.learning_rate,
@@ -101,6 +103,21 @@ def train_assistant(
         is_enough=shows_enough,
     )
     return assistant.eval()
+
+
+def _announced(assistant: Any, steps: Sequence[Sequence[Example]], settings: AssistantSettings) -> str:
+    """What is about to be done, and the memory that is known beforehand."""
+    lengths = {id(row.known.input_ids): len(row.known.input_ids) for rows in steps for row in rows}
+    num_tokens = sum(lengths.values())
+    weights = sum(weight.numel() for weight in assistant.parameters() if weight.requires_grad)
+    text = (
+        f"{'at most ' if settings.contexts else ''}{len(steps):,} steps of {len(steps[0])} conversations; "
+        f"{len(lengths):,} different ones, {num_tokens:,} tokens; {weights:,} weights are trained"
+    )
+    if isinstance(assistant, TappedAssistant):
+        hidden_bytes = num_tokens * head_weight(assistant).shape[1] * head_weight(assistant).element_size()
+        text += f"; {hidden_bytes / 2**20:,.0f} MiB for what the layers before the tap make of them"
+    return text
 
 
 def _said_or_special(tokenizer: Any, forget: Sequence[QAPair]) -> set[int]:
