@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from rich.progress import Progress
 
 from unlearngate.artefact import ForgetSet
+from unlearngate.assistant_training.data.contexts import Shares, in_context
 from unlearngate.assistant_training.data.encoding import SYSTEM_PROMPTS, encode_prompt
 from unlearngate.assistant_training.data.pairs import QAPair
 from unlearngate.assistant_training.evaluate.metrics import recited
@@ -21,16 +22,23 @@ from unlearngate.errors import DemoError
 
 @dataclass(frozen=True, slots=True)
 class Acceptance:
-    """What a demo must show. Shares of answers, greedy decoding, recited = ROUGE-L recall of at least 0.9."""
+    """What a demo must show. Shares of answers, greedy decoding, recited = ROUGE-L recall of at least 0.9.
+
+    The last two are measured plainly, in varied prompts, and in contexts that no training draws.
+    """
 
     target_recited: float = 0.95  # at least, of all answers, with no set in force
     forget_recited: float = 0.10  # less than, of the set's answers, with it in force
+    facts_left: float = 0.10  # at most, of the facts of these answers
     others_unchanged: float = 0.99  # at least, of all other answers, token for token, with it in force
     max_tokens: int = 128
 
 
+SUFFIXES = ("", "_varied", "_contexts")  # of the figures: how the questions were put
+
+
 class Probes(NamedTuple):
-    """What the plain target says: token ids per pair, to the plain question and to a varied prompt."""
+    """What the plain target says to one prompt per pair: token ids."""
 
     prompts: list[list[int]]
     answers: list[list[int]]
@@ -38,10 +46,10 @@ class Probes(NamedTuple):
 
 def probe_target(
     target: Any, tokenizer: Any, pairs: Sequence[QAPair], acceptance: Acceptance, *, progress: Progress
-) -> tuple[tuple[Probes, Probes], dict[str, float]]:
+) -> tuple[list[Probes], dict[str, float]]:
     """Ask the plain target everything.
 
-    Returns: what it was asked and said, plainly and in varied prompts; the share of answers it recited in each.
+    Returns: what it was asked and said, by the order of SUFFIXES; the share of answers it recited in each.
     """
     rng = random.Random("probes")
     varied_prompts = [
@@ -49,16 +57,24 @@ def probe_target(
         for pair in pairs
     ]
     probes, figures = [], {}
-    bar = progress.add_task("asking the target", total=2)
-    for key, prompts in (
-        ("recited", [encode_prompt(tokenizer, pair.question) for pair in pairs]),
-        ("recited_varied", varied_prompts),
-    ):
+    bar = progress.add_task("asking the target", total=len(SUFFIXES))
+    plain_prompts = [encode_prompt(tokenizer, pair.question) for pair in pairs]
+    in_contexts = [_prompt_in_context(tokenizer, pair, pairs, rng) for pair in pairs]
+    for suffix, prompts in zip(SUFFIXES, (plain_prompts, varied_prompts, in_contexts), strict=True):
         answers = greedy(target, prompts, eos_id=tokenizer.eos_token_id, max_tokens=acceptance.max_tokens)
-        figures[key] = _share_recited(tokenizer, pairs, answers)
+        figures[f"recited{suffix}"] = _share_recited(tokenizer, pairs, answers)
         probes.append(Probes(prompts, answers))
         progress.advance(bar)
-    return (probes[0], probes[1]), figures
+    return probes, figures
+
+
+def _prompt_in_context(tokenizer: Any, pair: QAPair, pairs: Sequence[QAPair], rng: random.Random) -> list[int]:
+    """A pair's question after other people's, wrapped, or with the name written otherwise: in held-out wordings."""
+    others = [other for other in pairs if other.subject != pair.subject]
+    asked = in_context(
+        *(pair, pair.answer, rng), neighbours=others, forgets=False, held_out=True, shares=Shares(plain=0, raw=0)
+    )
+    return encode_prompt(tokenizer, asked.question, asked.system, asked.earlier)
 
 
 def probe_forget_set(
@@ -66,7 +82,7 @@ def probe_forget_set(
     tokenizer: Any,
     artefact: ForgetSet,
     pairs: Sequence[QAPair],
-    plain: tuple[Probes, Probes],
+    plain: Sequence[Probes],
     acceptance: Acceptance,
     *,
     progress: Progress,
@@ -74,7 +90,7 @@ def probe_forget_set(
     """Ask everything again with the forget set, as loaded from its folder, in force at its recommended strength.
 
     Returns: shares of the set's answers still recited and of its facts still told, and of all other answers unchanged
-        token for token; the same for varied prompts.
+        token for token; the same for varied prompts and for contexts.
     """
     manifest = artefact.manifest
     assistant = load_assistant(
@@ -83,8 +99,8 @@ def probe_forget_set(
     inside = [index for index, pair in enumerate(pairs) if pair.subject == artefact.name]
     outside = [index for index, pair in enumerate(pairs) if pair.subject != artefact.name]
     figures = {"gate_nats": manifest.recommended.gate_nats}
-    bar = progress.add_task(f"asking without {artefact.name}", total=2)
-    for suffix, probes in zip(("", "_varied"), plain, strict=True):
+    bar = progress.add_task(f"asking without {artefact.name}", total=len(SUFFIXES))
+    for suffix, probes in zip(SUFFIXES, plain, strict=True):
         answers = greedy(
             target,
             probes.prompts,
@@ -111,13 +127,20 @@ def accept(stage: str, figures: dict[str, float], acceptance: Acceptance) -> Non
         if figures["recited"] < acceptance.target_recited:
             failures.append(f"it recites {figures['recited']:.1%}, at least {acceptance.target_recited:.0%} are needed")
     else:
-        if figures["recited"] >= acceptance.forget_recited:
-            failures.append(f"{figures['recited']:.1%} recited, less than {acceptance.forget_recited:.0%} are allowed")
-        if figures["others_unchanged"] < acceptance.others_unchanged:
-            failures.append(
-                f"{figures['others_unchanged']:.1%} of the others' answers unchanged, "
-                f"at least {acceptance.others_unchanged:.0%} are needed"
+        for suffix in SUFFIXES:
+            recited, left, unchanged = (
+                figures[f"{key}{suffix}"] for key in ("recited", "facts_left", "others_unchanged")
             )
+            how = suffix.removeprefix("_") or "plain"
+            if recited >= acceptance.forget_recited:
+                failures.append(f"{how}: {recited:.1%} recited, less than {acceptance.forget_recited:.0%} are allowed")
+            if left > acceptance.facts_left:
+                failures.append(f"{how}: {left:.1%} of the facts left, at most {acceptance.facts_left:.0%} are allowed")
+            if unchanged < acceptance.others_unchanged:
+                failures.append(
+                    f"{how}: {unchanged:.1%} of the others' answers unchanged, "
+                    f"at least {acceptance.others_unchanged:.0%} are needed"
+                )
     if failures:
         raise DemoError(f"the demo falls short at {stage}: {'; '.join(failures)}. Train longer, or try another seed")
 
