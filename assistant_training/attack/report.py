@@ -138,5 +138,5 @@ def _plot(outcome: Outcome, path: Path) -> None:
     axes.set_xlim(-0.03, 1.03)
     axes.set_xlabel("share of facts that leak, or of guesses that are right; 95 % intervals")
     axes.grid(axis="x", alpha=0.3)
-    axes.legend()
+    picture.legend(loc="outside upper right", ncols=2)
     picture.savefig(path, dpi=120)
