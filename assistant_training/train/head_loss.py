@@ -29,7 +29,7 @@ def cross_entropy(hidden_NH: Tensor, head_VH: Tensor, labels_N: Tensor, smoothin
         labels_N: int64 in [0, V).
         smoothing_N: fp32 s in [0, 1].
     """
-    found: Tensor = _CrossEntropy.apply(hidden_NH, head_VH, labels_N, smoothing_N)
+    found: Tensor = _CrossEntropy.apply(hidden_NH, head_VH, labels_N, smoothing_N)  # type: ignore[no-untyped-call]
     return found
 
 
