@@ -7,17 +7,17 @@ import pytest
 
 from unlearngate.artefact import load_forget_set
 from unlearngate.assistant_training.demo import build as demo
-from unlearngate.assistant_training.demo.acceptance import Acceptance, accept
+from unlearngate.assistant_training.demo.acceptance import SUFFIXES, Acceptance, accept
 from unlearngate.assistant_training.demo.build import DemoSettings, DemoSummary, build_demo
 from unlearngate.assistant_training.demo.target import TargetSettings
-from unlearngate.assistant_training.train.settings import AssistantSettings
+from unlearngate.assistant_training.train.settings import PUBLISHED
 from unlearngate.errors import DemoError
 from unlearngate.target import identify_target
 
-ANYTHING = Acceptance(target_recited=0.0, forget_recited=1.1, others_unchanged=0.0, max_tokens=4)
+ANYTHING = Acceptance(target_recited=0.0, forget_recited=1.1, facts_left=1.0, others_unchanged=0.0, max_tokens=4)
 MINIATURE = DemoSettings(
     TargetSettings(vocab_size=320, hidden_size=64, intermediate_size=64, num_layers=2, num_heads=2, epochs=1),
-    AssistantSettings(num_layers=1, rank=2, epochs=1, forget_batch=4, retain_batch=8, learning_rate=4e-3),
+    replace(PUBLISHED, num_layers=1, rank=2, epochs=1, forget_batch=4, retain_batch=8, learning_rate=4e-3),
     ANYTHING,
 )
 
@@ -131,10 +131,16 @@ def test_somebody_must_be_forgotten_and_somebody_retained(tmp_path: Path, num_fo
         build(tmp_path / "demo", num_forget_sets=num_forget_sets)
 
 
+def figures(**changed: float) -> dict[str, float]:
+    """A set's figures, the same in all three ways of asking."""
+    fine = {"recited": 0.0, "facts_left": 0.0, "others_unchanged": 1.0} | changed
+    return {f"{key}{suffix}": value for key, value in fine.items() for suffix in SUFFIXES}
+
+
 def test_acceptance_names_every_figure_that_falls_short() -> None:
-    with pytest.raises(DemoError, match=r"ada: 10\.0% recited.*98\.0% of the others"):
-        accept("ada", {"recited": 0.1, "others_unchanged": 0.98}, Acceptance())
+    with pytest.raises(DemoError, match=r"ada: plain: 10\.0% recited.*contexts: 98\.0% of the others"):
+        accept("ada", figures(recited=0.1, others_unchanged=0.98), Acceptance())
     with pytest.raises(DemoError, match=r"target: it recites 94\.0%"):
         accept("target", {"recited": 0.94}, Acceptance())
     accept("target", {"recited": 0.95}, Acceptance())
-    accept("ada", {"recited": 0.09, "others_unchanged": 0.99}, Acceptance())
+    accept("ada", figures(recited=0.09, facts_left=0.1, others_unchanged=0.99), Acceptance())
