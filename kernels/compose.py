@@ -28,6 +28,7 @@ def compose(
     pairs: Pairs,
     *,
     mode: Mode = "sampling",
+    own_RV: Tensor | None = None,
     scratch: Scratch | None = None,
 ) -> Composition:
     """Subtract each pair's centred assistant logits from its target row, in place.
@@ -39,31 +40,40 @@ def compose(
 
     Args:
         target_RV: (R, V) fp32/bf16/fp16 logits, the rows contiguous, written in place; -inf marks tokens that are not
-            allowed.
+            allowed. If they have been changed since the model made them (a client's logit_bias, allowed tokens, a
+            grammar), `own_RV` says what they were.
         assistant_NV: (N, V) fp32/bf16/fp16 assistant logits, one contiguous row per pair.
         pairs: which set is in force in which row, how strongly.
-        mode: "sampling" writes -inf where a token is not kept, "scoring" leaves the target's logit there.
+        mode: "sampling" writes CUT where a token is not kept; "scoring" leaves the target's logit there, cuts no tail.
+        own_RV: (R, V) fp32/bf16/fp16 logits as the model made them, the rows contiguous, only read: what is kept is
+            decided on these, and what was added since is added to the composed logits. None: target_RV itself, as in
+            "scoring" mode always.
         scratch: memory for the kernels' intermediate results and for what is returned, which is then valid until the
             next call with it.
 
     Returns: which pairs were open, their evidence, and which were bad.
-    Raises: ValueError if shapes, dtypes or devices disagree.
-    Source: ULD, arXiv:2406.08607: logit subtraction and relative-top filter. The gate and the centring are ours.
+    Raises: ValueError if shapes, dtypes or devices disagree, or own_RV is given for scoring.
+    Source: ULD, arXiv:2406.08607: logit subtraction and relative-top filter. The gate, the centring, the rule that only
+        lowers and its tail cut are ours.
     """
     _check_target(target_RV, pairs, mode)
     _check_logits("assistant_NV", assistant_NV, pairs, pairs.row_N.shape[0])
+    if own_RV is not None:
+        if mode != "sampling":
+            raise ValueError(f"own_RV goes with mode 'sampling', got {mode!r}: what is scored was changed by nobody")
+        _check_logits("own_RV", own_RV, pairs, pairs.num_rows)
     if runs_triton(target_RV.device):
         from unlearngate.kernels.triton_compose import compose_triton
 
-        return compose_triton(target_RV, assistant_NV, pairs, mode=mode, scratch=scratch)
+        return compose_triton(target_RV, assistant_NV, pairs, mode=mode, own_RV=own_RV, scratch=scratch)
     # Imported late: vLLM 0.32 cannot start a CPU worker in a process that has imported numba.
     from unlearngate.kernels.numba_compose import compose_cpu
 
     if not pairs.padded:
-        return compose_cpu(target_RV, assistant_NV, pairs, mode=mode)
+        return compose_cpu(target_RV, assistant_NV, pairs, mode=mode, own_RV=own_RV)
     used = pairs.without_padding()
     num_pairs = used.row_N.shape[0]
-    done = compose_cpu(target_RV, assistant_NV[:num_pairs], used, mode=mode)
+    done = compose_cpu(target_RV, assistant_NV[:num_pairs], used, mode=mode, own_RV=own_RV)
     return Composition(*(torch.nn.functional.pad(x, (0, len(pairs.row_N) - num_pairs)) for x in done))
 
 

@@ -21,7 +21,9 @@ from unlearngate.kernels.pairs import Composition, Mode, Pairs
 _ALONE = 2**19  # logits of the target; fewer are not worth a second thread
 
 
-def compose_cpu(target_RV: Tensor, assistant_NV: Tensor, pairs: Pairs, *, mode: Mode = "sampling") -> Composition:
+def compose_cpu(
+    target_RV: Tensor, assistant_NV: Tensor, pairs: Pairs, *, mode: Mode = "sampling", own_RV: Tensor | None = None
+) -> Composition:
     """The formula of docs/composition.md in fp32, without padding; rows whose gates are all closed are not written."""
     numbers = pairs.numbers()
     num_members, num_pairs = len(numbers.row_M), len(numbers.member_N)
@@ -30,7 +32,9 @@ def compose_cpu(target_RV: Tensor, assistant_NV: Tensor, pairs: Pairs, *, mode: 
     if num_pairs and pairs.vocab_size:
         written_M = np.zeros(num_members, np.bool_)
         finite_max, work_RV = torch.finfo(target_RV.dtype).max, target_RV.float()
-        logits = (*_flat(work_RV), *_flat(assistant_NV.float()), pairs.vocab_size, finite_max, mode == "scoring")
+        own = _flat(work_RV if own_RV is None else own_RV.float())
+        given = (pairs.vocab_size, finite_max, mode == "scoring", own_RV is not None)
+        logits = (*_flat(work_RV), *own, *_flat(assistant_NV.float()), *given)
         found = (written_M, open_N, evidence_N, bad_N)
 
         def compose_part(part: tuple[int, int]) -> None:

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from unlearngate.kernels.pairs import CUT
+
 LANES = 128
 _SPAN = 64
 
@@ -27,6 +29,7 @@ _LN2_HIGH = _F(0.693359375)  # ln 2 in two parts; 9 bits here, so that a product
 _LN2_LOW = _F(math.log(2) - 0.693359375)
 _LOWEST = _F(-87.0)  # below it exp is 0: negligible next to the 1 of the largest logit
 _ZERO, _ONE = _F(0), _F(1)
+_CUT = _F(CUT)
 _C2, _C3, _C4, _C5, _C6, _C7 = (_F(1 / math.factorial(k)) for k in range(2, 8))
 
 
@@ -113,6 +116,35 @@ def _count(row_V: Any, threshold: Any) -> Any:
     return np.int64(kept_L.sum()), np.int64(dropped_L.sum())
 
 
+@compiled()
+def _largest_change(shown_V: Any, own_V: Any) -> Any:
+    """The most that was added to an own logit whose token is still allowed, at least 0; +inf if a sum is not finite."""
+    largest_L = np.zeros(LANES, np.float32)
+    for start in range(0, len(shown_V), LANES):
+        shown, own = shown_V[start : start + LANES], own_V[start : start + LANES]
+        for lane in range(len(shown)):
+            change = shown[lane] - own[lane] if shown[lane] != _NONE else _ZERO
+            change = change if change == change else _MOST
+            largest_L[lane] = change if change > largest_L[lane] else largest_L[lane]
+    return largest_L.max()
+
+
+@compiled()
+def _cut_tail(row_V: Any, threshold: Any) -> None:
+    """Cut what is below the threshold; what is not allowed stays so."""
+    for i in range(len(row_V)):
+        x = row_V[i]
+        row_V[i] = _CUT if x < threshold and x > _NONE else x
+
+
+@compiled()
+def _add_changes(shown_V: Any, own_V: Any, composed_V: Any) -> None:
+    """Into `shown_V`: the composed logits, with what was added to the target's own; what is not allowed stays so."""
+    for i in range(len(shown_V)):
+        shown = shown_V[i]
+        shown_V[i] = composed_V[i] + (shown - own_V[i]) if shown > _NONE else _NONE
+
+
 @njit(inline="always")
 def _order(x: Any) -> Any:
     """An integer in [0, 2^32) that sorts as x does."""
@@ -165,11 +197,14 @@ def _kth_largest(row_V: Any, rank: int) -> Any:
 def compose_rows(
     target: Any,
     target_stride: int,
+    own: Any,
+    own_stride: int,
     assistant: Any,
     assistant_stride: int,
     vocab_size: int,
     finite_max: float,
-    keeps_dropped: bool,
+    scores: bool,
+    has_own: bool,
     first: int,
     last: int,
     row_M: Any,
@@ -177,8 +212,10 @@ def compose_rows(
     member_N: Any,
     weight_N: Any,
     gate_nats_N: Any,
+    lowers_N: Any,
     log_ratio_M: Any,
     rank_M: Any,
+    log_tail_M: Any,
     written_M: Any,
     open_N: Any,
     evidence_N: Any,
@@ -186,8 +223,9 @@ def compose_rows(
 ) -> None:
     """The formula of docs/composition.md for the target's rows row_M[first:last], in place.
 
-    Row r of the target is target[r * target_stride :][:vocab_size], fp32, and so are the assistants'. The indices are
-    those of `Pairs`. Writes what `Composition` holds, all zero before, and which rows were written.
+    Row r of the target is target[r * target_stride :][:vocab_size], fp32, and so are its own logits, which with
+    `has_own` lie elsewhere, and the assistants'. The indices are those of `Pairs`. Writes what `Composition` holds, all
+    zero before, and which rows were written.
     """
     most = 0
     for m in range(first, last):
@@ -198,13 +236,18 @@ def compose_rows(
         np.empty(most, np.float32),
         np.empty(most, np.float32),
     )
-    taken_L = np.empty(LANES, np.float32)
+    least_P = np.empty(most, np.float32)  # what is taken at least: 0 from a set that only lowers
+    apart_V = np.empty(vocab_size if has_own else 0, np.float32)
+    own_L, taken_L, best_L = np.empty(LANES, np.float32), np.empty(LANES, np.float32), np.empty(LANES, np.float32)
     for m in range(first, last):
         row_V = target[row_M[m] * target_stride : row_M[m] * target_stride + vocab_size]
-        largest = _extremes(row_V)[0]
+        own_V = own[row_M[m] * own_stride : row_M[m] * own_stride + vocab_size]
+        largest = _extremes(own_V)[0]
         threshold = largest + log_ratio_M[m]
-        kept, dropped = _count(row_V, threshold)
-        row_is_bad, one_is_bad = not largest < _MOST or kept + dropped < vocab_size, False
+        kept, dropped = _count(own_V, threshold)
+        change = _largest_change(row_V, own_V) if has_own else _ZERO
+        row_is_bad = not (largest < _MOST and change < _MOST) or kept + dropped < vocab_size
+        one_is_bad = False
         raised, num_open = 0.0, 0
         for place in range(first_M[m], first_M[m + 1]):
             n = member_N[place]
@@ -216,12 +259,14 @@ def compose_rows(
             evidence_N[n] = evidence
             weight = weight_N[n]
             if weight > 0 and (gate_nats_N[n] <= 0 or evidence >= gate_nats_N[n]):
-                raised += max(0.0, -weight * (lowest - highest - log_mean))
+                if not lowers_N[n]:
+                    raised += max(0.0, -weight * (lowest - highest - log_mean))
                 start_P[num_open], weight_P[num_open] = start, weight
                 largest_P[num_open], log_mean_P[num_open] = highest, log_mean
+                least_P[num_open] = _ZERO if lowers_N[n] else _NONE
                 open_N[n] = True
                 num_open += 1
-        row_is_bad |= num_open > 0 and not largest + raised <= finite_max
+        row_is_bad |= num_open > 0 and not largest + raised + change <= finite_max
         written_M[m] = num_open > 0 or one_is_bad or row_is_bad
         if row_is_bad:
             for place in range(first_M[m], first_M[m + 1]):
@@ -231,16 +276,30 @@ def compose_rows(
         elif num_open > 0:
             # If the ratio alone keeps that many, the rank-th largest is among them.
             if kept < rank_M[m]:
-                threshold = _kth_largest(row_V, rank_M[m])
+                threshold = _kth_largest(own_V, rank_M[m])
+            composed_V = apart_V if has_own else row_V
+            cuts_tail = log_tail_M[m] > _NONE and not scores
+            best_L[:] = _NONE
             for begin in range(0, vocab_size, LANES):
-                part = row_V[begin : begin + LANES]
+                part, of_own = composed_V[begin : begin + LANES], own_V[begin : begin + LANES]
                 taken_L[:] = _ZERO
                 for p in range(num_open):
-                    high, mean, weight = largest_P[p], log_mean_P[p], weight_P[p]
+                    high, mean, weight, least = largest_P[p], log_mean_P[p], weight_P[p], least_P[p]
                     of_assistant = assistant[start_P[p] + begin : start_P[p] + begin + len(part)]
                     for lane in range(len(part)):
-                        taken_L[lane] += ((of_assistant[lane] - high) - mean) * weight
+                        centred = (of_assistant[lane] - high) - mean
+                        taken_L[lane] += (centred if centred > least else least) * weight
+                for lane in range(len(part)):  # LLVM does not vectorise a loop that writes what it may have to read
+                    own_L[lane] = of_own[lane]
                 for lane in range(len(part)):
-                    x = part[lane]
-                    below = x if keeps_dropped else _NONE
+                    x = own_L[lane]
+                    below = x if scores or x == _NONE else _CUT
                     part[lane] = x - taken_L[lane] if x >= threshold else below
+                if cuts_tail:
+                    for lane in range(len(part)):
+                        x = part[lane] if own_L[lane] >= threshold else _NONE
+                        best_L[lane] = x if x > best_L[lane] else best_L[lane]
+            if cuts_tail:
+                _cut_tail(composed_V, best_L.max() + log_tail_M[m])
+            if has_own:
+                _add_changes(row_V, own_V, composed_V)

@@ -8,10 +8,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from unlearngate.kernels.pairs import Composition, Mode, Pairs
+from unlearngate.kernels.pairs import CUT, Composition, Mode, Pairs
 
 
-def compose_reference(target_RV: Tensor, assistant_NV: Tensor, pairs: Pairs, *, mode: Mode = "sampling") -> Composition:
+def compose_reference(
+    target_RV: Tensor, assistant_NV: Tensor, pairs: Pairs, *, mode: Mode = "sampling", own_RV: Tensor | None = None
+) -> Composition:
     """`compose` in fp32 arithmetic (fp64 for fp64 logits), the whole batch at a time, with a full sort.
 
     Takes pairs without padding. Closed rows are written too, with the bits they had.
@@ -34,20 +36,33 @@ def compose_reference(target_RV: Tensor, assistant_NV: Tensor, pairs: Pairs, *, 
     open_N = (weight_N > 0) & ((pairs.gate_nats_N <= 0) | (evidence_N >= pairs.gate_nats_N)) & ~bad_N
     open_M = (of_row_MN & open_N).any(dim=1)
 
-    target_MV = target_RV[pairs.row_M].to(arithmetic)
-    max_M = target_MV.amax(dim=-1)  # NaN if any is
-    raised_N = (weight_N * -centred_NV.amin(dim=-1)).clamp(min=0).masked_fill(~open_N, 0.0)
+    shown_MV = target_RV[pairs.row_M].to(arithmetic)
+    own_MV = shown_MV if own_RV is None else own_RV[pairs.row_M].to(arithmetic)
+    allowed_MV = ~torch.isneginf(shown_MV)
+    changed_MV = torch.where(allowed_MV, shown_MV - own_MV, 0.0) if own_RV is not None else torch.zeros_like(own_MV)
+    max_M, changed_M = own_MV.amax(dim=-1), changed_MV.amax(dim=-1).clamp(min=0)  # NaN if any is
+    lowers_N1, weight_N1 = pairs.lowers_N[:, None], weight_N[:, None]
+    taken_NV = torch.where(lowers_N1, centred_NV.clamp(min=0), centred_NV) * weight_N1
+    taken_NV = taken_NV.masked_fill(~open_N[:, None], 0.0)
+    raised_N = -taken_NV.amin(dim=-1).clamp(max=0)
     raised_M = torch.zeros_like(max_M).index_add_(0, member_N, raised_N)
-    overflow_M = open_M & ~(max_M + raised_M <= torch.finfo(target_RV.dtype).max)
-    bad_N = bad_N | (~(max_M < torch.inf) | overflow_M)[member_N]
+    overflow_M = open_M & ~(max_M + raised_M + changed_M <= torch.finfo(target_RV.dtype).max)
+    bad_N = bad_N | (~(max_M < torch.inf) | ~(changed_M < torch.inf) | overflow_M)[member_N]
     bad_M = (of_row_MN & bad_N).any(dim=1)
 
-    taken_NV = (centred_NV * weight_N[:, None]).masked_fill(~open_N[:, None], 0.0)
-    taken_MV = torch.zeros_like(target_MV).index_add_(0, member_N, taken_NV)
-    kept_MV = target_MV >= keep_threshold(target_MV, pairs.log_ratio_M, pairs.rank_M)[:, None]
-    dropped_MV = torch.full_like(target_MV, -torch.inf) if mode == "sampling" else target_MV
-    composed_MV = torch.where(kept_MV, target_MV - taken_MV, dropped_MV)
-    composed_MV = torch.where(open_M[:, None], composed_MV, target_MV).masked_fill(bad_M[:, None], -torch.inf)
+    taken_MV = torch.zeros_like(own_MV).index_add_(0, member_N, taken_NV)
+    lowered_MV = own_MV - taken_MV
+    kept_MV = own_MV >= keep_threshold(own_MV, pairs.log_ratio_M, pairs.rank_M)[:, None]
+    if mode == "sampling":
+        best_M = lowered_MV.masked_fill(~kept_MV, -torch.inf).amax(dim=-1)
+        kept_MV = kept_MV & (lowered_MV >= (best_M + pairs.log_tail_M.to(arithmetic))[:, None])
+        composed_MV = torch.where(kept_MV, lowered_MV, CUT)
+        if own_RV is not None:
+            composed_MV = composed_MV + changed_MV
+        composed_MV = composed_MV.masked_fill(~allowed_MV, -torch.inf)
+    else:
+        composed_MV = torch.where(kept_MV, lowered_MV, shown_MV)
+    composed_MV = torch.where(open_M[:, None], composed_MV, shown_MV).masked_fill(bad_M[:, None], -torch.inf)
     target_RV[pairs.row_M] = composed_MV.to(target_RV.dtype)
     return Composition(open_N & ~bad_N, evidence_N, bad_N)
 

@@ -40,17 +40,18 @@ class Scratch:
         def floats(*shape: int) -> Tensor:
             return torch.empty(shape, dtype=torch.float32, device=device)
 
-        # Of each chunk of a row: an assistant's max, sum of exp, sum of exp * shifted, min; a target's max.
+        # Of each chunk of a row: an assistant's max, sum of exp, sum of exp * shifted, min; a target's max (once it is
+        # decided what to keep: the best kept u), and the most that was added to its own logits.
         self.pair_parts = floats(4, num_pairs, self.max_chunks)
-        self.row_parts = floats(num_pairs, self.max_chunks)
+        self.row_parts = floats(2, num_pairs, self.max_chunks)
         # Of each row: where its k-th largest should lie, the logits there, counters (zero between calls), the decision.
         self.bracket = floats(2, num_pairs)
         self.candidates = floats(num_pairs, 0 if vocab_size <= num_candidates else num_candidates)
         self.counters = torch.zeros(3, num_pairs, dtype=torch.int32, device=device)
         self.threshold = floats(num_pairs)
         self.action = torch.empty(num_pairs, dtype=torch.int32, device=device)
-        # Of each pair: max, ln of the mean of exp(a - max), weight (0 if not open).
-        self.centring = floats(3, num_pairs)
+        # Of each pair: max, ln of the mean of exp(a - max), weight (0 if not open), the least that it may take.
+        self.centring = floats(4, num_pairs)
         self._open_N = torch.empty(num_pairs, dtype=torch.bool, device=device)
         self._evidence_N = floats(num_pairs)
         self._bad_N = torch.empty(num_pairs, dtype=torch.bool, device=device)

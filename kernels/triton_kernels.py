@@ -8,12 +8,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from unlearngate.kernels.pairs import CUT
 from unlearngate.kernels.triton_select import guess_bracket, kth_largest, kth_largest_in_memory
 
 # What a row's decision is.
 LEAVE: tl.constexpr = tl.constexpr(0)
 COMPOSE: tl.constexpr = tl.constexpr(1)
 SILENCE: tl.constexpr = tl.constexpr(2)
+_CUT: tl.constexpr = tl.constexpr(CUT)
 # The counters of a row, zero between calls.
 _ARRIVED: tl.constexpr = tl.constexpr(0)
 _CANDIDATES: tl.constexpr = tl.constexpr(1)
@@ -22,30 +24,29 @@ _ABOVE: tl.constexpr = tl.constexpr(2)
 
 @triton.jit
 def guess_kernel(
-    target_ptr, row_ptr, log_ratio_ptr, rank_ptr, bracket_ptr, vocab_size, target_stride, num_pairs,
+    own_ptr, row_ptr, log_ratio_ptr, rank_ptr, bracket_ptr, vocab_size, own_stride, num_pairs,
     SAMPLE: tl.constexpr,
 ):  # fmt: skip
-    """Program m: the bracket of row m, (+inf, +inf) if every token is kept."""
+    """Program m: the bracket of row m, unless its keep ratio keeps every token."""
     m = tl.program_id(0)
     row = tl.load(row_ptr + m)
     if row >= 0:
-        low = float("inf")
-        high = float("inf")
         if tl.load(log_ratio_ptr + m) > -float("inf"):
-            low, high = guess_bracket(target_ptr + row * target_stride, vocab_size, tl.load(rank_ptr + m), SAMPLE)
-        tl.store(bracket_ptr + m, low)
-        tl.store(bracket_ptr + num_pairs + m, high)
+            low, high = guess_bracket(own_ptr + row * own_stride, vocab_size, tl.load(rank_ptr + m), SAMPLE)
+            tl.store(bracket_ptr + m, low)
+            tl.store(bracket_ptr + num_pairs + m, high)
 
 
-# z_v = t_v - sum over open f of w_f (a_fv - logsumexp(a_f) + ln V) where kept.
+# u_v = t_v - sum over open f of w_f s_f(v), with s_f(v) = a_fv - logsumexp(a_f) + ln V, or at least 0 if f only lowers.
 # ULD, arXiv:2406.08607; the whole formula is docs/composition.md.
 @triton.jit
 def read_kernel(
-    target_ptr, assistant_ptr, row_ptr, first_ptr, member_ptr, weight_ptr, gate_ptr, log_ratio_ptr, rank_ptr,
+    target_ptr, own_ptr, assistant_ptr, row_ptr, first_ptr, member_ptr, weight_ptr, gate_ptr, lowers_ptr,
+    log_ratio_ptr, rank_ptr, log_tail_ptr,
     pair_parts_ptr, row_parts_ptr, bracket_ptr, candidates_ptr, counters_ptr, centring_ptr, threshold_ptr, action_ptr,
     open_ptr, evidence_ptr, bad_ptr,
-    vocab_size, target_stride, assistant_stride, num_pairs, max_chunks, num_chunks, limit,
-    SAMPLED: tl.constexpr, CANDIDATES: tl.constexpr, SAMPLING: tl.constexpr, WRITE: tl.constexpr,
+    vocab_size, target_stride, own_stride, assistant_stride, num_pairs, max_chunks, num_chunks, limit,
+    SAMPLED: tl.constexpr, CANDIDATES: tl.constexpr, SAMPLING: tl.constexpr, OWN: tl.constexpr, WRITE: tl.constexpr,
     CHUNKS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Program m C + c: the statistics of chunk c of row m; the last of a row decides, and with WRITE composes it."""
@@ -55,11 +56,12 @@ def read_kernel(
     if row >= 0:
         first = tl.load(first_ptr + m)
         last = tl.load(first_ptr + m + 1)
+        log_ratio = tl.load(log_ratio_ptr + m)
         counter_ptr = counters_ptr + m
         _read_target(
-            target_ptr + row * target_stride, row_parts_ptr + m * max_chunks, bracket_ptr + m,
-            candidates_ptr + m.to(tl.int64) * CANDIDATES, counter_ptr, chunk, vocab_size, num_pairs,
-            SAMPLED, CANDIDATES, BLOCK,
+            target_ptr + row * target_stride, own_ptr + row * own_stride, row_parts_ptr + m * max_chunks,
+            bracket_ptr + m, candidates_ptr + m.to(tl.int64) * CANDIDATES, counter_ptr, log_ratio, chunk, vocab_size,
+            num_pairs, max_chunks, SAMPLED, CANDIDATES, OWN, BLOCK,
         )  # fmt: skip
         for i in range(first, last):
             n = tl.load(member_ptr + i).to(tl.int64)
@@ -73,11 +75,11 @@ def read_kernel(
         if arrived == num_chunks - 1:
             tl.debug_barrier()
             action, threshold = _decide(
-                target_ptr + row * target_stride, member_ptr, weight_ptr, gate_ptr, tl.load(log_ratio_ptr + m),
+                own_ptr + row * own_stride, member_ptr, weight_ptr, gate_ptr, lowers_ptr, log_ratio,
                 tl.load(rank_ptr + m), pair_parts_ptr, row_parts_ptr + m * max_chunks, bracket_ptr + m,
                 candidates_ptr + m.to(tl.int64) * CANDIDATES, counter_ptr, centring_ptr, open_ptr, evidence_ptr,
                 bad_ptr, first, last, vocab_size, num_pairs, max_chunks, num_chunks, limit,
-                SAMPLED, CANDIDATES, CHUNKS, BLOCK,
+                SAMPLED, CANDIDATES, OWN, CHUNKS, BLOCK,
             )  # fmt: skip
             tl.debug_barrier()  # every thread has read the counters
             tl.store(action_ptr + m, action)
@@ -88,51 +90,100 @@ def read_kernel(
             if WRITE:
                 if action != LEAVE:
                     tl.debug_barrier()
+                    cut_below = -float("inf")
+                    log_tail = tl.load(log_tail_ptr + m)
+                    if SAMPLING:
+                        if (action == COMPOSE) & (log_tail > -float("inf")):
+                            best = -float("inf")
+                            for c in range(0, num_chunks):
+                                of_chunk = _best_of_chunk(
+                                    own_ptr + row * own_stride, assistant_ptr, assistant_stride, member_ptr,
+                                    centring_ptr, first, last, c, threshold, vocab_size, num_pairs, BLOCK,
+                                )  # fmt: skip
+                                best = tl.maximum(best, of_chunk)
+                            cut_below = best + log_tail
                     for c in range(0, num_chunks):
                         _write_chunk(
-                            target_ptr + row * target_stride, assistant_ptr, assistant_stride, member_ptr, centring_ptr,
-                            first, last, c, action, threshold, vocab_size, num_pairs, SAMPLING, BLOCK,
+                            target_ptr + row * target_stride, own_ptr + row * own_stride, assistant_ptr,
+                            assistant_stride, member_ptr, centring_ptr, first, last, c, action, threshold, cut_below,
+                            vocab_size, num_pairs, SAMPLING, OWN, BLOCK,
                         )  # fmt: skip
 
 
 @triton.jit
-def write_kernel(
-    target_ptr, assistant_ptr, row_ptr, first_ptr, member_ptr, centring_ptr, threshold_ptr, action_ptr,
-    vocab_size, target_stride, assistant_stride, num_pairs, num_chunks, SAMPLING: tl.constexpr, BLOCK: tl.constexpr,
+def best_kernel(
+    own_ptr, assistant_ptr, row_ptr, first_ptr, member_ptr, log_tail_ptr, row_parts_ptr, centring_ptr, threshold_ptr,
+    action_ptr, vocab_size, own_stride, assistant_stride, num_pairs, max_chunks, num_chunks, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Program m C + c: composes chunk c of row m, if it is to be written."""
+    """Program m C + c: the best kept u of chunk c of row m, where a tail is to be cut."""
+    m = tl.program_id(0) // num_chunks
+    chunk = tl.program_id(0) % num_chunks
+    row = tl.load(row_ptr + m)
+    if row >= 0:
+        if (tl.load(action_ptr + m) == COMPOSE) & (tl.load(log_tail_ptr + m) > -float("inf")):
+            best = _best_of_chunk(
+                own_ptr + row * own_stride, assistant_ptr, assistant_stride, member_ptr, centring_ptr,
+                tl.load(first_ptr + m), tl.load(first_ptr + m + 1), chunk, tl.load(threshold_ptr + m), vocab_size,
+                num_pairs, BLOCK,
+            )  # fmt: skip
+            tl.store(row_parts_ptr + m * max_chunks + chunk, best)
+
+
+@triton.jit
+def write_kernel(
+    target_ptr, own_ptr, assistant_ptr, row_ptr, first_ptr, member_ptr, log_tail_ptr, row_parts_ptr, centring_ptr,
+    threshold_ptr, action_ptr, vocab_size, target_stride, own_stride, assistant_stride, num_pairs, max_chunks,
+    num_chunks, SAMPLING: tl.constexpr, OWN: tl.constexpr, TAIL: tl.constexpr, CHUNKS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Program m C + c: composes chunk c of row m, if it is to be written; with TAIL after `best_kernel`."""
     m = tl.program_id(0) // num_chunks
     row = tl.load(row_ptr + m)
     if row >= 0:
         action = tl.load(action_ptr + m)
         if action != LEAVE:
+            cut_below = -float("inf")
+            if TAIL:
+                log_tail = tl.load(log_tail_ptr + m)
+                if (action == COMPOSE) & (log_tail > -float("inf")):
+                    c = tl.arange(0, CHUNKS)
+                    part_ptr = row_parts_ptr + m * max_chunks + c
+                    cut_below = tl.max(tl.load(part_ptr, mask=c < num_chunks, other=-float("inf")), axis=0) + log_tail
             _write_chunk(
-                target_ptr + row * target_stride, assistant_ptr, assistant_stride, member_ptr, centring_ptr,
-                tl.load(first_ptr + m), tl.load(first_ptr + m + 1), tl.program_id(0) % num_chunks, action,
-                tl.load(threshold_ptr + m), vocab_size, num_pairs, SAMPLING, BLOCK,
+                target_ptr + row * target_stride, own_ptr + row * own_stride, assistant_ptr, assistant_stride,
+                member_ptr, centring_ptr, tl.load(first_ptr + m), tl.load(first_ptr + m + 1),
+                tl.program_id(0) % num_chunks, action, tl.load(threshold_ptr + m), cut_below, vocab_size, num_pairs,
+                SAMPLING, OWN, BLOCK,
             )  # fmt: skip
 
 
 @triton.jit
 def _read_target(
-    logits_ptr, part_ptr, bracket_ptr, candidates_ptr, counter_ptr, chunk, vocab_size, num_pairs,
-    SAMPLED: tl.constexpr, CANDIDATES: tl.constexpr, BLOCK: tl.constexpr,
+    shown_ptr, logits_ptr, part_ptr, bracket_ptr, candidates_ptr, counter_ptr, log_ratio, chunk, vocab_size, num_pairs,
+    max_chunks,
+    SAMPLED: tl.constexpr, CANDIDATES: tl.constexpr, OWN: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The chunk's largest target logit, +inf for a chunk with NaN; collects the row's candidates."""
+    """The chunk's largest own logit, +inf for a chunk with NaN, and largest change; collects the row's candidates."""
     at = chunk * BLOCK + tl.arange(0, BLOCK)
     inside = at < vocab_size
     t = tl.load(logits_ptr + at, mask=inside, other=-float("inf"), eviction_policy="evict_last").to(tl.float32)
     tl.store(part_ptr + chunk, tl.max(tl.where(t == t, t, float("inf")), axis=0))
+    if OWN:
+        shown = tl.load(shown_ptr + at, mask=inside, other=-float("inf"), eviction_policy="evict_last").to(tl.float32)
+        change = tl.where(shown == -float("inf"), 0.0, shown - t)
+        change = tl.max(tl.where(change == change, tl.maximum(change, 0.0), float("inf")), axis=0)
+        tl.store(part_ptr + num_pairs * max_chunks + chunk, change)
     if SAMPLED:
-        low = tl.load(bracket_ptr)
-        high = tl.load(bracket_ptr + num_pairs)
-        above = tl.sum((t > high).to(tl.int32), axis=0)
-        tl.atomic_add(counter_ptr + _ABOVE * num_pairs, above, sem="relaxed")
-        # -inf is never a candidate: if the k-th largest is none of the others, it is -inf.
-        chosen = ((t >= low) & (t <= high) & (t > -float("inf"))).to(tl.int32)
-        start = tl.atomic_add(counter_ptr + _CANDIDATES * num_pairs, tl.sum(chosen, axis=0), sem="relaxed")
-        place = start + tl.cumsum(chosen, axis=0) - 1
-        tl.store(candidates_ptr + place, t, mask=(chosen != 0) & (place < CANDIDATES))
+        if log_ratio > -float("inf"):
+            low = tl.load(bracket_ptr)
+            high = tl.load(bracket_ptr + num_pairs)
+            above = tl.sum((t > high).to(tl.int32), axis=0)
+            tl.atomic_add(counter_ptr + _ABOVE * num_pairs, above, sem="relaxed")
+            # -inf is never a candidate: if the k-th largest is none of the others, it is -inf.
+            chosen = ((t >= low) & (t <= high) & (t > -float("inf"))).to(tl.int32)
+            start = tl.atomic_add(counter_ptr + _CANDIDATES * num_pairs, tl.sum(chosen, axis=0), sem="relaxed")
+            place = start + tl.cumsum(chosen, axis=0) - 1
+            tl.store(candidates_ptr + place, t, mask=(chosen != 0) & (place < CANDIDATES))
 
 
 @triton.jit
@@ -153,16 +204,20 @@ def _read_assistant(logits_ptr, part_ptr, part_stride, chunk, vocab_size, BLOCK:
 
 @triton.jit
 def _decide(
-    logits_ptr, member_ptr, weight_ptr, gate_ptr, log_ratio, rank, pair_parts_ptr, row_parts_ptr, bracket_ptr,
-    candidates_ptr, counter_ptr, centring_ptr, open_ptr, evidence_ptr, bad_ptr, first, last, vocab_size, num_pairs,
-    max_chunks, num_chunks, limit,
-    SAMPLED: tl.constexpr, CANDIDATES: tl.constexpr, CHUNKS: tl.constexpr, BLOCK: tl.constexpr,
+    logits_ptr, member_ptr, weight_ptr, gate_ptr, lowers_ptr, log_ratio, rank, pair_parts_ptr, row_parts_ptr,
+    bracket_ptr, candidates_ptr, counter_ptr, centring_ptr, open_ptr, evidence_ptr, bad_ptr, first, last, vocab_size,
+    num_pairs, max_chunks, num_chunks, limit,
+    SAMPLED: tl.constexpr, CANDIDATES: tl.constexpr, OWN: tl.constexpr, CHUNKS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Merge the chunks of a row, say which pairs are open or bad, and what is to be done: (action, threshold)."""
     c = tl.arange(0, CHUNKS)
     used = c < num_chunks
     # Other programs wrote these: read them from the L2 cache, which all share.
     largest = tl.max(tl.load(row_parts_ptr + c, mask=used, other=-float("inf"), cache_modifier=".cg"), axis=0)
+    changed = 0.0
+    if OWN:
+        change_ptr = row_parts_ptr + num_pairs * max_chunks + c
+        changed = tl.max(tl.load(change_ptr, mask=used, other=0.0, cache_modifier=".cg"), axis=0)
     raised = 0.0
     num_open = 0
     num_bad = 0
@@ -191,17 +246,20 @@ def _decide(
         weight = tl.load(weight_ptr + n)
         gate = tl.load(gate_ptr + n)
         is_open = (weight > 0.0) & ((gate <= 0.0) | (evidence >= gate)) & (bad == 0)
-        raised += tl.where(is_open, tl.maximum(0.0, -weight * (lowest_shifted - log_mean)), 0.0)
+        lowers = tl.load(lowers_ptr + n) != 0
+        raises = is_open & (lowers == 0)
+        raised += tl.where(raises, tl.maximum(0.0, -weight * (lowest_shifted - log_mean)), 0.0)
         num_open += is_open.to(tl.int32)
         num_bad += bad.to(tl.int32)
         tl.store(centring_ptr + n, top)
         tl.store(centring_ptr + num_pairs + n, log_mean)
         tl.store(centring_ptr + 2 * num_pairs + n, tl.where(is_open, weight, 0.0))
+        tl.store(centring_ptr + 3 * num_pairs + n, tl.where(lowers, 0.0, -float("inf")))
         tl.store(open_ptr + n, is_open)
         tl.store(evidence_ptr + n, evidence)
         tl.store(bad_ptr + n, bad)
-    overflow = (num_open > 0) & ((largest + raised <= limit) == 0)
-    if (largest == float("inf")) | overflow:
+    overflow = (num_open > 0) & ((largest + raised + changed <= limit) == 0)
+    if (largest == float("inf")) | (changed == float("inf")) | overflow:
         num_bad += 1
         for i in range(first, last):
             n = tl.load(member_ptr + i).to(tl.int64)
@@ -247,26 +305,59 @@ def _kth_largest(
 
 
 @triton.jit
+def _take(
+    own_ptr, assistant_ptr, assistant_stride, member_ptr, centring_ptr, first, last, at, inside, num_pairs,
+    EVICTION: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """(t, u) of a chunk of an open row: the target's own logits, and what the open pairs leave of them."""
+    t = tl.load(own_ptr + at, mask=inside, other=-float("inf"), eviction_policy=EVICTION).to(tl.float32)
+    taken = tl.zeros((BLOCK,), tl.float32)
+    for i in range(first, last):
+        n = tl.load(member_ptr + i).to(tl.int64)
+        weight = tl.load(centring_ptr + 2 * num_pairs + n)
+        if weight > 0.0:
+            a_ptr = assistant_ptr + n * assistant_stride + at
+            a = tl.load(a_ptr, mask=inside, other=0.0, eviction_policy=EVICTION).to(tl.float32)
+            centred = (a - tl.load(centring_ptr + n)) - tl.load(centring_ptr + num_pairs + n)
+            taken += weight * tl.maximum(centred, tl.load(centring_ptr + 3 * num_pairs + n))
+    return t, t - taken
+
+
+@triton.jit
+def _best_of_chunk(
+    own_ptr, assistant_ptr, assistant_stride, member_ptr, centring_ptr, first, last, chunk, threshold, vocab_size,
+    num_pairs, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The largest u of a chunk among the tokens that the keep rule keeps, or -inf."""
+    at = chunk * BLOCK + tl.arange(0, BLOCK)
+    t, u = _take(
+        own_ptr, assistant_ptr, assistant_stride, member_ptr, centring_ptr, first, last, at, at < vocab_size, num_pairs,
+        "evict_last", BLOCK,
+    )  # fmt: skip
+    return tl.max(tl.where(t >= threshold, u, -float("inf")), axis=0)
+
+
+@triton.jit
 def _write_chunk(
-    logits_ptr, assistant_ptr, assistant_stride, member_ptr, centring_ptr, first, last, chunk, action, threshold,
-    vocab_size, num_pairs, SAMPLING: tl.constexpr, BLOCK: tl.constexpr,
+    target_ptr, own_ptr, assistant_ptr, assistant_stride, member_ptr, centring_ptr, first, last, chunk, action,
+    threshold, cut_below, vocab_size, num_pairs, SAMPLING: tl.constexpr, OWN: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Compose a chunk in place."""
     at = chunk * BLOCK + tl.arange(0, BLOCK)
     inside = at < vocab_size
     z = tl.full((BLOCK,), -float("inf"), tl.float32)
     if action == COMPOSE:
-        t = tl.load(logits_ptr + at, mask=inside, other=0.0, eviction_policy="evict_first").to(tl.float32)
-        taken = tl.zeros((BLOCK,), tl.float32)
-        for i in range(first, last):
-            n = tl.load(member_ptr + i).to(tl.int64)
-            weight = tl.load(centring_ptr + 2 * num_pairs + n)
-            if weight > 0.0:
-                a_ptr = assistant_ptr + n * assistant_stride + at
-                a = tl.load(a_ptr, mask=inside, other=0.0, eviction_policy="evict_first").to(tl.float32)
-                taken += weight * ((a - tl.load(centring_ptr + n)) - tl.load(centring_ptr + num_pairs + n))
+        t, u = _take(
+            own_ptr, assistant_ptr, assistant_stride, member_ptr, centring_ptr, first, last, at, inside, num_pairs,
+            "evict_first", BLOCK,
+        )  # fmt: skip
         if SAMPLING:
-            z = tl.where(t >= threshold, t - taken, -float("inf"))
+            z = tl.where((t >= threshold) & (u >= cut_below), u, _CUT)
+            shown = t
+            if OWN:
+                shown = tl.load(target_ptr + at, mask=inside, other=0.0, eviction_policy="evict_first").to(tl.float32)
+                z += shown - t
+            z = tl.where(shown > -float("inf"), z, -float("inf"))
         else:
-            z = tl.where(t >= threshold, t - taken, t)
-    tl.store(logits_ptr + at, z.to(logits_ptr.dtype.element_ty), mask=inside)
+            z = tl.where(t >= threshold, u, t)
+    tl.store(target_ptr + at, z.to(target_ptr.dtype.element_ty), mask=inside)

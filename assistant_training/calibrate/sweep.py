@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from unlearngate.assistant_training.data.encoding import Encoded, answer_rows, collate
-from unlearngate.assistant_training.model.in_force import subtract
+from unlearngate.assistant_training.model.in_force import subtract, without_cut
 from unlearngate.errors import CalibrationError
 from unlearngate.kernels.compose import compose
 from unlearngate.kernels.pairs import Mode, Pairs
@@ -259,7 +259,7 @@ def _evidence(target_NV: Tensor, assistant_NV: Tensor) -> Tensor:
 def _read(logits_NV: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor]:
     """(N,) ln p of the labels in fp64, and (N,) the first choice."""
     label_N = logits_NV.gather(1, labels_N[:, None])[:, 0].double()
-    return label_N - logits_NV.double().logsumexp(dim=-1), logits_NV.argmax(dim=-1)
+    return without_cut(label_N - logits_NV.double().logsumexp(dim=-1)), logits_NV.argmax(dim=-1)
 
 
 def _lowest(gate_nats: float) -> float:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from unlearngate.kernels.compose import compose
-from unlearngate.kernels.pairs import Mode, Pairs
+from unlearngate.kernels.pairs import CUT, Mode, Pairs
 from unlearngate.manifest import Strength
 
 
@@ -58,3 +58,8 @@ def subtract(
     if bool(done.bad_N.any()):
         raise ValueError(f"{int(done.bad_N.sum())} rows of logits hold NaN or infinity")
     return ~done.open_N.view(len(strengths), num_rows).any(dim=0)
+
+
+def without_cut(log_p: Tensor) -> Tensor:
+    """Log probabilities with -inf for tokens that were cut: below e^(CUT / 2), which is 0 in any float."""
+    return log_p.masked_fill(log_p < CUT / 2, -torch.inf)

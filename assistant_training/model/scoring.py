@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from unlearngate.assistant_training.data.encoding import Encoded, answer_rows, collate
-from unlearngate.assistant_training.model.in_force import LoadedSet, subtract
+from unlearngate.assistant_training.model.in_force import LoadedSet, subtract, without_cut
 from unlearngate.kernels.pairs import Mode
 
 
@@ -74,7 +74,7 @@ def score(
 
 def _figures(logits_NV: Tensor, labels_N: Tensor, untouched_N: Tensor) -> list[np.ndarray]:
     """The fields of `Scored` for all answer tokens of a batch."""
-    log_p_NV = logits_NV.log_softmax(dim=-1)
+    log_p_NV = without_cut(logits_NV.log_softmax(dim=-1))
     p_NV = log_p_NV.exp()
     label_N = log_p_NV.gather(1, labels_N[:, None])[:, 0]
     finite_NV = log_p_NV.masked_fill_(p_NV == 0, 0.0)  # 0 ln 0 = 0

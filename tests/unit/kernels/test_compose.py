@@ -26,12 +26,11 @@ from support.engine.composition import (
     composed,
     draw_case,
     draw_target_row,
-    expected_row,
     same_bits,
     strided_copy,
 )
 from unlearngate.kernels.compose import compose
-from unlearngate.kernels.pairs import Pairs
+from unlearngate.kernels.pairs import CUT, Pairs
 from unlearngate.kernels.reference import compose_reference
 
 
@@ -67,6 +66,8 @@ def test_every_kind_of_target_row_at_every_keep_ratio(seed, kind, tau, mode):
         weight_N=torch.tensor([0.75, 1.5]),
         gate_nats_N=torch.zeros(2),
         keep_ratio_R=torch.tensor([tau], dtype=torch.float64),
+        lowers_N=torch.from_numpy(rng.random(2) < 0.5),
+        own_RV=None,
     )
     check(case, mode)
 
@@ -84,19 +85,19 @@ def test_tokens_tied_with_the_kth_largest_are_all_kept():
     # tau * V = 2, and three tokens share the second place; e^-1 > tau keeps nothing more by ratio.
     case = single_row([9.0, 1.0, 1.0, 1.0, 0.0, -1.0, -2.0, -3.0], tau=0.25)
     case.run()
-    assert torch.isfinite(case.target_RV[0]).tolist() == [True] * 4 + [False] * 4
+    assert (case.target_RV[0] != CUT).tolist() == [True] * 4 + [False] * 4
 
 
 def test_an_overconfident_target_still_leaves_the_top_share_to_choose_from():
     case = single_row([20.0, *range(7)], tau=0.5)
     case.run()
-    assert torch.isfinite(case.target_RV[0]).tolist() == [True, False, False, False, False, True, True, True]
+    assert (case.target_RV[0] != CUT).tolist() == [True, False, False, False, False, True, True, True]
 
 
 def test_the_ratio_rule_keeps_more_than_the_top_share_of_a_flat_target():
     case = single_row([0.0] * 7 + [-9.0], tau=0.25)
     case.run()
-    assert torch.isfinite(case.target_RV[0]).tolist() == [True] * 7 + [False]
+    assert (case.target_RV[0] != CUT).tolist() == [True] * 7 + [False]
 
 
 def test_scoring_leaves_the_targets_logit_where_a_token_is_not_kept():
@@ -106,6 +107,75 @@ def test_scoring_leaves_the_targets_logit_where_a_token_is_not_kept():
     dropped = torch.tensor([False, True, True, True, True, False, False, False])
     assert same_bits(case.target_RV[0][dropped], before[0][dropped])
     assert (case.target_RV[0][~dropped] != before[0][~dropped]).all()
+
+
+def test_a_set_that_lowers_raises_no_token_and_needs_no_keep_rule():
+    case = single_row([2.0, 1.0, 0.0, -1.0], tau=0.0)._replace(lowers_N=torch.tensor([True]))
+    case.run()
+    most = 3.0 - math.log(math.e**3 + 3) + math.log(4)
+    torch.testing.assert_close(case.target_RV[0], torch.tensor([2.0 - most, 1.0, 0.0, -1.0]))
+
+
+def test_the_tail_is_cut_from_what_is_composed_not_from_the_target():
+    # The first token is the target's best by far, and below the others once it is lowered: ln 0.1 is -2.3.
+    case = single_row([2.0, 1.0, 0.0, -1.5], tau=0.0)
+    case = case._replace(lowers_N=torch.tensor([True]), weight_N=torch.tensor([4.0]), tail_ratio_R=torch.tensor([0.1]))
+    case.run()
+    assert case.target_RV[0].tolist() == [CUT, 1.0, 0.0, CUT]
+
+
+def test_the_best_of_the_tail_is_one_that_the_keep_rule_keeps():
+    # k = 2 leaves tokens 0 and 1; a contrast set has raised token 3 above both.
+    case = single_row([5.0, 4.0, 3.0, -2.0], tau=0.5)
+    case = case._replace(weight_N=torch.tensor([3.0]), tail_ratio_R=torch.tensor([1.0]))
+    case.assistant_NV[0] = torch.tensor([0.0, 0.0, 0.0, -9.0])
+    case.run()
+    assert (case.target_RV[0] != CUT).tolist() == [True, False, False, False]
+
+
+def test_scoring_cuts_no_tail():
+    case = single_row([2.0, 1.0, 0.0, -1.0], tau=0.0)._replace(tail_ratio_R=torch.tensor([1.0]))
+    case.run("scoring")
+    assert (case.target_RV[0] > CUT / 2).all()
+
+
+def test_what_is_kept_is_decided_before_a_client_changes_anything():
+    """A bias lifts no token that is cut, a mask makes none the best: tau V = 2."""
+    own_RV = torch.tensor([[3.0, 2.0, 1.0, 0.0]])
+    case = single_row([-math.inf, 2.0, 101.0, 5.0], tau=0.5)._replace(own_RV=own_RV)
+    case.run()
+    others = 0.0 - math.log(math.e**3 + 3) + math.log(4)
+    expected = [-math.inf, 2.0 - others, CUT + 100, CUT + 5]
+    torch.testing.assert_close(case.target_RV[0], torch.tensor(expected))
+
+
+def test_where_only_cut_tokens_are_allowed_they_are_equally_likely():
+    own_RV = torch.tensor([[9.0, 8.0, 1.0, 0.0]])
+    case = single_row([-math.inf, -math.inf, 1.0, 0.0], tau=0.5)._replace(own_RV=own_RV)
+    case.run()
+    assert case.target_RV[0].softmax(-1).tolist() == [0.0, 0.0, 0.5, 0.5]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_own_logits_that_are_what_is_shown_change_no_bit(seed, dtype):
+    case = draw_case(seed, 9, 512, dtype)._replace(own_RV=None)
+    apart = case.copy(own_RV=case.target_RV.clone())
+    before = apart.own_RV.clone()
+    case.run()
+    apart.run()
+    assert torch.equal(case.target_RV, apart.target_RV)
+    assert same_bits(apart.own_RV, before)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_own_logits_that_are_not_finite_make_a_bad_row(seed, value):
+    case = with_pairs(seed, torch.float32)
+    case = case._replace(own_RV=torch.randn(case.target_RV.shape))
+    row = int(case.row_N[0])
+    case.target_RV[row] = 0.0
+    case.own_RV[row, seed % 32] = value
+    composed_RV = check(case)
+    assert torch.isneginf(composed_RV[row]).all()
 
 
 def single_row(t, tau):
@@ -177,12 +247,14 @@ def with_pairs(seed, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("field", ["target_RV", "assistant_NV"])
+@pytest.mark.parametrize("field", ["target_RV", "assistant_NV", "own_RV"])
 def test_finite_logits_of_any_size_never_compose_to_nan_or_plus_infinity(seed, field, dtype):
     """Else a sampler would see a token of infinite probability: a row that overflows is a bad row."""
     case = with_pairs(seed, dtype)
     case = case._replace(weight_N=torch.ones_like(case.weight_N), gate_nats_N=torch.zeros_like(case.gate_nats_N))
     case = case._replace(assistant_NV=case.assistant_NV.to(dtype))
+    if field == "own_RV":
+        case = case._replace(own_RV=torch.zeros_like(case.target_RV))
     rng = np.random.default_rng(seed)
     signs = torch.from_numpy(rng.choice([-1.0, 1.0], tuple(getattr(case, field).shape)))
     getattr(case, field).copy_((signs * torch.finfo(dtype).max).to(dtype))
@@ -193,6 +265,8 @@ def test_finite_logits_of_any_size_never_compose_to_nan_or_plus_infinity(seed, f
 
 
 # Properties
+
+PAIRWISE = ("assistant_NV", "row_N", "weight_N", "gate_nats_N", "lowers_N")
 
 
 def property_of(test):
@@ -219,12 +293,8 @@ def assert_unchanged(case, mode):
 
 def assert_close(case, before, after):
     """Two outputs of one case, computed in two ways: each within tolerance of the formula, so twice that apart."""
-    assistants = case.assistant_NV.double().numpy()
-    eps = float(torch.finfo(case.target_RV.dtype).eps)
-    for row, t in enumerate(case.target_RV.double().numpy()):
-        pairs = zip(case.row_N.tolist(), assistants, case.weight_N.tolist(), case.gate_nats_N.tolist(), strict=True)
-        terms = [(a, w, g) for r, a, w, g in pairs if r == row]
-        expected = expected_row(t, terms, float(case.keep_ratio_R[row]), "sampling", eps)
+    for row in range(len(case.target_RV)):
+        expected = case.expected(row, "sampling")
         x, y = before[row].double().numpy(), after[row].double().numpy()
         decided = ~expected.undecided
         finite = decided & np.isfinite(x)
@@ -279,6 +349,8 @@ def test_a_uniform_assistant_leaves_target_untouched_when_every_token_is_kept(ca
         assistant_NV=uniform,
         gate_nats_N=torch.zeros_like(case.gate_nats_N),
         keep_ratio_R=torch.zeros_like(case.keep_ratio_R),
+        tail_ratio_R=None,
+        own_RV=None,
     )
     assert_unchanged(case, mode)
     assert (case.copy().run(mode).evidence_N == 0).all()
@@ -311,7 +383,7 @@ def test_a_constant_added_to_an_assistant_row_changes_nothing(case, mode):
 def test_the_order_of_pairs_does_not_matter(case, mode):
     order = torch.arange(len(case.row_N)).flip(0)
     before = case.copy()
-    after = case.copy(**{f: getattr(case, f)[order] for f in ("assistant_NV", "row_N", "weight_N", "gate_nats_N")})
+    after = case.copy(**{f: getattr(case, f)[order] for f in PAIRWISE})
     first, second = before.run(), after.run()
     assert_close(case, before.target_RV, after.target_RV)
     assert torch.equal(first.open_N[order], second.open_N)
@@ -320,7 +392,7 @@ def test_the_order_of_pairs_does_not_matter(case, mode):
 @property_of
 def test_a_pair_split_into_two_of_half_weight_does_the_same(case, mode):
     before = case.copy()
-    twice = {f: torch.cat([getattr(case, f)] * 2) for f in ("assistant_NV", "row_N", "gate_nats_N")}
+    twice = {f: torch.cat([getattr(case, f)] * 2) for f in PAIRWISE if f != "weight_N"}
     after = case.copy(**twice, weight_N=torch.cat([case.weight_N / 4, case.weight_N * 3 / 4]))
     before.run()
     after.run()
@@ -340,6 +412,9 @@ def test_a_row_does_not_depend_on_its_batch(case, mode):
             case.weight_N[of_row],
             case.gate_nats_N[of_row],
             case.keep_ratio_R[row : row + 1],
+            case.lowers_N[of_row],
+            case.tail_ratio_R[row : row + 1],
+            None if case.own_RV is None else case.own_RV[row : row + 1],
         )
         alone.run()
         assert_close(alone._replace(target_RV=case.target_RV[row : row + 1]), whole.target_RV[[row]], alone.target_RV)
@@ -355,9 +430,9 @@ def test_a_masked_token_stays_masked(case, mode):
 
 
 @property_of
-def test_scoring_masks_nothing(case, mode):
+def test_only_a_client_makes_a_token_impossible(case, mode):
     after = case.copy()
-    after.run("scoring")
+    after.run(mode)
     assert torch.equal(torch.isneginf(after.target_RV), torch.isneginf(case.target_RV))
 
 
@@ -391,6 +466,9 @@ VALID = {"row_N": [0, 1, 1], "weight_N": [1.0] * 3, "gate_nats_N": [0.0] * 3, "k
         ("gate_nats_N", [], "gate_nats_N must have one value per pair, 3, got 0"),
         ("keep_ratio_R", [0.1, 1.1], "keep_ratio_R[1] must be in [0, 1], got 1.1"),
         ("keep_ratio_R", [math.nan, 1], "keep_ratio_R[0] must be in [0, 1], got nan"),
+        ("lowers_N", [True], "lowers_N must have one value per pair, 3, got 1"),
+        ("tail_ratio_R", [0.1], "tail_ratio_R must have one value per row, 2, got 1"),
+        ("tail_ratio_R", [0.1, -0.1], "tail_ratio_R[1] must be in [0, 1], got -0.1"),
         ("capacity", 2, "3 pairs do not fit in a capacity of 2"),
     ],
 )
@@ -400,11 +478,11 @@ def test_a_wrong_pair_is_named_with_what_was_expected_and_got(name, value, sente
     assert str(caught.value) == sentence
 
 
-def refusal(target_RV=None, assistant_NV=None, mode="sampling"):
+def refusal(target_RV=None, assistant_NV=None, mode="sampling", own_RV=None):
     target_RV = torch.zeros(2, 4) if target_RV is None else target_RV
     assistant_NV = torch.zeros(3, 4) if assistant_NV is None else assistant_NV
     with pytest.raises(ValueError) as caught:
-        compose(target_RV, assistant_NV, Pairs.build(**VALID, vocab_size=4), mode=mode)
+        compose(target_RV, assistant_NV, Pairs.build(**VALID, vocab_size=4), mode=mode, own_RV=own_RV)
     return str(caught.value)
 
 
@@ -417,6 +495,8 @@ def refusal(target_RV=None, assistant_NV=None, mode="sampling"):
         ("target_RV", torch.zeros(2, 5), "(2, 4)"),
         ("target_RV", torch.zeros(2, 4, dtype=torch.float64), "fp32, bf16 or fp16"),
         ("target_RV", torch.zeros(2, 4, dtype=torch.int64), "fp32, bf16 or fp16"),
+        ("own_RV", torch.zeros(1, 4), "(2, 4)"),
+        ("own_RV", torch.zeros(2, 4, dtype=torch.float64), "fp32, bf16 or fp16"),
         ("assistant_NV", torch.zeros(3, 5), "(3, 4)"),
         ("assistant_NV", torch.zeros(2, 4), "(3, 4)"),
         ("assistant_NV", torch.zeros(3), "(3, 4)"),
@@ -430,7 +510,7 @@ def test_wrong_logits_are_named_with_what_was_expected_and_got(name, value, expe
     assert message.endswith(f"got {tuple(value.shape)} {value.dtype}")
 
 
-@pytest.mark.parametrize("name, shape", [("target_RV", (4, 2)), ("assistant_NV", (4, 3))])
+@pytest.mark.parametrize("name, shape", [("target_RV", (4, 2)), ("own_RV", (4, 2)), ("assistant_NV", (4, 3))])
 def test_rows_that_are_not_contiguous_are_refused(name, shape):
     assert "must have contiguous rows" in refusal(**{name: torch.zeros(shape).T})
 
@@ -443,6 +523,12 @@ def test_a_tensor_on_another_device_is_named_with_both_devices(name, value):
 def test_an_unknown_mode_is_refused_with_the_known_ones():
     message = refusal(mode="greedy")
     assert "'sampling'" in message and "'scoring'" in message and "'greedy'" in message
+
+
+def test_scoring_takes_no_own_logits():
+    assert refusal(mode="scoring", own_RV=torch.zeros(2, 4)).startswith(
+        "own_RV goes with mode 'sampling', got 'scoring'"
+    )
 
 
 def test_a_refused_call_writes_nothing():
@@ -463,7 +549,7 @@ def test_padding_does_nothing(case, mode):
     wide_NV[:num_pairs] = case.assistant_NV
     plain, other = case.copy(), case.copy()
     expected = plain.run(mode)
-    result = composed(other.target_RV, wide_NV, padded, mode)
+    result = composed(other.target_RV, wide_NV, padded, mode, own_RV=case.own(mode))
     assert same_bits(plain.target_RV, other.target_RV)
     for found, wanted in zip(result, expected, strict=True):
         assert torch.equal(found[:num_pairs], wanted)

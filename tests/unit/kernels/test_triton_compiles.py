@@ -19,10 +19,10 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 TYPES = {
     **dict.fromkeys(["row_ptr"], "*i64"),
     **dict.fromkeys(["first_ptr", "member_ptr", "rank_ptr", "counters_ptr", "action_ptr"], "*i32"),
-    **dict.fromkeys(["open_ptr", "bad_ptr"], "*i1"),
+    **dict.fromkeys(["open_ptr", "bad_ptr", "lowers_ptr"], "*i1"),
     **dict.fromkeys(["vocab_size", "num_used", "num_members", "num_pairs"], "i32"),
     **dict.fromkeys(["max_chunks", "num_chunks"], "i32"),
-    **dict.fromkeys(["target_stride", "assistant_stride"], "i32"),
+    **dict.fromkeys(["target_stride", "own_stride", "assistant_stride"], "i32"),
     "limit": "fp32",
 }
 ALIGNED = {name for name in TYPES if name.endswith("_stride")} | {"vocab_size"}
@@ -34,11 +34,13 @@ SETTINGS = {
         "SAMPLED": True,
         "CANDIDATES": 8192,
         "SAMPLING": True,
+        "OWN": True,
         "WRITE": True,
         "CHUNKS": 32,
         "BLOCK": 4096,
     },
-    "write_kernel": {"SAMPLING": True, "BLOCK": 2048},
+    "best_kernel": {"BLOCK": 2048},
+    "write_kernel": {"SAMPLING": True, "OWN": True, "TAIL": True, "CHUNKS": 64, "BLOCK": 2048},
 }
 
 
@@ -50,7 +52,7 @@ def compiled(name, architecture, logits, ones=(), **changes):
         **changes,
         **dict.fromkeys(ones, 1),
     }
-    types = {**TYPES, "target_ptr": logits[0], "assistant_ptr": logits[1]}
+    types = {**TYPES, "target_ptr": logits[0], "own_ptr": logits[0], "assistant_ptr": logits[1]}
     signature = {
         argument: "constexpr" if argument in constants else types.get(argument, "*fp32")
         for argument in kernel.arg_names
@@ -101,7 +103,9 @@ def test_a_kernel_compiles_and_leaves_room_for_512_threads(tmp_path, name, chang
     [
         ("read_kernel", {"SAMPLED": False, "CANDIDATES": 1, "CHUNKS": 1}),
         ("read_kernel", {"SAMPLING": False}),
-        ("write_kernel", {"SAMPLING": False, "BLOCK": 4096}),
+        ("read_kernel", {"OWN": False}),
+        ("write_kernel", {"SAMPLING": False, "OWN": False, "TAIL": False, "BLOCK": 4096}),
+        ("write_kernel", {"OWN": False}),
         ("guess_kernel", {"SAMPLE": 8192}),
     ],
 )
@@ -113,7 +117,11 @@ def test_the_other_variants_compile(name, changes):
 def test_sizes_of_one_compile(name):
     """Triton builds an integer argument that is 1 into the kernel."""
     arguments = getattr(triton_kernels, name).arg_names
-    ones = [n for n in ("vocab_size", "target_stride", "assistant_stride", "num_pairs", "num_chunks") if n in arguments]
+    ones = [
+        n
+        for n in ("vocab_size", "target_stride", "own_stride", "assistant_stride", "num_pairs", "num_chunks")
+        if n in arguments
+    ]
     assert compiled(name, 90, LOGITS[0], ones).asm["cubin"]
 
 

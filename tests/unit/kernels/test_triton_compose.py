@@ -19,7 +19,7 @@ from support.engine.composition import (
     same_bits,
 )
 from unlearngate.kernels.compose import compose
-from unlearngate.kernels.pairs import Pairs
+from unlearngate.kernels.pairs import CUT, Pairs
 from unlearngate.kernels.scratch import Scratch, max_candidates, sample_size
 
 if DEVICE == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
@@ -33,8 +33,8 @@ RUN = 16  # logits next to each other in a sample
 
 
 def by(launch=None, scratch=None):
-    def compose_so(target_RV, assistant_NV, pairs, *, mode):
-        return compose_triton(target_RV, assistant_NV, pairs, mode=mode, scratch=scratch, launch=launch)
+    def compose_so(target_RV, assistant_NV, pairs, *, mode, own_RV):
+        return compose_triton(target_RV, assistant_NV, pairs, mode=mode, own_RV=own_RV, scratch=scratch, launch=launch)
 
     return compose_so
 
@@ -132,10 +132,20 @@ def test_memory_for_another_vocab_is_refused():
 
 
 def test_a_batch_without_pairs_launches_nothing(monkeypatch):
-    for kernel in ("guess_kernel", "read_kernel", "write_kernel"):
+    for kernel in ("guess_kernel", "read_kernel", "best_kernel", "write_kernel"):
         monkeypatch.setattr(triton_compose, kernel, None)
     target_RV = torch.randn(3, 9)
     assert composed(target_RV, torch.zeros(0, 9), Pairs.build([], [], [], [0.0] * 3, vocab_size=9, device=DEVICE))
+
+
+def test_without_a_keep_ratio_no_kth_largest_is_looked_for(monkeypatch):
+    monkeypatch.setattr(triton_compose, "guess_kernel", None)
+    t = np.random.default_rng(0).normal(0, 3, 9000)
+    case = one_row(t, 0.0)._replace(lowers_N=torch.tensor([True]), tail_ratio_R=torch.tensor([0.1]))
+    for launch in LAUNCHES[:2]:
+        scratch = Scratch(1, 9000, DEVICE)
+        check(case, by=by(launch, scratch))
+        assert math.isinf(float(scratch.threshold[0]))
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -156,6 +166,8 @@ def test_rows_may_lie_further_apart_than_32_bits_count():
         row_N=torch.arange(3),
         weight_N=torch.ones(3),
         gate_nats_N=torch.zeros(3),
+        lowers_N=torch.tensor([True, False, True]),
+        own_RV=None,
     )
     near = case.copy()
     near.run()
@@ -189,7 +201,7 @@ def test_a_gate_as_high_as_the_evidence_is_open_in_every_thread(seed, vocab_size
         case = case._replace(gate_nats_N=evidence)
         at_gate = case.copy()
         assert at_gate.run(by=by(launch)).open_N.all()
-        assert torch.isneginf(at_gate.target_RV).any()
+        assert (at_gate.target_RV == CUT).any()
         above = case._replace(gate_nats_N=torch.nextafter(evidence, torch.tensor(math.inf))).copy()
         assert not above.run(by=by(launch)).open_N.any()
         assert same_bits(above.target_RV, case.target_RV)
@@ -226,7 +238,7 @@ def test_a_cuda_graph_composes_whatever_batch_is_put_in_its_place(seed):
         result = compose(target_RV, assistant_NV, held, scratch=scratch)
     for round_ in range(5):
         case = draw_case(seed + round_, num_rows, vocab_size, torch.float32, max_pairs=2)
-        case = case._replace(assistant_NV=case.assistant_NV.bfloat16())
+        case = case._replace(assistant_NV=case.assistant_NV.bfloat16(), own_RV=None)
         num_pairs = len(case.row_N)
         eager = case.copy()
         expected = eager.run()

@@ -22,7 +22,7 @@ from unlearngate.assistant_training.model.in_force import LoadedSet
 from unlearngate.assistant_training.model.loaded_target import load_target
 from unlearngate.assistant_training.model.scoring import score
 from unlearngate.errors import CalibrationError
-from unlearngate.kernels.pairs import Pairs
+from unlearngate.kernels.pairs import CUT, Pairs
 from unlearngate.kernels.reference import compose_reference
 from unlearngate.manifest import Strength
 
@@ -54,6 +54,7 @@ def plainly(target_NV, assistant_NV, labels_N, strength):
         opened = compose_reference(composed[mode], assistant_NV.double(), pairs, mode=mode).open_N.tolist()
     labels = labels_N.tolist()
     log_p = {mode: z_NV.log_softmax(-1)[range(num), labels].tolist() for mode, z_NV in composed.items()}
+    log_p["sampling"] = [-math.inf if value < CUT / 2 else value for value in log_p["sampling"]]
     log_p["plain"] = target_NV.double().log_softmax(-1)[range(num), labels].tolist()
     first, plain_first = composed["sampling"].argmax(-1).tolist(), target_NV.argmax(-1).tolist()
     answers, start = [], 0
