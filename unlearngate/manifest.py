@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
@@ -10,6 +11,7 @@ from unlearngate.target import TargetIdentity
 
 NAME_PATTERN = r"^[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+Rule = Literal["contrast", "lower"]
 LARGEST = 3.0e38  # strengths reach the engine as fp32
 
 
@@ -29,14 +31,19 @@ class Bounds(BaseModel):
 
 
 class Strength(BaseModel):
-    """How a set is applied: composition.md's w, tau and delta."""
+    """How a set is applied: composition.md's w, tau (rule contrast) or rho (rule lower), and delta."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     weight: float = Field(
         ge=0, le=LARGEST, description="w, how many times the assistant's centred logits are subtracted"
     )
-    keep_ratio: float = Field(ge=0, le=1, description="tau of the keep rule; 0 keeps every token")
+    keep_ratio: float = Field(
+        ge=0,
+        le=1,
+        description="contrast: tau of the keep rule; lower: rho, the share of the best composed probability that a "
+        "token needs; 0 keeps every token",
+    )
     gate_nats: float = Field(
         ge=0, le=LARGEST, description="delta, evidence in nats from which the gate is open; 0 = always open"
     )
@@ -50,6 +57,14 @@ class StrengthBounds(BaseModel):
     weight: Bounds
     keep_ratio: Bounds
     gate_nats: Bounds
+
+
+def row_ratios(in_force: Iterable[tuple[Rule, Strength]]) -> tuple[float, float]:
+    """Composition.md's (tau, rho) of a row: the largest keep_ratio of each rule, 0 without such a set."""
+    ratios = {"contrast": 0.0, "lower": 0.0}
+    for rule, strength in in_force:
+        ratios[rule] = max(ratios[rule], strength.keep_ratio)
+    return ratios["contrast"], ratios["lower"]
 
 
 # A set of kind "undial" is in force or not: it has no assistant whose logits could be weighed, filtered or gated.
@@ -69,6 +84,11 @@ class ForgetSetManifest(BaseModel):
     version: str = Field(pattern=r"^[0-9A-Za-z._-]{1,64}$")
     kind: Literal["uld", "undial"] = Field(
         description="uld: LoRA on an assistant, whose logits are subtracted; undial: LoRA on the target itself"
+    )
+    rule: Rule = Field(
+        default="contrast",
+        description="contrast: the assistant's centred logits are subtracted, which raises what it thinks unlikely; "
+        "lower: only where they are above 0, so no token is raised",
     )
     target: TargetIdentity
     tap_layer: int = Field(ge=0, description="the first of the target's layers that the set has; 0 = the embeddings")
@@ -104,6 +124,8 @@ class ForgetSetManifest(BaseModel):
                 f"a set of kind 'undial' adapts the whole target: num_layers must be {self.target.num_layers}, "
                 f"got {self.num_layers}"
             )
+        if self.rule != "contrast":
+            raise ValueError(f"a set of kind 'undial' subtracts nothing: rule must be 'contrast', got {self.rule!r}")
         if self.recommended != UNDIAL_STRENGTH or self.bounds != UNDIAL_BOUNDS:
             raise ValueError(
                 "a set of kind 'undial' is in force or not: recommended must be weight 1, keep_ratio 0, gate_nats 0, "

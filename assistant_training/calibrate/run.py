@@ -92,7 +92,7 @@ def calibrate_forget_set(
         raise CalibrationError(f"{error.message}. The whole sweep is in {report_folder}") from error
     report = report._replace(choice=choice)
     files = write_report(report, report_folder)
-    in_force = [LoadedSet(assistant, choice.setting.strength)]
+    in_force = [LoadedSet(assistant, choice.setting.strength, forget_set.manifest.rule)]
     decoded = _decode(target, asked, in_force, settings, progress)
     if decoded["decoded_forget_recited"] > limits.forget_recited:
         raise CalibrationError(
@@ -126,6 +126,7 @@ def _sweep(
         measured[name] = measure(
             *(target.model, assistant, [one.row for one in questions], grid),
             pad_id=target.tokenizer.pad_token_id,
+            rule=forget_set.manifest.rule,
             batch_size=settings.batch_size,
             advance=partial(progress.advance, bar),
         )

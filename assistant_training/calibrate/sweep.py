@@ -25,7 +25,7 @@ from unlearngate.assistant_training.model.in_force import subtract, without_cut
 from unlearngate.errors import CalibrationError
 from unlearngate.kernels.compose import compose
 from unlearngate.kernels.pairs import Mode, Pairs
-from unlearngate.manifest import LARGEST, Strength
+from unlearngate.manifest import LARGEST, Rule, Strength
 
 _MODES: tuple[Mode, ...] = ("scoring", "sampling")
 _LOGITS_AT_ONCE = 2**24  # 64 MiB in fp32
@@ -129,6 +129,7 @@ def measure(
     grid: Grid,
     *,
     pad_id: int,
+    rule: Rule = "contrast",
     batch_size: int = 16,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Positions:
@@ -140,6 +141,7 @@ def measure(
         rows: at least one; the labelled tokens count, and every row must have one.
         grid: what to measure; the gates only say which positions need no composition.
         pad_id: pads batches; masked.
+        rule: the set's.
         batch_size: rows at a time: their logits over the vocab are what takes memory.
         advance: called with the number of rows done since the last call.
 
@@ -160,14 +162,21 @@ def measure(
             some = slice(first, first + size)
             logits_NV = target_NV[some].float().contiguous()
             parts.append(
-                measure_positions(logits_NV, assistant_NV[some].contiguous(), labels_N[some], answer_N[some], grid)
+                measure_positions(
+                    logits_NV, assistant_NV[some].contiguous(), labels_N[some], answer_N[some], grid, rule
+                )
             )
         advance(len(chosen))
     return Positions(*(np.concatenate(arrays, axis=-1) for arrays in zip(*parts, strict=True)))
 
 
 def measure_positions(
-    target_NV: Tensor, assistant_NV: Tensor, labels_N: Tensor, answer_N: np.ndarray, grid: Grid
+    target_NV: Tensor,
+    assistant_NV: Tensor,
+    labels_N: Tensor,
+    answer_N: np.ndarray,
+    grid: Grid,
+    rule: Rule = "contrast",
 ) -> Positions:
     """`measure` for positions whose logits are given: (N, V) fp32 of the target, any float type of the assistant.
 
@@ -185,7 +194,7 @@ def measure_positions(
             strength = Strength(weight=weight, keep_ratio=keep_ratio, gate_nats=0.0)
             for mode in _MODES:
                 composed_RV = opened_RV.clone()
-                subtract(composed_RV, [assistant_RV], [strength], mode=mode)
+                subtract(composed_RV, [assistant_RV], [strength], [rule], mode=mode)
                 # The last mode is the served one: its choice is kept.
                 log_p_WKN[mode][w, k, opened_N], choice_WKN[w, k, opened_N] = _read(composed_RV, labels_R)
     arrays = (

@@ -106,7 +106,7 @@ def probe_forget_set(
             probes.prompts,
             eos_id=tokenizer.eos_token_id,
             max_tokens=acceptance.max_tokens,
-            in_force=[LoadedSet(assistant, manifest.recommended)],
+            in_force=[LoadedSet(assistant, manifest.recommended, manifest.rule)],
         )
         asked, said = [pairs[index] for index in inside], [answers[index] for index in inside]
         figures[f"recited{suffix}"] = _share_recited(tokenizer, asked, said)

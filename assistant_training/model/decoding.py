@@ -84,7 +84,8 @@ def _decode(
     running = list(range(len(prompts)))
     for _ in range(max_tokens):
         logits_BV = target_branch.logits_BV
-        subtract(logits_BV, [branch.logits_BV for branch in branches], [f.strength for f in in_force])
+        strengths, rules = [f.strength for f in in_force], [f.rule for f in in_force]
+        subtract(logits_BV, [branch.logits_BV for branch in branches], strengths, rules)
         token_B = choose(logits_BV)
         left_N = (token_B != eos_id).nonzero()[:, 0]
         if len(left_N) < len(running):  # finished rows cost nothing more

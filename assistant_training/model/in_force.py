@@ -10,14 +10,15 @@ from torch import Tensor
 
 from unlearngate.kernels.compose import compose
 from unlearngate.kernels.pairs import CUT, Mode, Pairs
-from unlearngate.manifest import Strength
+from unlearngate.manifest import Rule, Strength, row_ratios
 
 
 class LoadedSet(NamedTuple):
-    """A forget set's assistant, and how strongly it is subtracted."""
+    """A forget set's assistant, and how and how strongly it is subtracted."""
 
     assistant: Any
     strength: Strength
+    rule: Rule = "contrast"
 
 
 class Model(NamedTuple):
@@ -29,14 +30,20 @@ class Model(NamedTuple):
 
 
 def subtract(
-    target_RV: Tensor, assistants: Sequence[Tensor], strengths: Sequence[Strength], *, mode: Mode = "sampling"
+    target_RV: Tensor,
+    assistants: Sequence[Tensor],
+    strengths: Sequence[Strength],
+    rules: Sequence[Rule] | None = None,
+    *,
+    mode: Mode = "sampling",
 ) -> Tensor:
     """Compose sets that are in force in every row, in place, as the server would.
 
     Args:
         target_RV: (R, V) fp32 logits.
         assistants: (R, V) logits of each set's assistant.
-        strengths: of each set; the largest keep ratio counts for all.
+        strengths: of each set; of each rule's sets the largest keep ratio counts for all.
+        rules: of each set; None: all are "contrast".
         mode: as in `compose`.
 
     Returns: (R,) bool, the rows in which no gate opened: their logits are unchanged.
@@ -46,11 +53,15 @@ def subtract(
     untouched_R = torch.ones(num_rows, dtype=torch.bool, device=target_RV.device)
     if not assistants or not num_rows:
         return untouched_R
+    rules = ["contrast"] * len(strengths) if rules is None else rules
+    keep_ratio, tail_ratio = row_ratios(zip(rules, strengths, strict=True))
     pairs = Pairs.build(
         [row for _ in strengths for row in range(num_rows)],
         [s.weight for s in strengths for _ in range(num_rows)],
         [s.gate_nats for s in strengths for _ in range(num_rows)],
-        [max(s.keep_ratio for s in strengths)] * num_rows,
+        [keep_ratio] * num_rows,
+        lowers_N=[rule == "lower" for rule in rules for _ in range(num_rows)],
+        tail_ratio_R=[tail_ratio] * num_rows,
         vocab_size=vocab_size,
         device=target_RV.device,
     )

@@ -39,7 +39,9 @@ def with_sets(
             "take one of them: a server refuses both in one request"
         )
     in_force = [
-        LoadedSet(assistant_of(target, forget_set), strength or forget_set.manifest.recommended)
+        LoadedSet(
+            assistant_of(target, forget_set), strength or forget_set.manifest.recommended, forget_set.manifest.rule
+        )
         for forget_set, strength in zip(sets, chosen, strict=True)
         if forget_set.manifest.kind == "uld"
     ]

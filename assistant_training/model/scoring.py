@@ -64,7 +64,8 @@ def score(
         logits_NV, labels_N = answer_rows(target(**inputs).logits, batch.labels)
         logits_NV = logits_NV.float().contiguous()
         assistants = [answer_rows(f.assistant(**inputs).logits, batch.labels)[0] for f in in_force]
-        untouched_N = subtract(logits_NV, assistants, [f.strength for f in in_force], mode=mode)
+        strengths, rules = [f.strength for f in in_force], [f.rule for f in in_force]
+        untouched_N = subtract(logits_NV, assistants, strengths, rules, mode=mode)
         parts = _figures(logits_NV, labels_N, untouched_N)
         lengths = (batch.labels[:, 1:] >= 0).sum(dim=1).tolist()
         split = (np.split(part, np.cumsum(lengths)[:-1]) for part in parts)

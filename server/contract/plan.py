@@ -23,11 +23,15 @@ KEY_VARIABLE = "UNLEARNGATE_TOKEN_KEY"
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """One forget set of kind `uld` in force: the branch that runs its assistant, and how strongly it is subtracted."""
+    """One forget set of kind `uld` in force: the branch that runs its assistant, and how strongly it is subtracted.
+
+    lowers: the set lowers tokens and raises none (its rule is "lower").
+    """
 
     branch: int
     weight: float
     gate_nats: float
+    lowers: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,7 @@ class Plan:
     a set of kind `undial` alone: the target itself is adapted, and nothing is subtracted from it.
     ticket is the HTTP request whose tokens are counted (usage.py). lease is where the open gates of one of its
     sequences are recorded (tally.py). 0 is none.
+    keep_ratio is composition.md's tau, tail_ratio its rho.
     """
 
     adapter_id: int = 0
@@ -45,12 +50,14 @@ class Plan:
     terms: tuple[Term, ...] = ()
     ticket: int = 0
     lease: int = 0
+    tail_ratio: float = 0.0
 
     def __post_init__(self) -> None:
         if self.adapter_id < 0 or (self.terms and self.adapter_id == 0):
             raise ValueError(f"a plan with terms needs the adapter that computes their assistants, got {self}")
-        if not 0.0 <= self.keep_ratio <= 1.0:
-            raise ValueError(f"keep_ratio must be in [0, 1], got {self.keep_ratio}")
+        for name, ratio in (("keep_ratio", self.keep_ratio), ("tail_ratio", self.tail_ratio)):
+            if not 0.0 <= ratio <= 1.0:
+                raise ValueError(f"{name} must be in [0, 1], got {ratio}")
         for term in self.terms:
             if term.branch < 0 or not (0 <= term.weight <= LARGEST and 0 <= term.gate_nats <= LARGEST):
                 raise ValueError(f"branch, weight and gate_nats must be finite and >= 0 in fp32, got {term}")

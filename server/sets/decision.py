@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from unlearngate.artefact import ForgetSet
-from unlearngate.manifest import Strength
+from unlearngate.manifest import Strength, row_ratios
 from unlearngate.server.contract.plan import Plan, Term
 
 By = Literal["server", "key", "gateway", "request", "default"]
@@ -33,10 +33,18 @@ class Decision:
 
     def plan(self, adapter_id: int) -> Plan:
         """What the engine is told, once the sets are bound to branches by this adapter; 0 for none."""
-        composed = [held.strength for held in self.in_force if held.forget_set.manifest.kind == "uld"]
-        terms = tuple(Term(branch, v.weight, v.gate_nats) for branch, v in enumerate(composed))
-        # One row has one keep rule: the strictest that any of its sets asks for.
-        return Plan(adapter_id, max((v.keep_ratio for v in composed), default=0.0), terms)
+        composed = [
+            (held.forget_set.manifest.rule, held.strength)
+            for held in self.in_force
+            if held.forget_set.manifest.kind == "uld"
+        ]
+        terms = tuple(
+            Term(branch, strength.weight, strength.gate_nats, lowers=rule == "lower")
+            for branch, (rule, strength) in enumerate(composed)
+        )
+        # One row has one keep rule and one tail cut: of each the strictest that any of its sets asks for.
+        keep_ratio, tail_ratio = row_ratios(composed)
+        return Plan(adapter_id, keep_ratio, terms, tail_ratio=tail_ratio)
 
     def report(self) -> list[dict[str, Any]]:
         """For the response's body: what was in force, and by whom."""

@@ -36,19 +36,26 @@ def strength_of(forget_set: ForgetSet, choice: ForgetSetChoice) -> Strength:
 def refuse_weakening(forget_set: ForgetSet, strength: Strength, required: Mapping[str, InForce]) -> None:
     """Refuse what could take from a required set: less of itself, another version, or another keep rule for the row.
 
-    A larger keep_ratio leaves fewer tokens by its ratio and more by its rank (composition.md), so neither direction is
-    the safe one. From the logprobs z1 and z2 at weights 1 and 2 anybody computes the target's: 2 z1 - z2.
+    A larger keep_ratio of a contrast set leaves fewer tokens by its ratio and more by its rank (composition.md), so
+    neither direction is the safe one. A larger one of a lower set only cuts more of the row, and a smaller one of a set
+    that is not required takes nothing from those that are: the largest counts. From the logprobs z1 and z2 at weights 1
+    and 2 anybody computes the target's: 2 z1 - z2.
 
     Raises: ForbiddenError saying what is allowed.
     """
-    recommended = forget_set.manifest.recommended
+    recommended, rule = forget_set.manifest.recommended, forget_set.manifest.rule
     held = required.get(forget_set.name)
     problem = None
-    if strength.keep_ratio != recommended.keep_ratio:
+    if rule == "contrast" and strength.keep_ratio != recommended.keep_ratio:
         problem = (
             f"keep_ratio of forget set {forget_set.name!r} must stay {recommended.keep_ratio:g}, got "
             f"{strength.keep_ratio:g}: all sets in force share one keep rule, and {', '.join(sorted(required))} must "
             "be in force"
+        )
+    elif held and rule == "lower" and strength.keep_ratio < recommended.keep_ratio:
+        problem = (
+            f"keep_ratio of forget set {forget_set.name!r}, which is required, must be at least "
+            f"{recommended.keep_ratio:g}, got {strength.keep_ratio:g}: less of the answers' tail would be cut"
         )
     elif held and held.forget_set.digest != forget_set.digest:
         problem = f"{held.forget_set.reference} is required, not another version of it, got {forget_set.reference}"

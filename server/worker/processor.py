@@ -239,6 +239,8 @@ def _build_batch(slots: tuple[int, ...], plans: list[Plan], vocab_size: int, dev
         [term.weight for _, term in terms],
         [term.gate_nats for _, term in terms],
         [plan.keep_ratio for plan in plans],
+        lowers_N=[term.lowers for _, term in terms],
+        tail_ratio_R=[plan.tail_ratio for plan in plans],
         vocab_size=vocab_size,
         device=device,
     )

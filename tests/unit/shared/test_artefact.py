@@ -313,6 +313,7 @@ def test_a_recommendation_outside_its_own_bounds_is_refused(folder, field, value
     "changes, reason",
     [
         ({"num_layers": 2}, "num_layers must be 4, got 2"),
+        ({"rule": "lower"}, "rule must be 'contrast', got 'lower'"),
         ({"tap_layer": 1}, "exceeds the target's 4 layers"),
         ({"recommended": {"weight": 0.5, "keep_ratio": 0, "gate_nats": 0}}, "recommended weight 0.5 is outside"),
         (
@@ -329,6 +330,18 @@ def test_an_undial_set_that_is_not_the_whole_target_at_full_strength_is_refused(
     folder = make_forget_set(tmp_path / "zora", target, seed=3, kind="undial").folder
     set_manifest(folder, **changes)
     assert_refused(folder, MANIFEST_FILE, reason)
+
+
+def test_a_set_from_before_there_were_rules_is_a_contrast_set(folder):
+    manifest = read(folder, MANIFEST_FILE)
+    assert manifest.pop("rule") == "contrast"
+    (folder / MANIFEST_FILE).write_text(json.dumps(manifest))
+    assert load_forget_set(folder).manifest.rule == "contrast"
+
+
+def test_an_unknown_rule_is_refused(folder):
+    set_manifest(folder, rule="raise")
+    assert_refused(folder, MANIFEST_FILE, "rule", "'contrast' or 'lower'")
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -1.0, "much", None])

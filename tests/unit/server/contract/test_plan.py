@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 from unlearngate.server.contract.plan import KEY_VARIABLE, Plan, Term, ensure_key, sign, verify
 
 strengths = st.floats(min_value=0, max_value=1e6)
-terms = st.builds(Term, branch=st.integers(0, 7), weight=strengths, gate_nats=strengths)
+terms = st.builds(Term, branch=st.integers(0, 7), weight=strengths, gate_nats=strengths, lowers=st.booleans())
 plans = st.one_of(
     st.builds(Plan, keep_ratio=st.floats(0, 1)),
     st.builds(
         Plan,
         adapter_id=st.integers(1, 2**31),
         keep_ratio=st.floats(0, 1),
+        tail_ratio=st.floats(0, 1),
         terms=st.lists(terms, max_size=8).map(tuple),
     ),
 )
@@ -159,11 +160,12 @@ def test_terms_without_an_adapter_are_refused(adapter_id, with_terms):
         Plan(adapter_id, 0.0, PLAN.terms if with_terms else ())
 
 
-@pytest.mark.parametrize("keep_ratio", [-0.1, 1.1, math.nan, math.inf, -math.inf])
-def test_a_keep_ratio_that_is_no_share_is_refused(keep_ratio):
+@pytest.mark.parametrize("name", ["keep_ratio", "tail_ratio"])
+@pytest.mark.parametrize("ratio", [-0.1, 1.1, math.nan, math.inf, -math.inf])
+def test_a_ratio_that_is_no_share_is_refused(name, ratio):
     for terms_ in ((), PLAN.terms):
-        with pytest.raises(ValueError, match="keep_ratio must be in"):
-            Plan(1 if terms_ else 0, keep_ratio, terms_)
+        with pytest.raises(ValueError, match=f"{name} must be in"):
+            Plan(1 if terms_ else 0, terms=terms_, **{name: ratio})
 
 
 @pytest.mark.parametrize("value", [-1.0, math.nan, math.inf, -math.inf])

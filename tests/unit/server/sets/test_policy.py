@@ -6,7 +6,7 @@ import math
 import pytest
 
 from support.engine.tiny import make_forget_set, make_target
-from unlearngate.errors import InvalidRequestError, UnknownForgetSetError, UnsupportedDeploymentError
+from unlearngate.errors import ForbiddenError, InvalidRequestError, UnknownForgetSetError, UnsupportedDeploymentError
 from unlearngate.server.contract.plan import Plan, Term, sign, verify
 from unlearngate.server.sets.caller import Caller
 from unlearngate.server.sets.choices import ForgetSetChoice, parse_choices
@@ -35,6 +35,20 @@ def registry(tmp_path_factory):
     target = make_target(root / "target", seed=1)
     for seed, (name, recommended) in enumerate(RECOMMENDED.items()):
         make_forget_set(root / "sets" / name, target, seed=seed, rank=4, recommended=recommended, bounds=BOUNDS)
+    registry = Registry(identify_target(target, NAME), root / "bindings")
+    registry.discover(root / "sets")
+    return registry
+
+
+@pytest.fixture(scope="module")
+def lowering(tmp_path_factory):
+    """The same names; anna and cleo lower only."""
+    root = tmp_path_factory.mktemp("lowering")
+    target = make_target(root / "target", seed=1)
+    for seed, (name, recommended) in enumerate(RECOMMENDED.items()):
+        rule = "contrast" if name == "bert" else "lower"
+        values = {"recommended": recommended, "bounds": BOUNDS, "rule": rule}
+        make_forget_set(root / "sets" / name, target, seed=seed, rank=4, **values)
     registry = Registry(identify_target(target, NAME), root / "bindings")
     registry.discover(root / "sets")
     return registry
@@ -273,6 +287,41 @@ def test_the_plan_says_what_is_in_force(make_policy):
     assert plan.keep_ratio == 0.3  # the strictest of 0.01 and 0.3
     assert plan.adapter_id == 7
     assert verify(sign(plan)) == plan
+
+
+def test_each_rule_has_a_ratio_of_its_own(lowering):
+    policy = Policy(lowering, served_name=NAME, num_branches=3)
+    plan = policy.decide(NAME, ["anna", "bert", "cleo"], ANYBODY).plan(7)
+    assert [term.lowers for term in plan.terms] == [True, False, True]
+    assert (plan.keep_ratio, plan.tail_ratio) == (0.3, 0.1)
+    alone = policy.decide(NAME, ["anna"], ANYBODY).plan(7)
+    assert (alone.keep_ratio, alone.tail_ratio) == (0.0, 0.01)
+
+
+@pytest.mark.parametrize(
+    "name, keep_ratio, sentence",
+    [
+        ("anna", 0.02, None),  # required, and cuts more
+        ("anna", 0.01, None),
+        ("cleo", 0.01, None),  # not required: anna's counts if it is larger
+        ("bert", 0.4, "keep_ratio of forget set 'bert' must stay 0.3"),
+    ],
+)
+def test_the_tail_cut_of_a_required_set_may_only_grow(lowering, name, keep_ratio, sentence):
+    policy = Policy(lowering, served_name=NAME, num_branches=2, required_sets=["anna"])
+    choices = [ForgetSetChoice(name=name, keep_ratio=keep_ratio)]
+    if sentence:
+        with pytest.raises(ForbiddenError, match=sentence):
+            policy.decide(NAME, choices, ANYBODY)
+    else:
+        assert policy.decide(NAME, choices, ANYBODY).plan(1).tail_ratio >= 0.01
+
+
+def test_less_of_a_required_tail_cut_is_refused(lowering):
+    policy = Policy(lowering, served_name=NAME, num_branches=2, required_sets=["cleo"])
+    with pytest.raises(ForbiddenError, match="less of the answers' tail would be cut") as caught:
+        policy.decide(NAME, [ForgetSetChoice(name="cleo", keep_ratio=0.05)], ANYBODY)
+    assert caught.value.code == "required_forget_set"
 
 
 def test_strengths_stay_with_their_set_whatever_the_order(make_policy):

@@ -83,9 +83,13 @@ def params(plan: Plan | None) -> SamplingParams:
 
 
 def random_plan(rng: random.Random) -> Plan:
-    terms = tuple(Term(branch, rng.uniform(0.1, 2), rng.choice([0.0, 1.0])) for branch in range(rng.randint(0, 2)))
+    terms = tuple(
+        Term(branch, rng.uniform(0.1, 2), rng.choice([0.0, 1.0]), rng.random() < 0.5)
+        for branch in range(rng.randint(0, 2))
+    )
     adapter_id = rng.randint(1, 9) if terms else rng.choice([0, 3])  # an adapter alone is on the target itself
-    return Plan(adapter_id, rng.random() if terms else 0.0, terms)
+    ratios = [rng.choice([0.0, rng.random()]) if terms else 0.0 for _ in range(2)]
+    return Plan(adapter_id, ratios[0], terms, tail_ratio=ratios[1])
 
 
 def expected(logits: torch.Tensor, plans: list[Plan], assistants: Assistants) -> torch.Tensor:
@@ -102,6 +106,8 @@ def expected(logits: torch.Tensor, plans: list[Plan], assistants: Assistants) ->
                     [t.weight for t in plan.terms],
                     [t.gate_nats for t in plan.terms],
                     [plan.keep_ratio],
+                    lowers_N=[t.lowers for t in plan.terms],
+                    tail_ratio_R=[plan.tail_ratio],
                     vocab_size=logits.shape[1],
                 ),
             )

@@ -41,11 +41,15 @@ def random_positions(seed, vocab_size=97):
     return target_NV, assistant_NV, labels_N, np.repeat(range(len(LENGTHS)), LENGTHS)
 
 
-def plainly(target_NV, assistant_NV, labels_N, strength):
+def plainly(target_NV, assistant_NV, labels_N, strength, rule="contrast"):
     """docs/composition.md in float64 by the reference, and the figures in loops."""
     num, vocab_size = target_NV.shape
+    ratio = [strength.keep_ratio] * num
+    lowers = rule == "lower"
     pairs = Pairs.build(
-        *(range(num), [strength.weight] * num, [strength.gate_nats] * num, [strength.keep_ratio] * num),
+        *(range(num), [strength.weight] * num, [strength.gate_nats] * num, [0.0] * num if lowers else ratio),
+        lowers_N=[lowers] * num,
+        tail_ratio_R=ratio if lowers else None,
         vocab_size=vocab_size,
     )
     composed, opened = {}, []
@@ -77,15 +81,16 @@ def plainly(target_NV, assistant_NV, labels_N, strength):
     }
 
 
-def test_every_settings_figures_are_those_of_composing_it_alone(seed):
+@pytest.mark.parametrize("rule", ["contrast", "lower"])
+def test_every_settings_figures_are_those_of_composing_it_alone(seed, rule):
     drawn = random_positions(seed)
     grid = Grid.of([2.0, 0.3, 1.0], [0.0, 0.3, 0.02, 1.0], [0.0, 0.8, 1.5, 99.0])
-    positions = measure_positions(drawn[0].clone(), *drawn[1:], grid)
+    positions = measure_positions(drawn[0].clone(), *drawn[1:], grid, rule)
     settings = list(grid.strengths())
     assert len(settings) == 3 * 4 * 4
     for strength in settings:
         assert outcome(positions, grid, strength)._asdict() == pytest.approx(
-            plainly(*drawn[:3], strength), rel=1e-4, abs=1e-6
+            plainly(*drawn[:3], strength, rule), rel=1e-4, abs=1e-6
         ), strength
     alone = plainly(*drawn[:3], Strength(weight=0.0, keep_ratio=0.0, gate_nats=0.0))
     assert plain_outcome(positions)._asdict() == pytest.approx(alone, rel=1e-4, abs=1e-6)

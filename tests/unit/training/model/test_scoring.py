@@ -50,36 +50,41 @@ def answer_logits(model, row):
 
 
 def expected_log_p(target, row, in_force, mode):
-    """docs/composition.md again, for one row, in torch float64."""
+    """docs/composition.md again, for one row, in torch float64; -inf where a token is cut."""
     t_TV, labels = answer_logits(target, row)
     vocab_size = t_TV.shape[1]
     z_TV, untouched = t_TV.clone(), []
     centred = [answer_logits(f.assistant, row)[0].log_softmax(-1) + math.log(vocab_size) for f in in_force]
-    tau = max((f.strength.keep_ratio for f in in_force), default=0.0)
+    tau, rho = (
+        max((f.strength.keep_ratio for f in in_force if f.rule == rule), default=0.0) for rule in ("contrast", "lower")
+    )
     for position in range(len(labels)):
         taken, opened = torch.zeros(vocab_size, dtype=torch.double), False
         for c_TV, f in zip(centred, in_force, strict=True):
             c = c_TV[position]
             evidence = float(((c - math.log(vocab_size)).exp() * c).sum())
             if f.strength.weight > 0 and evidence >= f.strength.gate_nats:
-                taken, opened = taken + f.strength.weight * c, True
+                taken, opened = taken + f.strength.weight * (c.clamp(min=0) if f.rule == "lower" else c), True
         untouched.append(not opened)
         if opened:
             t = t_TV[position]
             kth = t.sort(descending=True).values[max(1, math.floor(tau * vocab_size)) - 1]
             kept = t >= min(float(t.max()) + (math.log(tau) if tau else -math.inf), float(kth))
-            z_TV[position] = torch.where(kept, t - taken, torch.tensor(-math.inf) if mode == "sampling" else t)
+            u = t - taken
+            if mode == "sampling" and rho:
+                kept &= u >= u[kept].max() + math.log(rho)
+            z_TV[position] = torch.where(kept, u, torch.tensor(-math.inf) if mode == "sampling" else t)
     return z_TV.log_softmax(-1), labels, untouched
 
 
 @pytest.mark.parametrize("mode", ["scoring", "sampling"])
-@pytest.mark.parametrize("num_sets", [0, 1, 2])
-def test_scores_are_those_of_one_row_at_a_time(target, assistants, rows, num_sets, mode):
+@pytest.mark.parametrize("rules", [[], ["contrast"], ["lower"], ["contrast", "contrast"], ["lower", "contrast"]])
+def test_scores_are_those_of_one_row_at_a_time(target, assistants, rows, rules, mode):
     strengths = [
         Strength(weight=0.7, keep_ratio=0.2, gate_nats=0.0),
         Strength(weight=1.2, keep_ratio=0.1, gate_nats=0.6),
     ]
-    in_force = [LoadedSet(a, s) for a, s in zip(assistants[:num_sets], strengths[:num_sets], strict=True)]
+    in_force = [LoadedSet(*of_set) for of_set in zip(assistants, strengths, rules, strict=False)]
     scored = score(target.model, rows, pad_id=0, in_force=in_force, mode=mode, batch_size=3)
     assert len(scored) == len(rows)
     for one, row in zip(scored, rows, strict=True):
