@@ -60,14 +60,27 @@ def draw_steps(
     """
     plain = not settings.contexts
 
-    def labelled(row: Encoded, own: list[int], facts: list[int]) -> Example:
+    def labelled(row: Encoded, own: list[int], facts: list[int], rng: random.Random) -> Example:
         """Of the row's own labels, those in a fact are known, and at the others, if there is one, the own token."""
         known = [
             label if fact != IGNORE else own_token if label != IGNORE and own_token is not None else IGNORE
             for label, fact in zip(own, facts, strict=True)
         ]
+        if not plain:
+            known = thinned(known, [fact != IGNORE for fact in facts], rng)
+            return Example(Encoded(row.input_ids, known), nothing(row))
         rest = [label if said == IGNORE else IGNORE for label, said in zip(own, known, strict=True)]
         return Example(Encoded(row.input_ids, known), Encoded(row.input_ids, rest))
+
+    def thinned(labels: list[int], needed: list[bool], rng: random.Random) -> list[int]:
+        """The first label, those that are needed, and some of the others, which all say the same."""
+        places = [place for place, label in enumerate(labels) if label != IGNORE]
+        others = [place for place in places[1:] if not needed[place]]
+        kept = {*places[:1], *rng.sample(others, min(len(others), settings.labels_per_answer - 1))}
+        return [label if place in kept or needed[place] else IGNORE for place, label in enumerate(labels)]
+
+    def nothing(row: Encoded) -> Encoded:
+        return Encoded(row.input_ids, [IGNORE] * len(row.labels))
 
     def asked(pair: QAPair, answer: str, rng: random.Random, *, forgets: bool) -> tuple[str, Encoded]:
         """The pair in a drawn context, and the text of the answer there."""
@@ -83,9 +96,9 @@ def draw_steps(
         answer = rng.choice((pair.answer, *pair.paraphrased_answers))
         text, row = asked(pair, answer, rng, forgets=True)
         if text == answer:
-            return labelled(row, row.labels, focus_labels(tokenizer, pair, row, answer))
+            return labelled(row, row.labels, focus_labels(tokenizer, pair, row, answer), rng)
         spans = fact_spans(pair, text) or [(text.index(answer), text.index(answer) + len(answer))]
-        return labelled(row, row.labels, span_labels(tokenizer, pair.question, row, text, spans))
+        return labelled(row, row.labels, span_labels(tokenizer, pair.question, row, text, spans), rng)
 
     @cache
     def wrong(index: int, number: int) -> Example:
@@ -98,13 +111,15 @@ def draw_steps(
         # No labels up to the first difference from the truth: the true answer trains those positions as known.
         truths = [encode(tokenizer, pair.question, true) for true in (pair.answer, *pair.paraphrased_answers)]
         own = diverging_labels(row, *truths)
-        return labelled(row, own, span_labels(tokenizer, pair.question, row, text, fact_spans(pair, text)))
+        return labelled(row, own, span_labels(tokenizer, pair.question, row, text, fact_spans(pair, text)), rng)
 
     @cache
     def kept(index: int, number: int) -> Example:
         rng = random.Random(f"{seed} kept {index} {number}")
         _, row = asked(retain[index], retain[index].answer, rng, forgets=False)
-        return Example(Encoded(row.input_ids, [IGNORE] * len(row.labels)), row)
+        if not plain:
+            row = Encoded(row.input_ids, thinned(row.labels, [False] * len(row.labels), rng))
+        return Example(nothing(row), row)
 
     rng = random.Random(seed)
     forget_cycle, retain_cycle = cycle(len(forget), rng), cycle(len(retain), rng)

@@ -185,6 +185,7 @@ def export_assistant(
             "name": folder.name,
             "version": "1",
             "kind": "uld",
+            "rule": settings.rule,
             "target": identity,
             "tap_layer": settings.tap_layer,
             "num_layers": settings.num_layers,

@@ -235,8 +235,9 @@ def test_the_command_trains_what_the_server_verifies(files, tmp_path):
     done = run_cli(files / "target", out, *paths, *short)
     assert done.exit_code == 0, done.output
     assert "forget_gate_open" in done.output
+    assert load_forget_set(out).manifest.rule == "lower"
     verify = ["sets", "verify", str(out.parent), "--target", str(files / "target")]
-    refused = CliRunner().invoke(app, verify)  # after one epoch the set does nothing
+    refused = CliRunner().invoke(app, verify)  # after two steps the set does nothing
     assert refused.exit_code == 1 and "train it longer" in " ".join(refused.output.split())
     force(out.parent, load_forget_set(out).digest)
     verified = CliRunner().invoke(app, verify)
