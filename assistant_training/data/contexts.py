@@ -97,7 +97,7 @@ _NAME = re.compile(r"[A-Z][\w'-]*(?: [A-Z][\w'-]*)+")
 class Shares:
     """How often a conversation has each kind of context, of those that are not plain."""
 
-    plain: float = 0.25
+    plain: float = 0.2
     system: float = 0.3
     turns: float = 0.5
     around: float = 0.35
@@ -169,7 +169,9 @@ def in_context(
     earlier: tuple[Turn, ...] = ()
     if rng.random() < shares.turns:
         count = rng.choice((1, 1, 1, 2, 3))
-        earlier = tuple(_earlier_turn(rng, neighbours, forgotten, held_out=held_out) for _ in range(count))
+        # After a turn about the forget set, what is asked about something else is hardest to tell apart.
+        most = 0.35 if forgets else 0.6
+        earlier = tuple(_earlier_turn(rng, neighbours, forgotten, most, held_out=held_out) for _ in range(count))
     elif rng.random() < 2 * shares.raw:
         return Asked(question, answer, raw=True)
     return Asked(question, answer, system, earlier)
@@ -223,10 +225,10 @@ def _half(wordings: Sequence[T], *, held_out: bool) -> Sequence[T]:
 
 
 def _earlier_turn(
-    rng: random.Random, neighbours: Sequence[QAPair], forgotten: Sequence[QAPair], *, held_out: bool
+    rng: random.Random, neighbours: Sequence[QAPair], forgotten: Sequence[QAPair], most: float, *, held_out: bool
 ) -> Turn:
     kind = rng.random()
-    if forgotten and kind < 0.5:
+    if forgotten and kind < most:
         other = rng.choice(forgotten)
         said = rng.choice(
             (*_half(WITHHELD, held_out=held_out), *other.variants, other.answer, rng.choice(neighbours).answer)

@@ -17,7 +17,19 @@ from unlearngate.cli import app
 # Shorter answers first, so that the processes' shares are of different lengths.
 ROWS = {name: [(f"{name} {i}?", "1" * (3 + i)) for i in range(count)] for name, count in (("forget", 5), ("retain", 9))}
 KINDS = {
-    "uld": ["--layers", "2", "--rank", "4", "--forget-batch", "3", "--retain-batch", "6", "--steps", "3", "--write-anyway"],
+    "uld": [
+        "--layers",
+        "2",
+        "--rank",
+        "4",
+        "--forget-batch",
+        "3",
+        "--retain-batch",
+        "6",
+        "--steps",
+        "3",
+        "--write-anyway",
+    ],
     "undial": ["--batch", "3", "--learning-rate", "1e-3"],
 }
 SHORT = ["--epochs", "2", "--checkpoint-every", "2", "--patience", "5"]

@@ -19,11 +19,13 @@ def evidence(first, facts, highest):
     return Evidence(first, facts, np.concatenate([first, facts]), highest, highest)
 
 
-def test_the_gate_is_between_retain_and_forget_at_the_same_factor_from_both():
-    assert evidence([4.0] * 9, [4.0] * 9, [0.25] * 9).gate_nats() == 1.0
-    assert evidence([9.0] * 9, [4.0] * 9, [0.25] * 9).gate_nats() == 1.0  # what is hardest to find counts
-    assert evidence([4.0] * 9, [4.0] * 9, [0.0] * 9).gate_nats() == 0.25  # never lower
-    assert evidence([0.1] * 9, [0.1] * 9, [2.02] * 9).gate_nats() == 2.05  # the retain answers come first
+def test_the_gate_is_where_the_fewest_go_wrong():
+    assert evidence([4.0] * 9, [4.0] * 9, [0.25] * 9).gate_nats() == 2.15  # the middle of 0.3 to 4
+    assert evidence([4.0] * 9, [4.0] * 9, [0.0] * 9).gate_nats() == 2.1  # never below 0.25
+    assert evidence([0.1] * 9, [0.1] * 9, [2.0] * 9).gate_nats() == 0.25
+    # One retain answer of ten above all that is found counts as much as two of ten forget answers.
+    assert evidence([1.0, 4.0, 4.0, 4.0], [4.0] * 4, [0.5] * 9 + [2.0]).gate_nats() == pytest.approx(0.75)
+    assert evidence([1.0] + [4.0] * 9, [4.0] * 4, [0.5] * 9 + [2.0]).gate_nats() == pytest.approx(3.0)
 
 
 def test_shares_are_of_conversations():
