@@ -26,6 +26,7 @@ __all__ = [
     "load_compiled_code",
     "may_vary_branches",
     "penalise_after_composing",
+    "steers",
 ]
 
 
@@ -93,6 +94,17 @@ def group_cpu_lora() -> None:
     from vllm.platforms.cpu import CpuPlatform
 
     CpuPlatform.get_punica_wrapper = classmethod(lambda cls: "unlearngate.server.worker.cpu_lora.GroupedLora")
+
+
+def steers(params: Any) -> bool:
+    """Whether a request has vLLM change its logits before custom processors see them.
+
+    V1: grammars in the model runner, allowed tokens and bad words in the sampler, `min_tokens` and `logit_bias` in
+    built-in processors. V2: grammars in the model runner, all others in the sampler's first processors; penalties come
+    after ours (below).
+    """
+    fields = ("structured_outputs", "allowed_token_ids", "bad_words", "min_tokens", "logit_bias")
+    return any(getattr(params, field) for field in fields)
 
 
 @cache

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Protocol, cast
 
 import torch
@@ -57,11 +57,15 @@ def loaded_model() -> UnlearningForCausalLM:
 
 
 class AssistantLogits(NamedTuple):
-    """The assistants' logits in a step of R rows: of the rows `chosen` (N,), or of all S * R, branch by branch."""
+    """The assistants' logits in a step of R rows: of the rows `chosen` (N,), or of all S * R, branch by branch.
+
+    own_RV: the target's logits as they were made, if they may change before they are composed.
+    """
 
     num_rows: int
     chosen: Tensor | None
     logits: Tensor
+    own_RV: Tensor | None = None
 
 
 class _HeadRows(NamedTuple):
@@ -133,6 +137,7 @@ class UnlearningForCausalLM(nn.Module, SupportsLoRA):
                     tap_layer=self.options.tap_layer,
                 )
         self.composer: Composer | None = None  # without one, all branches run, and all their rows are wanted
+        self.is_steered: Callable[[], bool] | None = None  # whether requests change the target's logits; unknown: yes
         self._assistant_logits: AssistantLogits | None = None
         self._head_rows: _HeadRows | None = None
         self._ran = False
@@ -173,7 +178,8 @@ class UnlearningForCausalLM(nn.Module, SupportsLoRA):
         """(R, (1 + k) * H) -> (R, V), the target's logits; keeps the assistants' for `take_assistant_logits`.
 
         One matmul with the head serves both, so that it is read once. (R, H) comes from a batch that ran without the
-        branches; then none are kept.
+        branches; then none are kept. If a request of the batch changes the target's logits before they are composed, a
+        copy of them is kept too.
         """
         self._assistant_logits = None
         num_rows, hidden_size = hidden_states.shape[0], self.hidden_size
@@ -187,7 +193,8 @@ class UnlearningForCausalLM(nn.Module, SupportsLoRA):
         logits = self.target.compute_logits(hidden_RCH[self._head_rows.row_X, self._head_rows.copy_X])
         if logits is None:  # another rank has them
             return None
-        self._assistant_logits = AssistantLogits(num_rows, chosen, logits[num_rows:])
+        own_RV = logits[:num_rows].clone() if self.is_steered is None or self.is_steered() else None
+        self._assistant_logits = AssistantLogits(num_rows, chosen, logits[num_rows:], own_RV)
         return logits[:num_rows]
 
     def take_assistant_logits(self) -> AssistantLogits:

@@ -27,6 +27,7 @@ from unlearngate.server.worker.compat import (
     V1LogitsProcessor,
     V2LogitsProcessor,
     penalise_after_composing,
+    steers,
 )
 from unlearngate.server.worker.recorder import Recorder
 
@@ -75,6 +76,7 @@ class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         eos = vllm_config.model_config.hf_config.eos_token_id
         self._eos: int = eos[0] if isinstance(eos, list) else eos or 0
         self._plans: dict[int, Plan | None] = {}  # by batch index (V1) or slot (V2); None = refused
+        self._steered: dict[int, bool] = {}  # as the plans: whether the request changes the logits before us
         self._outputs: dict[int, list[int]] = {}  # V1's own lists of what was sampled; they grow as it samples
         self._req_states = runner[0] if len(runner) == 1 else None
         self._recorder = Recorder.attach(self._device)
@@ -99,14 +101,14 @@ class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
             return
         self._cached = None
         for index in batch_update.removed:
-            self._plans.pop(index, None)
-            self._outputs.pop(index, None)
+            for of_index in (self._plans, self._steered, self._outputs):
+                of_index.pop(index, None)
         for index, params, _, output in batch_update.added:
-            self._plans[index], self._outputs[index] = _plan_of(params), output
+            self._plans[index], self._steered[index], self._outputs[index] = _plan_of(params), steers(params), output
         for source, destination, direction in batch_update.moved:
             swap = direction is MoveDirectionality.SWAP
-            _move(self._plans, source, destination, swap=swap)
-            _move(self._outputs, source, destination, swap=swap)
+            for of_index in (self._plans, self._steered, self._outputs):
+                _move(of_index, source, destination, swap=swap)
 
     # vLLM's V2 interface
 
@@ -114,7 +116,7 @@ class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         """Take over a slot; True if its rows are to be composed."""
         self._cached = None
         plan = _plan_of(sampling_params)
-        self._plans[req_idx] = plan
+        self._plans[req_idx], self._steered[req_idx] = plan, steers(sampling_params)
         return plan is None or bool(plan.terms)
 
     # both
@@ -138,6 +140,14 @@ class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
                 logits[row] = -torch.inf
                 logits[row, self._eos] = 0.0
         return logits
+
+    def is_steered(self) -> bool:
+        """Whether a row that is composed may arrive changed: a client's bias, allowed tokens, a grammar.
+
+        V2 tells nobody that a request has ended, so there a slot counts as it was last used.
+        """
+        composed = (index for index, plan in self._plans.items() if plan is not None and plan.terms)
+        return any(self._steered[index] for index in composed)
 
     # `model.Composer`, which V1 can tell before a step runs and V2 cannot
 
@@ -187,15 +197,18 @@ class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         from unlearngate.server.worker.model import loaded_model
 
         model = loaded_model()
-        num_rows, chosen, assistant_NV = model.take_assistant_logits()
+        num_rows, chosen, assistant_NV, own_RV = model.take_assistant_logits()
         if num_rows != logits.shape[0] or (chosen is not None and chosen is not batch.place_N):
             raise RuntimeError("the assistants' logits are of another batch than the one that is being composed")
         if chosen is None:
             assistant_NV = assistant_NV[batch.place_N]
+        model.is_steered = self.is_steered
         if knows_rows:
             self._vocab_size = logits.shape[1]
             model.composer = self
-        result = compose(logits, assistant_NV, batch.pairs, scratch=self._scratch_for(batch.pairs))
+        if own_RV is None and self.is_steered():
+            raise RuntimeError("a request changed its logits, and compute_logits kept no copy of the target's own")
+        result = compose(logits, assistant_NV, batch.pairs, own_RV=own_RV, scratch=self._scratch_for(batch.pairs))
         self._end_bad_rows(logits, batch.pairs.row_N, result.bad_N)
         return result.open_N
 

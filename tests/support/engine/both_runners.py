@@ -51,12 +51,14 @@ gpu_buffers.UvaBuffer = UvaBuffer  # as vLLM does it on a CPU (v1/worker/cpu/shm
 class Assistants:
     """Stands where the loaded model stands: gives both runners the same assistants' rows."""
 
-    def __init__(self, hidden_RSH: torch.Tensor) -> None:
+    def __init__(self, hidden_RSH: torch.Tensor, own_RV: torch.Tensor) -> None:
         self.hidden_RSH = hidden_RSH
         self.head = torch.randn(hidden_RSH.shape[-1], VOCAB_SIZE)
+        self.own_RV = own_RV
 
     def take_assistant_logits(self) -> served.AssistantLogits:
-        return served.AssistantLogits(MAX_REQUESTS, None, self.hidden_RSH.transpose(0, 1).flatten(0, 1) @ self.head)
+        logits_NV = self.hidden_RSH.transpose(0, 1).flatten(0, 1) @ self.head
+        return served.AssistantLogits(MAX_REQUESTS, None, logits_NV, self.own_RV)
 
 
 def main() -> None:
@@ -72,9 +74,9 @@ def main() -> None:
     for _ in range(args.requests // MAX_REQUESTS):
         requests = [draw_request(rng) for _ in range(MAX_REQUESTS)]
         penalised += sum(r["params"].repetition_penalty != 1 for r in requests)
-        stand_in = Assistants(torch.randn(MAX_REQUESTS, 2, 16))
-        served._loaded = weakref.ref(stand_in)
         logits = torch.randn(MAX_REQUESTS, VOCAB_SIZE) * 3
+        stand_in = Assistants(torch.randn(MAX_REQUESTS, 2, 16), logits)
+        served._loaded = weakref.ref(stand_in)
         v1, v2 = run_v1(config, requests, logits.clone()), run_v2(config, requests, logits.clone())
         differences.append((v1.exp() - v2.exp()).abs().max().item())
         assert torch.equal(torch.isneginf(v1), torch.isneginf(v2)), "the runners keep different tokens"
@@ -93,7 +95,10 @@ def engine_config(work: Path):
 def draw_request(rng: random.Random) -> dict:
     """A prompt, what was generated so far, a plan, and everything a client may use to steer."""
     prompt, output = ([rng.randrange(2, 40) for _ in range(rng.randint(1, 8))] for _ in range(2))
-    terms = tuple(Term(branch, rng.uniform(0.1, 2), rng.choice([0.0, 1.0])) for branch in range(rng.randint(0, 2)))
+    terms = tuple(
+        Term(branch, rng.uniform(0.1, 2), rng.choice([0.0, 1.0]), rng.random() < 0.5)
+        for branch in range(rng.randint(0, 2))
+    )
     steering = {
         "logit_bias": {rng.randrange(2, 40): rng.uniform(-20, 20) for _ in range(4)},
         "allowed_token_ids": rng.sample(range(2, VOCAB_SIZE), 200),
@@ -103,7 +108,8 @@ def draw_request(rng: random.Random) -> dict:
         "min_tokens": rng.randint(1, 30),
     }
     steering = {name: value for name, value in steering.items() if rng.random() < 0.6}
-    token = sign(Plan(1 if terms else 0, rng.choice([0.0, 0.02, 0.3]) if terms else 0.0, terms))
+    keep_ratio, tail_ratio = (rng.choice([0.0, 0.02, 0.3]) if terms else 0.0 for _ in range(2))
+    token = sign(Plan(1 if terms else 0, keep_ratio, terms, tail_ratio=tail_ratio))
     params = SamplingParams(temperature=1.0, max_tokens=40, extra_args={TOKEN_FIELD: token}, **steering)
     params.update_from_generation_config({}, EOS)
     return {"prompt": prompt, "output": output, "params": params}

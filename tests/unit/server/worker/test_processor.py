@@ -10,6 +10,7 @@ import pytest
 import torch
 from vllm import EngineArgs, SamplingParams
 from vllm.config import set_current_vllm_config
+from vllm.sampling_params import StructuredOutputsParams
 from vllm.v1.sample.logits_processor import LogitsProcessors
 from vllm.v1.sample.logits_processor.interface import LogitsProcessor as V1LogitsProcessor
 from vllm.v1.sample.logits_processor.interface import MoveDirectionality
@@ -42,13 +43,14 @@ class Assistants:
         self.hidden_RSH = hidden_RSH
         self.num_rows = len(hidden_RSH)
         self.composer = None
+        self.own_RV = None
         self.head = torch.randn(hidden_RSH.shape[-1], VOCAB_SIZE, generator=torch.Generator().manual_seed(seed))
 
     def take_assistant_logits(self) -> served.AssistantLogits:
         hidden_NH = self.hidden_RSH[: self.num_rows].transpose(0, 1).flatten(0, 1)
         chosen = self.composer.places(self.num_rows) if self.composer else None
         logits_NV = self.assistant_logits(hidden_NH if chosen is None else hidden_NH[chosen])
-        return served.AssistantLogits(self.num_rows, chosen, logits_NV)
+        return served.AssistantLogits(self.num_rows, chosen, logits_NV, self.own_RV)
 
     def assistant_logits(self, hidden_NH: torch.Tensor) -> torch.Tensor:
         return hidden_NH @ self.head
@@ -187,6 +189,53 @@ def test_v1_asks_for_the_rows_that_it_composes_from_the_second_step_on(processor
         torch.testing.assert_close(processor.apply(logits), wanted, msg=lambda m: f"seed {seed}: {m}")
     asked = assistants.composer.places(len(plans)).tolist()
     assert asked == [t.branch * len(plans) + row for row, plan in enumerate(plans) for t in plan.terms]
+
+
+STEERING = {
+    "logit_bias": {5: -3.0},
+    "allowed_token_ids": [3, 4],
+    "bad_words": ["x"],
+    "min_tokens": 2,
+    "structured_outputs": StructuredOutputsParams(regex="[a-m]*"),
+}
+
+
+@pytest.mark.parametrize("field", STEERING)
+def test_the_targets_own_logits_are_asked_for_while_a_composed_request_changes_them(vllm_config, assistants, field):
+    forgets, plain = Plan(1, 0.0, (Term(0, 1.0, 0.0),)), Plan()
+    v1 = ComposeLogitsProcessor(vllm_config, CPU, False)
+    v2 = ComposeLogitsProcessor(vllm_config, SimpleNamespace(device=CPU))
+    steered = {"temperature": 0.5, field: STEERING[field]}
+    for plan, more, wanted in ((forgets, {}, False), (plain, steered, False), (forgets, steered, True)):
+        asked = SamplingParams(extra_args={TOKEN_FIELD: sign(plan)}, **more)
+        v1.update_state(
+            SimpleNamespace(removed=[3], added=[(0, asked, [2], []), (1, params(plain), [2], [])], moved=[])
+        )
+        v2.add_request(4, asked)
+        assert (v1.is_steered(), v2.is_steered()) == (wanted, wanted)
+    v1.update_state(SimpleNamespace(removed=[], added=[], moved=[(0, 3, MoveDirectionality.UNIDIRECTIONAL)]))
+    assert v1.is_steered()
+    v1.update_state(SimpleNamespace(removed=[3], added=[], moved=[]))
+    v2.add_request(4, params(plain))
+    assert not v1.is_steered() and not v2.is_steered()
+
+
+def test_what_is_kept_is_decided_on_the_targets_own_logits(processor, assistants):
+    plan = Plan(1, 0.3, (Term(0, 1.0, 0.0, True), Term(1, 0.5, 0.0)), tail_ratio=0.01)
+    asked = SamplingParams(extra_args={TOKEN_FIELD: sign(plan)}, logit_bias={5: 9.0})
+    processor.update_state(SimpleNamespace(removed=[], added=[(0, asked, [2], [])], moved=[]))
+    assistants.num_rows = 1
+    own = torch.randn(1, VOCAB_SIZE)
+    shown = own.clone()
+    shown[0, 5] += 9.0
+    shown[0, own[0].topk(40).indices] = -torch.inf
+    wanted = expected(own, [plan], assistants) + (shown - own)
+    assistants.own_RV = own
+    torch.testing.assert_close(processor.apply(shown), wanted)
+    assert assistants.is_steered()
+    assistants.own_RV = None
+    with pytest.raises(RuntimeError, match="kept no copy"):
+        processor.apply(torch.randn(1, VOCAB_SIZE))
 
 
 def test_a_batch_needs_the_branches_of_the_request_with_most_sets(processor):
