@@ -49,6 +49,7 @@ def train_forget_set(
         ArtefactError if `out` cannot be written as a forget set.
     """
     data = _read(out, forget_file, retain_file)
+    settings = settings.on(target.identity.num_layers)
     run = _run_files(out, target, data, asdict(settings), seed, checkpoint_every, tensorboard)
     torch.manual_seed(seed)
     assistant = train_assistant(

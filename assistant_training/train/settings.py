@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 
@@ -10,8 +10,8 @@ from typing import Literal
 class AssistantSettings:
     """Shape and training of an assistant, and its recommended strength."""
 
-    num_layers: int = 8
-    tap_layer: int = 0  # the assistant's first layer in the target
+    num_layers: int = 3
+    tap_layer: int | None = None  # the assistant's first layer in the target; None: it has the target's last layers
     rank: int = 16
     alpha: int = 32
     learning_rate: float = 1e-3
@@ -37,6 +37,10 @@ class AssistantSettings:
     gradient_checkpointing: bool = False
     patience: int = 0  # epochs without progress until it stops early; 0: never
 
+    def on(self, target_layers: int) -> AssistantSettings:
+        """The settings for a target of so many layers, with the tap layer as a number."""
+        return self if self.tap_layer is not None else replace(self, tap_layer=max(0, target_layers - self.num_layers))
+
     @property
     def num_variants(self) -> int:
         """The variants in a retain batch."""
@@ -50,7 +54,15 @@ class AssistantSettings:
 
 # ULD as published, and as this project trained before it drew contexts: what the results on TOFU are of.
 PUBLISHED = AssistantSettings(
-    steps=0, contexts=False, forget_prompts=16, forget_variants=8, retain_prompts=4, rule="contrast", weight=1.0
+    num_layers=8,
+    tap_layer=0,
+    steps=0,
+    contexts=False,
+    forget_prompts=16,
+    forget_variants=8,
+    retain_prompts=4,
+    rule="contrast",
+    weight=1.0,
 )
 
 

@@ -59,13 +59,14 @@ def train_assistant(
     """
     if not forget or not retain:
         raise TrainingError(f"both sets need answers, got {len(forget)} to forget and {len(retain)} to retain")
+    settings = settings.on(target.config.num_hidden_layers)
     assistant = new_assistant(
         target,
         num_layers=settings.num_layers,
         rank=settings.rank,
         alpha=settings.alpha,
         model_id=model_id,
-        tap_layer=settings.tap_layer,
+        tap_layer=settings.tap_layer or 0,
     )
     assistant.train()
     num_steps = settings.steps or max(1, settings.epochs * len(retain) // settings.num_retain)
@@ -168,6 +169,7 @@ def export_assistant(
 
     Raises: TrainingError if it does nothing or too much in held-out contexts, unless `write_anyway`.
     """
+    settings = settings.on(identity.num_layers)
     if settings.contexts:
         evidence = measure(assistant, tokenizer, forget, retain, seed=seed)
         gate_nats = evidence.gate_nats()

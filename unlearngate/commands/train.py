@@ -56,7 +56,10 @@ def train_uld(
         int, typer.Option("--layers", min=1, help="the assistant's; one server has one number, and one tap layer")
     ] = ULD.num_layers,
     tap_layer: Annotated[
-        int, typer.Option(min=0, help="the target's layers before this one are run once and not trained; 0: none")
+        int | None,
+        typer.Option(
+            min=0, help="the assistant's first layer; those before it are run once. Default: it has the target's last"
+        ),
     ] = ULD.tap_layer,
     rank: Annotated[int, typer.Option(min=1, help="of the LoRA")] = ULD.rank,
     alpha: Annotated[int, typer.Option(min=1, help="of the LoRA")] = ULD.alpha,
