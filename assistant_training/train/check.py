@@ -17,12 +17,14 @@ import torch
 from unlearngate.assistant_training.data.contexts import in_context
 from unlearngate.assistant_training.data.encoding import Encoded, answer_rows, collate, encode, fact_spans, span_labels
 from unlearngate.assistant_training.data.pairs import QAPair
+from unlearngate.assistant_training.model.assistant import head_weight, last_hidden
 from unlearngate.errors import TrainingError
 from unlearngate.kernels.reference import centre
 
 _LOWEST_NATS = 0.25
-_FORGET_CONVERSATIONS, _RETAIN_CONVERSATIONS = 160, 320
-_BATCH = 32
+_AS_GOOD = 0.02
+_FORGET_CONVERSATIONS, _RETAIN_CONVERSATIONS = 120, 240
+_BATCH, _ROWS = 32, 64  # conversations at a time, and of their answers tokens at a time
 
 
 class Limits(NamedTuple):
@@ -55,16 +57,17 @@ class Evidence(NamedTuple):
     def gate_nats(self) -> float:
         """Where the fewest go wrong: the shares missed of forget answers and of facts, and of retain answers opened.
 
-        A retain answer that is opened counts twice. Of equal gates the middle one; a multiple of 0.05, and at least
-        0.25 nats, below which rounding in a 16-bit engine could open it.
+        A retain answer that is opened counts three times. Of gates that are as good within 0.02 the middle one, which
+        is farthest from both sides; a multiple of 0.05, and at least 0.25 nats, below which rounding in a 16-bit engine
+        could open it.
         """
         highest = max(float(self.forget_N.max()), _LOWEST_NATS)
         gates = np.arange(round(_LOWEST_NATS * 20), math.floor(highest * 20) + 1) / 20
         wrong = [
-            _share(self.first_F < gate) + _share(self.facts_K < gate) + 2 * _share(self.highest_R >= gate)
+            _share(self.first_F < gate) + _share(self.facts_K < gate) + 3 * _share(self.highest_R >= gate)
             for gate in gates
         ]
-        best = gates[np.isclose(wrong, min(wrong))]
+        best = gates[np.array(wrong) <= min(wrong) + _AS_GOOD]
         return float(best[(len(best) - 1) // 2])
 
     def metrics(self, gate_nats: float) -> dict[str, float]:
@@ -149,14 +152,16 @@ def refuse_short(metrics: dict[str, float], limits: Limits) -> None:
 @torch.inference_mode()
 def _evidence(assistant: Any, rows: Sequence[Encoded], pad_id: int) -> list[np.ndarray]:
     """Of each row the evidence at its answer's tokens: KL(p_assistant || uniform) in nats, fp32."""
-    device = next(assistant.parameters()).device
+    device, head_VH = next(assistant.parameters()).device, head_weight(assistant)
     by_length = sorted(range(len(rows)), key=lambda index: len(rows[index].input_ids))
     found: dict[int, np.ndarray] = {}
     for start in range(0, len(rows), _BATCH):
         chosen = by_length[start : start + _BATCH]
         batch = collate([rows[index] for index in chosen], pad_id).to(device)
-        logits_BTV = assistant(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
-        evidence_N = centre(answer_rows(logits_BTV, batch.labels)[0].float())[1].cpu().numpy()
+        hidden_BTH = last_hidden(assistant, batch.input_ids, batch.attention_mask)
+        hidden_NH = answer_rows(hidden_BTH, batch.labels)[0].to(head_VH.dtype)
+        parts = [centre((part_NH @ head_VH.T).float())[1] for part_NH in hidden_NH.split(_ROWS)]
+        evidence_N = torch.cat(parts).cpu().numpy()
         lengths = (batch.labels[:, 1:] >= 0).sum(dim=1).tolist()
         found |= dict(zip(chosen, np.split(evidence_N, np.cumsum(lengths)[:-1]), strict=True))
     return [found[index] for index in range(len(rows))]

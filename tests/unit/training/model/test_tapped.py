@@ -62,6 +62,7 @@ def test_what_is_kept_is_what_would_be_computed(target, batch):
     inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
     with torch.no_grad():
         expected = assistant(**inputs).logits
+        assistant.train()
         first, again = logits_of(assistant, **inputs), logits_of(assistant, **inputs)
         order = [2, 0]
         mixed = logits_of(assistant, batch.input_ids[order], batch.attention_mask[order])
@@ -79,7 +80,7 @@ def test_what_was_kept_beforehand_is_not_computed_again(target, monkeypatch):
     with torch.no_grad(), Progress(disable=True) as progress:
         expected = assistant(**inputs).logits
         monkeypatch.setattr("unlearngate.assistant_training.model.tapped._ROWS", 3)
-        assistant.keep([row.input_ids for row in (*rows, *rows)], progress)
+        assistant.train().keep([row.input_ids for row in (*rows, *rows)], progress)
         monkeypatch.delattr(type(assistant), "_run")
         found = logits_of(assistant, **inputs)
     inside = batch.attention_mask.bool()
