@@ -51,7 +51,7 @@ class TappedAssistant(torch.nn.Module):
         return SimpleNamespace(logits=output.logits, past_key_values=(prefix_cache, output.past_key_values))
 
     def hidden(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """(B, T) right-padded conversations -> (B, T, H): the hidden states before the tap; in training they are kept."""
+        """(B, T) right-padded conversations -> (B, T, H): hidden states before the tap, in training kept."""
         return self._kept(input_ids, attention_mask) if self.training else self._run(input_ids, attention_mask)[0]
 
     def keep(self, conversations: Iterable[list[int]], progress: Progress) -> None:
