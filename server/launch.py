@@ -21,6 +21,7 @@ import uvicorn
 from rich.console import Console
 from rich.table import Table
 
+from unlearngate.sentences import Sentences
 from unlearngate.server.audit.accounting import Accounting
 from unlearngate.server.audit.log import Audit
 from unlearngate.server.config import ServerConfig
@@ -61,7 +62,7 @@ def serve(config: ServerConfig) -> int:
             target = identify_target(config.target, config.name)
             with _audit(config, target.model_id) as audit:
                 store = Store(config.state or Path(scratch) / "state")
-                registry = Registry(target, store.bindings)
+                registry = Registry(target, store.bindings, Sentences(config.target))
                 write_event = audit.append if audit else None
                 lifecycle = Lifecycle(registry, config.forget_sets, store, write_event=write_event)
                 lifecycle.start(

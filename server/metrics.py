@@ -22,6 +22,9 @@ GATE_TOKENS = Counter(
     "Completion tokens by forget set and its gate: open, closed or unknown (not counted in time)",
     ["forget_set", "gate"],
 )
+INSTEAD_ANSWERS = Counter(
+    "unlearngate_instead_answers_total", "Answers that were what a forget set says instead, by set", ["forget_set"]
+)
 REFUSALS = Counter("unlearngate_refusals_total", "Requests answered with an error, by code", ["code"])
 ADAPTER_LOADS = Counter("unlearngate_adapter_loads_total", "Combinations of forget sets loaded into the engine")
 ADAPTER_EVICTIONS = Counter("unlearngate_adapter_evictions_total", "Combinations removed to make room for others")
@@ -29,8 +32,22 @@ AUDIT_LINES = Counter("unlearngate_audit_lines_total", "Lines written to the aud
 AUDIT_FAILURES = Counter("unlearngate_audit_failures_total", "Lines that could not be written to the audit log")
 
 
-def count_request(sets: Sequence[ForgetSet], finish: str, num_tokens: int, open_tokens: dict[str, int | None]) -> None:
-    """Count an admitted request that has ended; `open_tokens` has the sets with a gate, None if not known."""
+def count_request(
+    sets: Sequence[ForgetSet],
+    finish: str,
+    num_tokens: int,
+    open_tokens: dict[str, int | None],
+    instead_answers: dict[str, int | None],
+) -> None:
+    """Count an admitted request that has ended.
+
+    Args:
+        sets: in force.
+        finish: how it ended.
+        num_tokens: completion tokens.
+        open_tokens: of the sets with a gate, None if not known.
+        instead_answers: of the sets that say something instead, None if not known.
+    """
     ENDINGS.labels(finish).inc()
     for name in [s.name for s in sets] or ["none"]:
         REQUESTS.labels(name).inc()
@@ -41,3 +58,5 @@ def count_request(sets: Sequence[ForgetSet], finish: str, num_tokens: int, open_
         else:
             GATE_TOKENS.labels(name, "open").inc(num_open)
             GATE_TOKENS.labels(name, "closed").inc(num_tokens - num_open)
+    for name, num_said in instead_answers.items():
+        INSTEAD_ANSWERS.labels(name).inc(num_said or 0)

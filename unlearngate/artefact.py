@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from unlearngate.errors import ArtefactError
 from unlearngate.manifest import ForgetSetManifest
@@ -137,6 +137,24 @@ def save_forget_set(
             os.replace(folder, Path(scratch) / "replaced")
         os.replace(new, folder)
     return load_forget_set(folder)
+
+
+def rewrite_forget_set(forget_set: ForgetSet, folder: Path, **changes: Any) -> ForgetSet:
+    """Write the same tensors under a changed manifest.
+
+    Args:
+        forget_set: verified; it stays as it is unless `folder` is its own, which is then replaced atomically.
+        folder: as `save_forget_set` takes it.
+        changes: fields of ForgetSetManifest.
+
+    Raises: as `save_forget_set`.
+    """
+    return save_forget_set(
+        folder,
+        tensors=load_file(forget_set.folder / ADAPTER_FILE),
+        adapter_config=json.loads((forget_set.folder / CONFIG_FILE).read_text()),
+        manifest={**forget_set.manifest.model_dump(exclude={"files"}), **changes, "created_at": now()},
+    )
 
 
 def data_digest(rows: list[dict[str, Any]]) -> str:

@@ -10,6 +10,7 @@
       AuditUnavailableError        503  audit_unavailable
       UnavailableSetError          503  forget_set_unavailable
       ArtefactError                 -   a forget set or target folder that must not be served (raised at load)
+      SentenceError                 -   a text that the target cannot say instead of an answer (raised at load)
       DataError                     -   training data that cannot be used
       TrainingError                 -   a training run that cannot go on, or whose result must not be used
       CalibrationError              -   a calibration that cannot be done, or found nothing to recommend
@@ -107,6 +108,12 @@ class ArtefactError(UnlearngateError):
         super().__init__(f"{path}: {reason}")
         self.path = path
         self.reason = reason
+
+
+class SentenceError(UnlearngateError):
+    """A text that cannot be said instead of an answer; the message says why."""
+
+    code = "invalid_sentence"
 
 
 class UnsupportedDeploymentError(UnlearngateError):

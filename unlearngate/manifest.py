@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
 from unlearngate.target import TargetIdentity
 
@@ -13,6 +14,25 @@ NAME_PATTERN = r"^[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 Rule = Literal["contrast", "lower"]
 LARGEST = 3.0e38  # strengths reach the engine as fp32
+_NO_PLAIN_TEXT = {"Cc", "Cs", "Zl", "Zp"}  # Unicode's control characters, halves of surrogate pairs, line separators
+
+
+def _plain(text: str) -> str:
+    for character in text:
+        if unicodedata.category(character) in _NO_PLAIN_TEXT:
+            raise ValueError(f"must be one line of plain text without control characters, got {character!r} in it")
+    if not text.strip():
+        raise ValueError("must not be blank")
+    return text
+
+
+SentenceText = Annotated[str, Field(min_length=1, max_length=400), AfterValidator(_plain)]
+LabelText = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(_plain)]
+
+
+def fill_in(text: str, label: str) -> str:
+    """A sentence with its set's label in the place of `{label}`; nothing else is filled in."""
+    return text.replace("{label}", label)
 
 
 class Bounds(BaseModel):
@@ -96,6 +116,11 @@ class ForgetSetManifest(BaseModel):
     rank: int = Field(gt=0, le=512, description="LoRA rank")
     recommended: Strength
     bounds: StrengthBounds
+    label: LabelText | None = Field(default=None, description="what the set is about, for people; null: its name")
+    instead: SentenceText | None = Field(
+        default=None,
+        description="what is said if the set's gate is open at an answer's first token; {label} is filled in",
+    )
     files: dict[str, str] = Field(description="digest of every other file of the folder")
     training: dict[str, Any] = Field(description="the training configuration")
     data_digests: dict[str, str]
@@ -118,6 +143,11 @@ class ForgetSetManifest(BaseModel):
             self._check_undial()
         return self
 
+    def sentence(self, text: str | None = None) -> str | None:
+        """What is said instead, with the label filled in: `text`, or the manifest's own; None if there is neither."""
+        chosen = self.instead if text is None else text
+        return None if chosen is None else fill_in(chosen, self.label or self.name)
+
     def _check_undial(self) -> None:
         if self.num_layers != self.target.num_layers:
             raise ValueError(
@@ -131,3 +161,5 @@ class ForgetSetManifest(BaseModel):
                 "a set of kind 'undial' is in force or not: recommended must be weight 1, keep_ratio 0, gate_nats 0, "
                 f"and their bounds [1, 1], [0, 0], [0, 0], got {self.recommended} in {self.bounds}"
             )
+        if self.instead is not None:
+            raise ValueError("a set of kind 'undial' has no gate that could say when, so it cannot have `instead`")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -12,16 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from rich.progress import Progress
-from safetensors.torch import load_file
 
-from unlearngate.artefact import (
-    ADAPTER_FILE,
-    CONFIG_FILE,
-    ForgetSet,
-    load_forget_set,
-    now,
-    save_forget_set,
-)
+from unlearngate.artefact import ForgetSet, load_forget_set, rewrite_forget_set
 from unlearngate.assistant_training.calibrate.held_out import HeldOut, WordedQuestion, ask
 from unlearngate.assistant_training.calibrate.report import Report, write_report
 from unlearngate.assistant_training.calibrate.selection import Choice, choose_setting
@@ -226,17 +217,12 @@ def _write(
             "metrics": manifest.metrics,
         },
     }
-    return save_forget_set(
+    return rewrite_forget_set(
+        forget_set,
         out,
-        tensors=load_file(forget_set.folder / ADAPTER_FILE),
-        adapter_config=json.loads((forget_set.folder / CONFIG_FILE).read_text()),
-        manifest={
-            **manifest.model_dump(exclude={"files"}),
-            "name": out.name,
-            "recommended": strength,
-            "bounds": choice.bounds,
-            "training": {**manifest.training, "calibration": calibration},
-            "metrics": {"held_out": float(data.held_out), **report.counts, **plain, **figures, **decoded},
-            "created_at": now(),
-        },
+        name=out.name,
+        recommended=strength,
+        bounds=choice.bounds,
+        training={**manifest.training, "calibration": calibration},
+        metrics={"held_out": float(data.held_out), **report.counts, **plain, **figures, **decoded},
     )

@@ -81,8 +81,16 @@ def _decode(
     models = (target, *(f.assistant for f in in_force))
     target_branch, *branches = [_Branch(model, prompts, device) for model in models]
     answers: list[list[int]] = [[] for _ in prompts]
-    running = list(range(len(prompts)))
-    for _ in range(max_tokens):
+    running = []
+    for row, sentence in enumerate(_sentences(target_branch.logits_BV, branches, in_force)):
+        if sentence:
+            answers[row] += sentence[:-1][:max_tokens]
+        else:
+            running.append(row)
+    if len(running) < len(prompts):
+        for branch in (target_branch, *branches):
+            branch.keep(torch.tensor(running, dtype=torch.int64, device=device))
+    for _ in range(max_tokens if running else 0):
         logits_BV = target_branch.logits_BV
         strengths, rules = [f.strength for f in in_force], [f.rule for f in in_force]
         subtract(logits_BV, [branch.logits_BV for branch in branches], strengths, rules)
@@ -101,8 +109,21 @@ def _decode(
     return answers
 
 
+def _sentences(logits_BV: Tensor, branches: Sequence[_Branch], in_force: Sequence[LoadedSet]) -> list[tuple[int, ...]]:
+    """What each answer says from its first position on: the first open set's sentence, or nothing to be composed."""
+    said: list[tuple[int, ...]] = [()] * len(logits_BV)
+    for branch, forget_set in zip(branches, in_force, strict=True):
+        if forget_set.sentence:
+            closed_B = subtract(logits_BV.clone(), [branch.logits_BV], [forget_set.strength])
+            for row in (~closed_B).nonzero()[:, 0].tolist():
+                said[row] = said[row] or forget_set.sentence
+    return said
+
+
 class _Branch:
     """One model's left-padded batch with its cache, and its logits for the next token."""
+
+    logits_BV: Tensor
 
     def __init__(self, model: Any, prompts: Sequence[list[int]], device: torch.device) -> None:
         length = max(len(prompt) for prompt in prompts)
@@ -116,6 +137,7 @@ class _Branch:
     def keep(self, rows_N: Tensor) -> None:
         """Keep only these rows."""
         self._mask = self._mask[rows_N]
+        self.logits_BV = self.logits_BV[rows_N]
         _keep_rows(self._cache, rows_N)
 
     def feed(self, token_B: Tensor) -> None:
@@ -132,7 +154,7 @@ class _Branch:
             logits_to_keep=1,
         )
         self._cache = output.past_key_values
-        self.logits_BV: Tensor = output.logits[:, -1].float()
+        self.logits_BV = output.logits[:, -1].float()
 
 
 def _keep_rows(cache: Any, rows_N: Tensor) -> None:

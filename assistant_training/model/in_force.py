@@ -14,11 +14,16 @@ from unlearngate.manifest import Rule, Strength, row_ratios
 
 
 class LoadedSet(NamedTuple):
-    """A forget set's assistant, and how and how strongly it is subtracted."""
+    """A forget set's assistant, and how and how strongly it is subtracted.
+
+    sentence has the token ids of what decoding says instead of an answer at whose first position the set's gate is
+    open; it ends with the end-of-sequence. Empty: nothing is.
+    """
 
     assistant: Any
     strength: Strength
     rule: Rule = "contrast"
+    sentence: tuple[int, ...] = ()
 
 
 class Model(NamedTuple):

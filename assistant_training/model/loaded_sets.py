@@ -12,6 +12,7 @@ from unlearngate.assistant_training.model.assistant import load_assistant, trunc
 from unlearngate.assistant_training.model.in_force import LoadedSet, Model
 from unlearngate.errors import TrainingError
 from unlearngate.manifest import Strength
+from unlearngate.sentences import encode_sentence
 
 
 def with_sets(
@@ -25,7 +26,8 @@ def with_sets(
         sets: verified artefacts, of kind `uld` (composed) or at most one of kind `undial` (put on the target itself).
         strengths: of each set; None takes what its manifest recommends.
 
-    Raises: TrainingError for what a server refuses: two sets of kind `undial`, or one beside an assistant with a tap.
+    Raises: TrainingError for what a server refuses: two sets of kind `undial`, or one beside an assistant with a tap;
+        SentenceError if the target cannot say what a set says instead of answers.
     """
     chosen = strengths or [None] * len(sets)
     undial = [forget_set for forget_set in sets if forget_set.manifest.kind == "undial"]
@@ -40,7 +42,10 @@ def with_sets(
         )
     in_force = [
         LoadedSet(
-            assistant_of(target, forget_set), strength or forget_set.manifest.recommended, forget_set.manifest.rule
+            assistant_of(target, forget_set),
+            strength or forget_set.manifest.recommended,
+            forget_set.manifest.rule,
+            encode_sentence(tokenizer, said) if (said := forget_set.manifest.sentence()) else (),
         )
         for forget_set, strength in zip(sets, chosen, strict=True)
         if forget_set.manifest.kind == "uld"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from rich.progress import Progress
 from safetensors import SafetensorError
 
@@ -22,7 +23,8 @@ from unlearngate.assistant_training.train.settings import AssistantSettings, Und
 from unlearngate.assistant_training.train.uld import export_assistant, train_assistant
 from unlearngate.assistant_training.train.undial import export_undial, train_undial
 from unlearngate.errors import TrainingError
-from unlearngate.manifest import NAME_PATTERN
+from unlearngate.manifest import NAME_PATTERN, LabelText, SentenceText, fill_in
+from unlearngate.sentences import encode_sentence
 
 
 def train_forget_set(
@@ -37,17 +39,35 @@ def train_forget_set(
     checkpoint_every: int = 50,
     tensorboard: bool = False,
     write_anyway: bool = False,
+    label: str | None = None,
+    instead: str | None = None,
 ) -> ForgetSet | None:
     """Train an assistant, choose its gate, and write it as the forget set `out`, of kind `uld`, named like that folder.
 
     While it runs, `.NAME.training` beside OUT holds a checkpoint and log.jsonl. After a kill or a full disk, the same
     call resumes from there and writes what the uninterrupted run would have written.
 
+    Args:
+        target: the target.
+        forget_file: what must be forgotten.
+        retain_file: what must stay.
+        out: the set's folder.
+        settings: of the training.
+        seed: the same seed, the same set.
+        progress: shows how far it is.
+        checkpoint_every: steps between checkpoints.
+        tensorboard: also log for TensorBoard.
+        write_anyway: write the set even if it does nothing, or too much.
+        label: what the set is about, for people; None: its name.
+        instead: what is said where the set's gate is open at an answer's first token; None: nothing.
+
     Returns: the set; None in all processes of `accelerate launch` but the main one, which writes it.
     Raises: DataError naming a line of the files; TrainingError if the loss is not finite, the disk is full, the
-        checkpoint is of another run, or the set does nothing or too much and `write_anyway` is not given;
-        ArtefactError if `out` cannot be written as a forget set.
+        checkpoint is of another run, the set does nothing or too much and `write_anyway` is not given, or `label` or
+        `instead` is no plain text; SentenceError if the target cannot say `instead`; ArtefactError if `out` cannot be
+        written as a forget set.
     """
+    _check_wording(target, label or out.name, instead)
     data = _read(out, forget_file, retain_file)
     settings = settings.on(target.identity.num_layers)
     run = _run_files(out, target, data, asdict(settings), seed, checkpoint_every, tensorboard)
@@ -70,6 +90,8 @@ def train_forget_set(
             settings=settings,
             seed=seed,
             write_anyway=write_anyway,
+            label=label,
+            instead=instead,
         )
 
 
@@ -155,6 +177,19 @@ def _read(out: Path, forget_file: Path, retain_file: Path | None) -> _Data:
             "take them out: an answer cannot be lost and kept"
         )
     return _Data(forget, retain)
+
+
+def _check_wording(target: LoadedTarget, label: str, instead: str | None) -> None:
+    """What would be found wrong when the set is written, before anything is trained."""
+    try:
+        TypeAdapter(LabelText).validate_python(label)
+        if instead is not None:
+            TypeAdapter(SentenceText).validate_python(instead)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise TrainingError(f"{first['input']!r} cannot be a set's label or sentence: {first['msg']}") from error
+    if instead is not None:
+        encode_sentence(target.tokenizer, fill_in(instead, label))
 
 
 def _run_files(

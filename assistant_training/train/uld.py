@@ -164,6 +164,8 @@ def export_assistant(
     settings: AssistantSettings,
     seed: int,
     write_anyway: bool = False,
+    label: str | None = None,
+    instead: str | None = None,
 ) -> ForgetSet:
     """Choose a trained assistant's gate and write it as a forget-set artefact, named like the folder.
 
@@ -208,6 +210,8 @@ def export_assistant(
                 "retain": data_digest([pair.row() for pair in retain]),
             },
             "metrics": metrics,
+            "label": label,
+            "instead": instead,
             "created_at": now(),
         },
     )

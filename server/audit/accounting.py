@@ -109,6 +109,13 @@ class Account:
         self._decision, self._usage = decision, self._accounting.meter.open()
         return self._usage.ticket
 
+    def said(self) -> dict[str, bool | None]:
+        """By the name of each set that says something instead: whether an answer so far was that; None if not known."""
+        if self._decision is None or self._usage is None:
+            return {}
+        answers = self._by_name(self._decision, self._accounting.meter.said_by_branch(self._usage))
+        return {name: None if (n := answers[name]) is None else n > 0 for name in self._decision.speaking}
+
     def end(self, finish: Finish, status: int | None) -> None:
         """Count and log the end of an admitted request; do nothing if none was admitted, or it has ended already.
 
@@ -122,10 +129,10 @@ class Account:
             return
         decision, self._decision = self._decision, None
         tokens = self._accounting.meter.close(self._usage)
-        gated = [s.name for s in decision.sets if s.manifest.kind == "uld"]  # in the order of their branches
-        by_branch: Sequence[int | None] = tokens.open_by_branch or [None] * len(gated)
-        open_tokens = {name: by_branch[branch] for branch, name in enumerate(gated)}
-        count_request(decision.sets, finish, tokens.completion, open_tokens)
+        open_tokens = self._by_name(decision, tokens.open_by_branch)
+        said = self._by_name(decision, tokens.said_by_branch)
+        instead_answers = {name: said[name] for name in decision.speaking}
+        count_request(decision.sets, finish, tokens.completion, open_tokens, instead_answers)
         self._accounting.write(
             "ended",
             **self._who,
@@ -135,5 +142,12 @@ class Account:
             prompt_tokens=tokens.prompt,
             completion_tokens=tokens.completion,
             open_tokens=open_tokens,
+            instead_answers=instead_answers,
             duration_s=round(time.monotonic() - self._began, 3),
         )
+
+    @staticmethod
+    def _by_name(decision: Decision, by_branch: Sequence[int] | None) -> dict[str, int | None]:
+        """A figure of each set with a branch; None if it is not known."""
+        gated = [s.name for s in decision.sets if s.manifest.kind == "uld"]  # in the order of their branches
+        return {name: by_branch[branch] if by_branch else None for branch, name in enumerate(gated)}

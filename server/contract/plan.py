@@ -13,7 +13,7 @@ import hmac
 import json
 import os
 import secrets
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from unlearngate.manifest import LARGEST
 
@@ -26,12 +26,15 @@ class Term:
     """One forget set of kind `uld` in force: the branch that runs its assistant, and how strongly it is subtracted.
 
     lowers: the set lowers tokens and raises none (its rule is "lower").
+    sentence has the token ids of what is said instead of an answer at whose first position the set's gate is open; it
+    ends with the end-of-sequence. Empty: the answer is composed in any case.
     """
 
     branch: int
     weight: float
     gate_nats: float
     lowers: bool = False
+    sentence: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +65,15 @@ class Plan:
             if term.branch < 0 or not (0 <= term.weight <= LARGEST and 0 <= term.gate_nats <= LARGEST):
                 raise ValueError(f"branch, weight and gate_nats must be finite and >= 0 in fp32, got {term}")
 
+    @property
+    def speaks(self) -> bool:
+        """Whether a set may have a sentence said instead of the answer."""
+        return any(term.sentence for term in self.terms)
+
+    def speechless(self) -> Plan:
+        """This plan with every answer composed."""
+        return replace(self, terms=tuple(replace(term, sentence=()) for term in self.terms))
+
 
 def ensure_key() -> None:
     """Give this launch a random signing key, inherited by every process started from here."""
@@ -89,7 +101,7 @@ def verify(token: object) -> Plan:
     if not hmac.compare_digest(mac.encode(), _mac(payload).encode()):
         raise ValueError("the request's composition token was not signed by this server")
     fields = json.loads(base64.urlsafe_b64decode(payload))
-    fields["terms"] = tuple(Term(**term) for term in fields["terms"])
+    fields["terms"] = tuple(Term(**{**term, "sentence": tuple(term["sentence"])}) for term in fields["terms"])
     return Plan(**fields)
 
 

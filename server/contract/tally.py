@@ -1,6 +1,7 @@
 """Which gates were open at which token: memory that the engine writes and the HTTP process reads.
 
     header   int64   the fields of `Totals`
+    said     uint16  (slots,): the lease's tag << 8 | 1 + the branch whose sentence the sequence says, 0 for none
     cells    uint16  (slots, width): at a slot and an output position, the lease's tag << 8 | one bit per open branch
 
 A sequence that the engine runs leases a slot; its signed plan carries the lease. A cell is written before its token is
@@ -45,7 +46,8 @@ class Tally:
     def __init__(self, path: Path, num_slots: int, width: int) -> None:
         self.path, self.num_slots, self.width = path, num_slots, width
         self._header = np.memmap(path, np.int64, "r+", 0, (_HEADER_BYTES // 8,))
-        self._cells = np.memmap(path, np.uint16, "r+", _HEADER_BYTES, (num_slots, width))
+        self._said = np.memmap(path, np.uint16, "r+", _HEADER_BYTES, (num_slots,))
+        self._cells = np.memmap(path, np.uint16, "r+", _HEADER_BYTES + 2 * num_slots, (num_slots, width))
         self._free: deque[int] = deque(range(num_slots))  # first in, first out: a slot rests as long as possible
         self._tags = [0] * num_slots
 
@@ -62,7 +64,7 @@ class Tally:
         """
         fitting = _BUDGET_BYTES // (2 * max_model_len)
         num_slots = max(max_num_seqs, min(fitting, _MOST_SLOTS))
-        path, size_bytes = folder / "tally", _HEADER_BYTES + 2 * num_slots * max_model_len
+        path, size_bytes = folder / "tally", _HEADER_BYTES + 2 * num_slots * (1 + max_model_len)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with path.open("wb") as file:
@@ -90,7 +92,7 @@ class Tally:
             return 0
         slot = self._free.popleft()
         if self._tags[slot] == _TAGS:
-            self._cells[slot] = 0
+            self._cells[slot] = self._said[slot] = 0
             self._tags[slot] = 0
         self._tags[slot] += 1
         return slot << 8 | self._tags[slot]
@@ -100,18 +102,19 @@ class Tally:
         if lease:
             self._free.append(lease >> 8)
 
-    def write(self, leases: np.ndarray, positions: np.ndarray, open_branches: np.ndarray) -> None:
+    def write(self, leases: np.ndarray, positions: np.ndarray, marks: np.ndarray) -> None:
         """Record which branches' gates are open at these output positions; skip rows without a lease or a position.
 
         Args:
             leases: (R,) int64, 0 for a sequence without one.
             positions: (R,) int64, below 0 for a row whose token vLLM discards.
-            open_branches: (R,) one bit per branch.
+            marks: (R,) one bit per open branch, and << 8: 1 + the branch whose sentence is said, 0 for none.
         """
         slots = leases >> 8
         known = (leases > 0) & (slots < self.num_slots) & (positions >= 0) & (positions < self.width)
-        cells = (leases & 255) << 8 | open_branches
-        self._cells[slots[known], positions[known]] = cells[known].astype(np.uint16)
+        tags = (leases & 255) << 8
+        self._cells[slots[known], positions[known]] = (tags | marks & 255)[known].astype(np.uint16)
+        self._said[slots[known]] = (tags | marks >> 8)[known].astype(np.uint16)
 
     def open_tokens(self, lease: int, num_tokens: int) -> list[int] | None:
         """How many of a sequence's first tokens had an open gate, by branch; None if one of them is not known."""
@@ -123,6 +126,11 @@ class Tally:
         if not np.all(cells >> 8 == lease & 255):
             return None
         return [int(np.count_nonzero(cells & (1 << branch))) for branch in range(MAX_BRANCHES)]
+
+    def sentence_of(self, lease: int) -> int | None:
+        """1 + the branch whose sentence a sequence with tokens says, 0 if it says none; None if that is not known."""
+        said = int(self._said[lease >> 8])
+        return said & 255 if said >> 8 == lease & 255 else None
 
     def add_step(self, compose_ns: int, bad_rows: int) -> None:
         """Count a step that composed: add its time, and set the total of rows that were not finite."""

@@ -40,9 +40,11 @@ def count_tokens(engine: Any, meter: Meter) -> None:
     generate, add_request = engine.generate, engine.engine_core.add_request_async
 
     async def counted(prompt: Any, sampling_params: Any, request_id: str, *args: Any, **kwargs: Any) -> Any:
-        usage = meter.usage(verify((sampling_params.extra_args or {}).get(TOKEN_FIELD)).ticket)
+        plan = verify((sampling_params.extra_args or {}).get(TOKEN_FIELD))
+        usage = meter.usage(plan.ticket)
         cumulative = sampling_params.output_kind is not RequestOutputKind.DELTA
         try:
+            meter.reserve(plan, request_id, sampling_params.n)
             async with aclosing(generate(prompt, sampling_params, request_id, *args, **kwargs)) as outputs:
                 async for output in outputs:
                     usage.add_output(request_id, len(output.prompt_token_ids or ()))

@@ -120,6 +120,7 @@ def _caller(key: ApiKey, required_by_gateway: tuple[str, ...]) -> Caller:
         required_by_gateway=required_by_gateway,
         default=key.default,
         allowed=None if key.admin or ANY_SET in key.allowed else frozenset(key.allowed),
+        instead=key.instead,
         admin=key.admin,
         metrics=key.metrics or key.admin,
         logprobs=key.logprobs,

@@ -30,6 +30,7 @@ from unlearngate.server.http.access import Access, AccessControl, require_metric
 from unlearngate.server.http.bodies import StrictRoute, blame_the_body, stop_at_first_problem
 from unlearngate.server.http.cards import model_card, model_cards, set_cards
 from unlearngate.server.http.description import SetInForce, answers, errors
+from unlearngate.server.http.events import reporting
 from unlearngate.server.http.failures import answer_failures, on_our_error, refusal, status_of
 from unlearngate.server.http.logprobs import refuse_measuring
 from unlearngate.server.sets.choices import ForgetSetChoice, parse_choices
@@ -121,8 +122,10 @@ class Answerer:
             token = sign(replace(decision.plan(binding.adapter_id if binding else 0), ticket=ticket))
             request.vllm_xargs = {**(request.vllm_xargs or {}), TOKEN_FIELD: token}
             answer = await handle(request, raw_request)
-            headers = {FORGET_SETS_HEADER: decision.header()}
             if isinstance(answer, AsyncGenerator):
+                if decision.speaking:
+                    answer = reporting(answer, lambda: decision.report(account.said()))
+                headers = {FORGET_SETS_HEADER: decision.header()}
                 response, release = _Stream(answer, headers, partial(_end_stream, account, release)), _nothing
                 return response
             body = answer.model_dump()
@@ -133,8 +136,10 @@ class Answerer:
                 else:
                     account.end("error", refused["code"])
                 return refusal(refused["code"], refused["message"], refused["param"])
+            said = account.said()
             account.end("completed", 200)
-            return JSONResponse({**body, "forget_sets": decision.report()}, headers=headers)
+            headers = {FORGET_SETS_HEADER: decision.header(said)}
+            return JSONResponse({**body, "forget_sets": decision.report(said)}, headers=headers)
         except BaseException as error:
             with suppress(AuditUnavailableError):  # it is counted, and nothing was answered
                 if isinstance(error, Exception):

@@ -34,6 +34,9 @@ class SetInForce(BaseModel):
     keep_ratio: float
     gate_nats: float
     by: Literal["server", "key", "gateway", "request", "default"]
+    instead: bool | None = Field(
+        default=None, description="of a set that says something instead: whether an answer was that; null: not known"
+    )
 
 
 _ERRORS = {

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StringConstraints
 
 from unlearngate.errors import KeysFileError
 from unlearngate.files import write_whole
-from unlearngate.manifest import NAME_PATTERN, Name
+from unlearngate.manifest import NAME_PATTERN, Name, SentenceText
 from unlearngate.server.sets.caller import Logprobs
 
 ANY_SET = "*"
@@ -45,6 +45,9 @@ class ApiKey(BaseModel):
     )
     allowed: tuple[Annotated[str, StringConstraints(pattern=rf"{NAME_PATTERN}|^\*$")], ...] = Field(
         default=(), description="what a request may name and list besides its own; ['*']: every set"
+    )
+    instead: dict[Name, SentenceText] = Field(
+        default={}, description="by a set's name, what is said instead with this key in place of the set's own sentence"
     )
     admin: StrictBool = Field(default=False, description="may use the admin routes, and see every set")
     metrics: StrictBool = Field(default=False, description="may read /metrics")

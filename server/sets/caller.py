@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 # What requests may have of logprobs, where a set is required for them. Rounded ones are not offered: a client's
@@ -20,6 +21,7 @@ class Caller:
     required_by_gateway: tuple[str, ...] = ()
     default: tuple[str, ...] | None = None  # None: the server's
     allowed: frozenset[str] | None = None  # None: every set
+    instead: Mapping[str, str] = field(default_factory=dict)  # by a set's name; others say what their manifests do
     admin: bool = False
     metrics: bool = False
     logprobs: Logprobs | None = None  # None: the server's

@@ -16,6 +16,7 @@ from unlearngate.artefact import ForgetSet
 from unlearngate.errors import (
     ForbiddenError,
     InvalidRequestError,
+    SentenceError,
     UnavailableSetError,
     UnknownForgetSetError,
     UnsupportedDeploymentError,
@@ -85,7 +86,17 @@ class Policy:
             sets = {**required, **self._requested(asked, caller, required)}
             self._refuse_unfit(sets, InvalidRequestError)
         # Branch order is by name, so that {A, B} and {B, A} share one adapter.
-        return Decision(tuple(sets[name] for name in sorted(sets)))
+        return Decision(tuple(self._with_sentence(sets[name], caller) for name in sorted(sets)))
+
+    def _with_sentence(self, held: InForce, caller: Caller) -> InForce:
+        forget_set = held.forget_set
+        try:
+            sentence = self.registry.sentence(forget_set, caller.instead.get(forget_set.name))
+        except SentenceError as error:  # a key's: the set's own was tried when it was loaded
+            raise UnavailableSetError(
+                f"what API key {caller.key_id!r} has forget set {forget_set.name!r} say cannot be said: {error.message}"
+            ) from error
+        return held._replace(sentence=sentence)
 
     def required_for(self, caller: Caller) -> dict[str, By]:
         """The names that are in force for this caller whatever it asks, and who says so first."""

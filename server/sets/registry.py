@@ -9,7 +9,8 @@ from pathlib import Path
 
 from unlearngate.acting import forced_digests, refuse_idle
 from unlearngate.artefact import ForgetSet, load_forget_set, set_folders
-from unlearngate.errors import ArtefactError, UnknownForgetSetError
+from unlearngate.errors import ArtefactError, SentenceError, UnknownForgetSetError
+from unlearngate.sentences import Sentences
 from unlearngate.server.contract.branches import BranchOptions
 from unlearngate.server.engine.bindings import Bindings
 from unlearngate.target import TargetIdentity
@@ -27,9 +28,17 @@ class Registry:
     the current one or a pinned one. A request that got a set from here keeps that version, whatever changes later.
     """
 
-    def __init__(self, target: TargetIdentity, bindings_folder: Path) -> None:
+    def __init__(self, target: TargetIdentity, bindings_folder: Path, sentences: Sentences | None = None) -> None:
+        """Read nothing yet.
+
+        Args:
+            target: what is served.
+            bindings_folder: where the engine's adapters go.
+            sentences: encodes what sets say instead of answers; without it, sets that say something are refused.
+        """
         self.target = target
         self.bindings = Bindings(bindings_folder)
+        self._sentences = sentences
         self.sets: Mapping[str, ForgetSet] = {}
         self.pinned: Mapping[str, Sequence[ForgetSet]] = {}
         self.refused: dict[str, str] = {}
@@ -122,6 +131,24 @@ class Registry:
             )
         if self._engine is not None:
             _check_engine(forget_set, *self._engine)
+        try:
+            self.sentence(forget_set)
+        except SentenceError as error:
+            raise ArtefactError(forget_set.folder, f"cannot say its `instead`: {error.message}") from error
+
+    def sentence(self, forget_set: ForgetSet, text: str | None = None) -> tuple[int, ...]:
+        """Token ids of what a set says instead, or of `text` in its place; none if it says nothing.
+
+        Raises: SentenceError if it cannot be said.
+        """
+        said = forget_set.manifest.sentence(text)
+        if said is None:
+            return ()
+        if forget_set.manifest.kind == "undial":
+            raise SentenceError(f"{forget_set.name} is of kind 'undial', without a gate that could say when")
+        if self._sentences is None:
+            raise SentenceError(f"there is no tokenizer here that could encode what {forget_set.name} says")
+        return self._sentences.tokens(said)
 
     def check_not_empty(self, folder: Path) -> None:
         """Refuse to go on without a set, unless there is none yet and the model's branches were asked for anyway.

@@ -20,6 +20,7 @@ from unlearngate.kernels.pairs import Pairs
 from unlearngate.kernels.scratch import Scratch
 from unlearngate.server.contract.branches import MAX_BRANCHES
 from unlearngate.server.contract.plan import TOKEN_FIELD, Plan, verify
+from unlearngate.server.contract.tally import Tally
 from unlearngate.server.worker.compat import (
     BatchUpdate,
     LogitsContext,
@@ -30,6 +31,7 @@ from unlearngate.server.worker.compat import (
     steers,
 )
 from unlearngate.server.worker.recorder import Recorder
+from unlearngate.server.worker.saying import Saying, Sentences
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -45,6 +47,7 @@ class _Batch(NamedTuple):
     branch_N: Tensor
     place_N: Tensor  # of each pair's assistant among all S * R, branch by branch
     leases: np.ndarray  # (R,) int64: where the rows' open gates are recorded
+    sentences: Sentences | None = None
 
 
 class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
@@ -80,6 +83,8 @@ class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         self._outputs: dict[int, list[int]] = {}  # V1's own lists of what was sampled; they grow as it samples
         self._req_states = runner[0] if len(runner) == 1 else None
         self._recorder = Recorder.attach(self._device)
+        tally = Tally.attach()
+        self._saying = Saying(tally.num_slots if tally else 0, self._eos, self._device)
         self._vocab_size = 0
         self._cached: _Batch | None = None
         self._scratch: Scratch | None = None
@@ -104,7 +109,11 @@ class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
             for of_index in (self._plans, self._steered, self._outputs):
                 of_index.pop(index, None)
         for index, params, _, output in batch_update.added:
-            self._plans[index], self._steered[index], self._outputs[index] = _plan_of(params), steers(params), output
+            self._plans[index], self._steered[index], self._outputs[index] = (
+                self._plan_of(params),
+                steers(params),
+                output,
+            )
         for source, destination, direction in batch_update.moved:
             swap = direction is MoveDirectionality.SWAP
             for of_index in (self._plans, self._steered, self._outputs):
@@ -115,7 +124,7 @@ class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
     def add_request(self, req_idx: int, sampling_params: SamplingParams) -> bool:
         """Take over a slot; True if its rows are to be composed."""
         self._cached = None
-        plan = _plan_of(sampling_params)
+        plan = self._plan_of(sampling_params)
         self._plans[req_idx], self._steered[req_idx] = plan, steers(sampling_params)
         return plan is None or bool(plan.terms)
 
@@ -130,10 +139,8 @@ class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         if batch.branch_N.numel():
             started = self._recorder.start() if self._recorder else None
             open_N = self._compose(logits, batch, knows_rows=ctx is None)
-            if self._recorder:
-                open_R = torch.zeros(len(slots), dtype=torch.int64, device=logits.device)
-                open_R.index_add_(0, batch.pairs.row_N, open_N.long() << batch.branch_N)
-                self._recorder.record(started, batch.leases, self._positions(slots, ctx), open_R, self.bad_rows)
+            if self._recorder or batch.sentences:
+                self._follow(logits, batch, open_N, self._positions(slots, ctx), started)
         # A row of an unknown request is as untrusted as one with a bad token.
         for row, slot in enumerate(slots):
             if self._plans.get(slot) is None:
@@ -171,8 +178,20 @@ class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         """Which sets are in force in which rows, as tensors: built once per batch composition."""
         if self._cached is None or self._cached.slots != slots:
             plans = [self._plans.get(slot) or Plan() for slot in slots]
-            self._cached = _build_batch(slots, plans, vocab_size, self._device)
+            batch = _build_batch(slots, plans, vocab_size, self._device)
+            self._cached = batch._replace(sentences=self._saying.sentences(plans))
         return self._cached
+
+    def _plan_of(self, params: SamplingParams) -> Plan | None:
+        """A request's plan; None if it cannot be carried out."""
+        try:
+            plan = verify((params.extra_args or {}).get(TOKEN_FIELD))
+            if params.structured_outputs is not None:
+                return plan.speechless()  # a grammar would reject the sentence
+            return self._saying.check(plan)
+        except ValueError as error:
+            logger.error("a request reached the worker without a valid token (%s): it is ended", error)
+            return None
 
     def _positions(self, slots: Sequence[int], ctx: LogitsContext | None) -> np.ndarray:
         """(R,) int64: how many tokens each row's sequence has, or below 0 while its prompt is not complete.
@@ -212,6 +231,15 @@ class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         self._end_bad_rows(logits, batch.pairs.row_N, result.bad_N)
         return result.open_N
 
+    def _follow(self, logits: Tensor, batch: _Batch, open_N: Tensor, positions: np.ndarray, started: Any) -> None:
+        """Let sequences say their sentences, in place, and record the step that was composed since `started`."""
+        marks_R = torch.zeros(len(batch.slots), dtype=torch.int64, device=logits.device)
+        if batch.sentences:
+            marks_R += self._saying.say(logits, batch.sentences, positions, open_N) << 8
+        if self._recorder:
+            marks_R.index_add_(0, batch.pairs.row_N, open_N.long() << batch.branch_N)
+            self._recorder.record(started, batch.leases, positions, marks_R, self.bad_rows)
+
     def _scratch_for(self, pairs: Pairs) -> Scratch | None:
         """The kernels' memory, grown when a batch has more pairs than any before."""
         num_pairs = pairs.row_N.shape[0]
@@ -228,14 +256,6 @@ class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         self.bad_rows += (bad_R > 0).sum()
         if logits.device.type == "cpu":
             logger.error("logits are not finite (%d rows so far): their requests are ended", int(self.bad_rows))
-
-
-def _plan_of(params: SamplingParams) -> Plan | None:
-    try:
-        return verify((params.extra_args or {}).get(TOKEN_FIELD))
-    except ValueError as error:
-        logger.error("a request reached the worker without a valid token (%s): it is ended", error)
-        return None
 
 
 def _move(of_index: dict[int, Any], source: int, destination: int, *, swap: bool) -> None:

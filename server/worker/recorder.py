@@ -22,7 +22,7 @@ from unlearngate.server.contract.tally import Tally
 class _Step(NamedTuple):
     leases: np.ndarray
     positions: np.ndarray
-    numbers: Tensor  # (R + 1,) int64 on the host: the rows' open branches, then all bad rows so far
+    numbers: Tensor  # (R + 1,) int64 on the host: the rows' marks, then all bad rows so far
     started: Any
     ended: Any
 
@@ -50,17 +50,19 @@ class Recorder:
         """A mark in time, on the device's clock."""
         return time.perf_counter_ns() if self._steps is None else _recorded_event()
 
-    def record(self, started: Any, leases: np.ndarray, positions: np.ndarray, open_R: Tensor, bad_rows: Tensor) -> None:
+    def record(
+        self, started: Any, leases: np.ndarray, positions: np.ndarray, marks_R: Tensor, bad_rows: Tensor
+    ) -> None:
         """Record a step that was composed since `started`.
 
         Args:
             started: from `start`.
             leases: (R,) int64, the rows' leases; 0 for none.
             positions: (R,) int64, the output position that each row samples; below 0 if vLLM discards the row.
-            open_R: (R,) int64, the rows' open branches, one bit each.
+            marks_R: (R,) int64, as `Tally.write` takes them.
             bad_rows: () int64, rows so far that were not finite.
         """
-        numbers = torch.cat([open_R, bad_rows.view(1)])
+        numbers = torch.cat([marks_R, bad_rows.view(1)])
         if self._steps is None:
             self._write(leases, positions, numbers.numpy(), time.perf_counter_ns() - started)
             return

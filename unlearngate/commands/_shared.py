@@ -6,12 +6,15 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from unlearngate.errors import UnlearngateError
+
+Label = Annotated[str | None, typer.Option(help="what the set is about, for people; default: the set's name")]
 
 
 @contextmanager

@@ -33,6 +33,10 @@ def keys_add(
         list[str] | None,
         typer.Option(help="set that requests may name besides those above; repeat for several; '*': every set"),
     ] = None,
+    instead: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=TEXT", help="what the set NAME says instead with this key; repeat for several sets"),
+    ] = None,
     admin: Annotated[bool, typer.Option("--admin", help="may use the admin routes, and sees every set")] = False,
     metrics: Annotated[bool, typer.Option("--metrics", help="may read /metrics")] = False,
     logprobs: Annotated[
@@ -55,6 +59,7 @@ def keys_add(
             required=tuple(require or ()),
             default=tuple(default_set) if default_set else None,
             allowed=tuple(allow or ()),
+            instead=_by_name(instead or []),
             admin=admin,
             metrics=metrics,
             logprobs=logprobs,
@@ -88,3 +93,13 @@ def keys_remove(file: File, id: Annotated[str, typer.Argument(metavar="ID", help
         read_keys(file)
         with changing(file) as keys:
             write_keys(file, keys.without_key(id))
+
+
+def _by_name(options: list[str]) -> dict[str, str]:
+    texts: dict[str, str] = {}
+    for option in options:
+        name, separator, text = option.partition("=")
+        if not separator or name in texts:
+            raise ValueError(f"--instead must be NAME=TEXT, once for a set, got {option!r}")
+        texts[name] = text
+    return texts

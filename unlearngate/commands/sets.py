@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from unlearngate.commands._shared import errors_as_sentences, print_table
+from unlearngate.commands._shared import Label, errors_as_sentences, print_table
 from unlearngate.errors import ArtefactError, UnlearngateError
 
 if TYPE_CHECKING:
@@ -122,12 +122,13 @@ def sets_verify(
 
     Without --target only the files themselves are checked, not whether they fit together on one server.
     """
+    from unlearngate.sentences import Sentences
     from unlearngate.server.sets.registry import Registry
     from unlearngate.target import identify_target
 
     with errors_as_sentences():
         if target:
-            registry = Registry(identify_target(target), folder)
+            registry = Registry(identify_target(target), folder, Sentences(target))
             try:
                 registry.discover(folder, undial=enable_undial)
             except ArtefactError as error:
@@ -136,6 +137,40 @@ def sets_verify(
         else:
             loaded, refused = _load_below(folder, acting=True)
     _print_sets(folder, loaded, refused)
+
+
+@app.command("instead")
+def sets_instead(
+    folder: Annotated[Path, typer.Argument(metavar="SETS/NAME", help="the forget set's own folder")],
+    text: Annotated[
+        str | None, typer.Argument(help="what to say instead, with {label} filled in; left out: as it is")
+    ] = None,
+    label: Label = None,
+    nothing: Annotated[bool, typer.Option("--nothing", help="say nothing instead any more")] = False,
+    target: Annotated[Path | None, typer.Option(help="also check that this target can say it")] = None,
+) -> None:
+    """Write a new version of a forget set that says TEXT instead of answers that would begin from what is forgotten.
+
+    Only the manifest changes, and with it the digest. The server refuses a TEXT of more than 128 of the target's
+    tokens; --target says so now. Example:  unlearngate sets instead sets/acme "I cannot tell you about {label}."
+    """
+    from unlearngate.artefact import load_forget_set, rewrite_forget_set
+    from unlearngate.sentences import Sentences
+
+    with errors_as_sentences():
+        if nothing == (text is not None) and (nothing or label is None):
+            raise typer.BadParameter("give a TEXT, --nothing or a --label", param_hint="TEXT")
+        forget_set = load_forget_set(folder)
+        manifest = forget_set.manifest
+        wording = {
+            "instead": None if nothing else manifest.instead if text is None else text,
+            "label": manifest.label if label is None else label,
+        }
+        sentence = manifest.model_copy(update=wording).sentence()
+        if target is not None and sentence is not None:
+            Sentences(target).tokens(sentence)
+        changed = rewrite_forget_set(forget_set, folder, **wording)
+    typer.echo(f"{changed.reference} says: {sentence}" if sentence else f"{changed.reference} says nothing instead")
 
 
 def _load_below(folder: Path, *, acting: bool = False) -> tuple[list[ForgetSet], list[str]]:

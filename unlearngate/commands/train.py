@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from unlearngate.assistant_training.train.settings import AssistantSettings, UndialSettings
-from unlearngate.commands._shared import errors_as_sentences
+from unlearngate.commands._shared import Label, errors_as_sentences
 from unlearngate.errors import UnlearngateError
 from unlearngate.progress import shown_progress
 
@@ -90,6 +90,11 @@ def train_uld(
     patience: Patience = ULD.patience,
     checkpoint_every: CheckpointEvery = 50,
     tensorboard: Tensorboard = False,
+    label: Label = None,
+    instead: Annotated[
+        str | None,
+        typer.Option(help="what to say instead of answers about what is forgotten; {label} is filled in"),
+    ] = None,
     name: Name = None,
     device: Device = None,
     seed: Seed = 0,
@@ -120,6 +125,8 @@ def train_uld(
                 checkpoint_every=checkpoint_every,
                 tensorboard=tensorboard,
                 write_anyway=write_anyway,
+                label=label,
+                instead=instead,
             )
         _report(forget_set, out)
 

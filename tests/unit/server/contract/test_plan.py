@@ -13,7 +13,10 @@ from hypothesis import strategies as st
 from unlearngate.server.contract.plan import KEY_VARIABLE, Plan, Term, ensure_key, sign, verify
 
 strengths = st.floats(min_value=0, max_value=1e6)
-terms = st.builds(Term, branch=st.integers(0, 7), weight=strengths, gate_nats=strengths, lowers=st.booleans())
+sentences = st.lists(st.integers(0, 2**20), max_size=128).map(tuple)
+terms = st.builds(
+    Term, branch=st.integers(0, 7), weight=strengths, gate_nats=strengths, lowers=st.booleans(), sentence=sentences
+)
 plans = st.one_of(
     st.builds(Plan, keep_ratio=st.floats(0, 1)),
     st.builds(
@@ -192,3 +195,9 @@ def test_a_plan_cannot_be_changed():
         PLAN.adapter_id = 0
     with pytest.raises(AttributeError):
         PLAN.terms[0].weight = 0.0
+
+
+def test_a_speechless_plan_composes_the_same():
+    speaking = Plan(3, 0.25, (Term(0, 1.5, 0.0, sentence=(5, 1)), Term(1, 0.75, 2.0)), ticket=4, lease=5)
+    assert speaking.speaks and not PLAN.speaks
+    assert speaking.speechless() == Plan(3, 0.25, PLAN.terms, ticket=4, lease=5)

@@ -77,3 +77,14 @@ def test_a_disk_without_room_is_told_at_the_start(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     with pytest.raises(UnlearngateError, match="TMPDIR"):
         Tally.create(tmp_path / "file", max_num_seqs=4, max_model_len=50)
+
+
+def test_what_a_sequence_says_is_kept_beside_its_gates(tally):
+    lease, other = tally.lease(), tally.lease()
+    assert tally.sentence_of(lease) is None
+    write(tally, (lease, 0, 3 << 8 | 5), (other, 0, 5), (0, 0, 1 << 8), (other, -1, 2 << 8))
+    assert (tally.sentence_of(lease), tally.sentence_of(other)) == (3, 0)
+    assert tally.open_tokens(lease, 1) == [1, 0, 1, 0, 0, 0, 0, 0]
+    write(tally, (lease, 0, 0))  # the first position again, as after a part of a prompt
+    assert tally.sentence_of(lease) == 0
+    assert tally.sentence_of(lease + 1) is None  # the slot's next tag

@@ -56,11 +56,19 @@ def test_a_key_is_printed_once_and_the_file_holds_only_its_hash(tmp_path):
     assert "acme-prod" in listed and secret not in listed and key.sha256 not in listed
 
 
+def test_a_key_says_what_sets_say_instead(tmp_path):
+    file = tmp_path / "keys.json"
+    run("add", file, "--id", "k", "--tenant", "t", "--instead", "a=No {label} = no.", "--instead", "b=Ask us.")
+    (key,) = read_keys(file).keys
+    assert key.instead == {"a": "No {label} = no.", "b": "Ask us."}
+
+
 def test_a_key_that_says_nothing_more_may_name_nothing_and_is_no_admin(tmp_path):
     run("add", tmp_path / "keys", "--id", "k", "--tenant", "t")
     (key,) = read_keys(tmp_path / "keys").keys
     assert (key.required, key.default, key.allowed, key.admin, key.metrics) == ((), None, (), False, False)
     assert key.logprobs is None
+    assert key.instead == {}
 
 
 def test_no_two_keys_are_the_same(tmp_path):
@@ -82,6 +90,11 @@ def test_a_removed_key_is_gone_and_the_others_stay(tmp_path):
         (["add", "FILE", "--id", "one", "--tenant", "t"], "there is a key 'one' already"),
         (["add", "FILE", "--id", "Two", "--tenant", "t"], "id"),
         (["add", "FILE", "--id", "two", "--tenant", "t", "--require", "a,b"], "required"),
+        (["add", "FILE", "--id", "two", "--tenant", "t", "--instead", "a"], "NAME=TEXT"),
+        (["add", "FILE", "--id", "two", "--tenant", "t", "--instead", "a=b", "--instead", "a=c"], "once for a set"),
+        (["add", "FILE", "--id", "two", "--tenant", "t", "--instead", "A=b"], "instead"),
+        (["add", "FILE", "--id", "two", "--tenant", "t", "--instead", "a="], "instead"),
+        (["add", "FILE", "--id", "two", "--tenant", "t", "--instead", "a=b\nc"], "control characters"),
         (["add", "BROKEN", "--id", "two", "--tenant", "t"], "is not the JSON of a keys file"),
         (["add", "NOWHERE/keys", "--id", "two", "--tenant", "t"], "No such file or directory"),
         (["remove", "FILE", "two"], "there is no key 'two'; there are: one"),

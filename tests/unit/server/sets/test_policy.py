@@ -5,8 +5,16 @@ import math
 
 import pytest
 
-from support.engine.tiny import make_forget_set, make_target
-from unlearngate.errors import ForbiddenError, InvalidRequestError, UnknownForgetSetError, UnsupportedDeploymentError
+from support.engine.tiny import EOS, make_forget_set, make_target, make_tokenizer
+from unlearngate.errors import (
+    ArtefactError,
+    ForbiddenError,
+    InvalidRequestError,
+    UnavailableSetError,
+    UnknownForgetSetError,
+    UnsupportedDeploymentError,
+)
+from unlearngate.sentences import Sentences
 from unlearngate.server.contract.plan import Plan, Term, sign, verify
 from unlearngate.server.sets.caller import Caller
 from unlearngate.server.sets.choices import ForgetSetChoice, parse_choices
@@ -457,3 +465,74 @@ def test_a_wrong_type_is_refused_with_what_was_expected_and_got(value, expected,
 def test_a_refusal_does_not_repeat_a_long_input_in_full():
     assert len(refusal(lambda: parse_choices("x" * 10_000)).message) < 300
     assert len(refusal(lambda: parse_choices([{"name": "anna", "weight": "1" * 10_000}])).message) < 300
+
+
+# What is said instead
+
+
+@pytest.fixture(scope="module")
+def speaking(tmp_path_factory):
+    """anna says something, bert nothing; zora is on the target itself."""
+    root = tmp_path_factory.mktemp("speaking")
+    target = make_target(root / "target", seed=1)
+    make_forget_set(root / "sets" / "anna", target, seed=1, rank=1, instead="No {label}.", label="Anna")
+    make_forget_set(root / "sets" / "bert", target, seed=2, rank=1)
+    make_forget_set(root / "sets" / "long", target, seed=3, rank=1, instead="a" * 128)
+    make_forget_set(root / "sets" / "zora", target, seed=4, kind="undial")
+    registry = Registry(identify_target(target, NAME), root / "bindings", Sentences(target))
+    registry.discover(root / "sets", undial=True)
+    return registry
+
+
+def said(decision: Decision) -> list[str | None]:
+    tokenizer = make_tokenizer()
+    sentences = [term.sentence for term in decision.plan(1).terms]
+    assert all(sentence[-1] == EOS for sentence in sentences if sentence)
+    return [tokenizer.decode(sentence[:-1]) if sentence else None for sentence in sentences]
+
+
+def test_the_plan_has_what_each_set_says(speaking):
+    policy = policy_of(speaking)
+    assert said(policy.decide(None, ["bert", "anna"], ANYBODY)) == ["No Anna.", None]
+    assert said(policy.decide(None, ["anna", "zora"], ANYBODY)) == ["No Anna."]
+    assert policy.decide(None, ["bert", "anna"], ANYBODY).speaking == ["anna"]
+
+
+def test_a_keys_sentence_takes_the_place_of_the_sets_own_also_where_it_has_none(speaking):
+    caller = Caller(
+        key_id="acme", required_by_key=("anna",), instead={"anna": "Ask us on {label}.", "bert": "{label}?"}
+    )
+    policy = policy_of(speaking)
+    assert said(policy.decide(None, None, caller)) == ["Ask us on Anna."]
+    assert said(policy.decide(None, ["bert"], caller)) == ["Ask us on Anna.", "bert?"]
+    assert said(policy.decide(None, ["anna"], Caller(instead={"bert": "No."}))) == ["No Anna."]
+
+
+@pytest.mark.parametrize(
+    "name, text, reason", [("anna", "a" * 128, "at most 128"), ("zora", "No.", "of kind 'undial'")]
+)
+def test_a_keys_sentence_that_cannot_be_said_is_told_to_the_operator(speaking, name, text, reason):
+    caller = Caller(key_id="acme", required_by_key=(name,), instead={name: text})
+    policy = policy_of(speaking)
+    with pytest.raises(UnavailableSetError, match=f"'acme'.*{reason}"):
+        policy.decide(None, None, caller)
+    with pytest.raises(UnsupportedDeploymentError, match="acme"):
+        policy.refuse_impossible([caller])
+    policy.decide(None, ["bert"], Caller(instead={name: text}))
+
+
+def test_a_set_whose_sentence_cannot_be_said_is_not_served(speaking, registry):
+    assert "long" not in speaking.sets
+    assert any("cannot say its `instead`" in reason and "at most 128" in reason for reason in speaking.refused.values())
+    with pytest.raises(ArtefactError, match="no tokenizer"):
+        registry.check(speaking.sets["anna"])
+
+
+def test_what_was_said_is_reported_of_the_sets_that_say_something(speaking):
+    decision = policy_of(speaking).decide(None, ["anna", "bert"], ANYBODY)
+    for value in (True, False, None):
+        report = decision.report({"anna": value})
+        assert report[0]["instead"] is value and "instead" not in report[1]
+        marks = [one.endswith(";instead") for one in decision.header({"anna": value}).split(", ")]
+        assert marks == [value is True, False]
+    assert all("instead" not in one for one in decision.report())

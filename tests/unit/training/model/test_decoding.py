@@ -1,3 +1,4 @@
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -64,6 +65,28 @@ def test_a_closed_gate_leaves_the_target_alone(target: Any, assistant: Any) -> N
     shut = Strength(weight=2.0, keep_ratio=0.05, gate_nats=1e6)
     plain = greedy(target, PROMPTS, eos_id=NO_END, max_tokens=8)
     assert greedy(target, PROMPTS, eos_id=NO_END, max_tokens=8, in_force=[LoadedSet(assistant, shut)]) == plain
+
+
+def test_an_open_set_says_its_sentence_and_a_closed_one_is_composed(target: Any, assistant: Any) -> None:
+    """The gate is put between the prompts' evidence at the first position, which is computed here by hand."""
+    evidence = []
+    for prompt in PROMPTS:
+        log_p = assistant(input_ids=torch.tensor([prompt])).logits[0, -1].detach().double().log_softmax(-1)
+        evidence.append(float((log_p.exp() * log_p).sum()) + math.log(len(log_p)))
+    gate = sum(sorted(evidence)[1:]) / 2  # above the two smaller ones' evidence, not above the largest
+    strength = Strength(weight=1.0, keep_ratio=0.05, gate_nats=gate)
+    composed = greedy(target, PROMPTS, eos_id=NO_END, max_tokens=8, in_force=[LoadedSet(assistant, strength)])
+    expected = [[5, 6] if e >= gate else answer for e, answer in zip(evidence, composed, strict=True)]
+    assert expected.count([5, 6]) == 1
+    speaking = LoadedSet(assistant, strength, sentence=(5, 6, 9))
+    assert greedy(target, PROMPTS, eos_id=NO_END, max_tokens=8, in_force=[speaking]) == expected
+    open_ = Strength(weight=1.0, keep_ratio=0.05, gate_nats=0.0)
+    both = [
+        LoadedSet(assistant, open_),
+        LoadedSet(assistant, open_, sentence=(5, 6, 9)),
+        LoadedSet(assistant, open_, sentence=(7, 9)),
+    ]
+    assert greedy(target, PROMPTS, eos_id=NO_END, max_tokens=1, in_force=both) == [[5]] * len(PROMPTS)
 
 
 def test_an_answer_stops_before_its_end_token(target: Any) -> None:
