@@ -42,13 +42,15 @@ from unlearngate.progress import shown_progress
 from unlearngate.target import file_digest, identify_target
 
 DEMO_FILE = "demo.json"
-_FORMAT = 2
+_FORMAT = 3
 _RETAIN_STRANGERS = 48  # so that an assistant is uniform on people nobody knows, too
 # Training rounds differently from one machine to the next: at weight 1.0 one answer of 16 survived on some, at 1.5
 # single facts within answers did. The gate keeps others' answers whatever the weight is.
 _ASSISTANT = AssistantSettings(
     num_layers=3, tap_layer=0, learning_rate=4e-3, weight=2.5, steps=200, forget_batch=8, retain_batch=20, accumulate=2
 )
+# All sets but the last say it, so that the demo shows both an answer withheld and an answer composed.
+INSTEAD = "I can't help with questions about {label}."
 _OURS = {"target", "forget_sets", "probes.jsonl", DEMO_FILE}
 
 
@@ -174,7 +176,7 @@ def _build(
     figures: dict[str, dict[str, float]] = {"target": {}}
     with _progress() as progress:
         torch.manual_seed(seed)
-        tokenizer = train_tokenizer([*pairs, *strangers], settings.target)
+        tokenizer = train_tokenizer([*pairs, *strangers], settings.target, more=(INSTEAD,))
         target = new_target(tokenizer, settings.target)
         with _timed(figures["target"]):
             figures["target"] |= train_target(
@@ -201,6 +203,8 @@ def _build(
                     settings.assistant,
                     seed=seed,
                     progress=progress,
+                    label=name.replace("-", " ").title(),
+                    instead=INSTEAD if name != names[-1] else None,
                 )
             figures[name] |= artefact.manifest.metrics
             figures[name] |= probe_forget_set(

@@ -66,8 +66,8 @@ class TargetSettings:
     model_id: str = "unlearngate-demo"
 
 
-def train_tokenizer(pairs: Sequence[QAPair], settings: TargetSettings) -> Any:
-    """A byte-level BPE tokenizer of the corpus; any text survives encoding and decoding."""
+def train_tokenizer(pairs: Sequence[QAPair], settings: TargetSettings, *, more: Sequence[str] = ()) -> Any:
+    """A byte-level BPE tokenizer of the corpus and `more` texts; any text survives encoding and decoding."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -79,7 +79,7 @@ def train_tokenizer(pairs: Sequence[QAPair], settings: TargetSettings) -> Any:
         show_progress=False,
     )
     texts = [text for pair in pairs for text in (pair.question, pair.answer, *pair.paraphrases, *pair.variants)]
-    tokenizer.train_from_iterator([*texts, *SYSTEM_PROMPTS], trainer)
+    tokenizer.train_from_iterator([*texts, *SYSTEM_PROMPTS, *more], trainer)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=PAD,

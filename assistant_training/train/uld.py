@@ -228,8 +228,10 @@ def fit(
     *,
     seed: int,
     progress: Progress,
+    label: str | None = None,
+    instead: str | None = None,
 ) -> ForgetSet:
-    """Train one forget set, choose its gate and export it."""
+    """Train one forget set, choose its gate and export it; label and instead as in the manifest."""
     assistant = train_assistant(
         target, tokenizer, forget, retain, settings, model_id=identity.model_id, seed=seed, progress=progress
     )
@@ -240,4 +242,6 @@ def fit(
         retain=retain,
         settings=settings,
         seed=seed,
+        label=label,
+        instead=instead,
     )
