@@ -32,7 +32,8 @@ LINE = (
     "parity {name}: {requests} requests, {tokens} tokens, {ties} ties, {wrong} wrong; "
     "logprobs within {max_logprob_error} over {logprobs_compared} rows; {preemptions} preemptions, "
     "{aborted} aborted, {prefix_cache_hits} prefix cache hits, {adapter_loads} adapter loads, "
-    "{open_gates} gates open, {closed_gates} closed, {keep_rule_decided} tokens decided by the keep rule, "
+    "{open_gates} gates open, {closed_gates} closed, {keep_rule_decided} tokens decided by the keep rule or tail cut, "
+    "{own_decided} by the target's own logits in {steered} steered requests, "
     "{student_decided} by an undial set; "
     "{mode}, {engine_seconds} s, seed {seed}"
 )

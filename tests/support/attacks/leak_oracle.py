@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Iterator
 
 import torch
 
-from support.engine.reference import Reference, Term, compose_row
+from support.engine.reference import Reference, Steering, Term, compose_row
 from support.engine.tiny import make_tokenizer
 
 CLOSE = 2e-4  # between one logprob and another; two models' differ by far more
@@ -61,14 +60,12 @@ class Oracle:
 
     @torch.no_grad()
     def composed(self, terms: list[Term], keep_ratio: float, bias: dict[int, float], repetition: float) -> list[float]:
-        """The served logprobs of the first token: bias, then the composition, then the repetition penalty."""
+        """The served logprobs of the first token: the composition, the bias, then the repetition penalty."""
         output = self.reference.target(torch.tensor([self.prompt]), output_hidden_states=True)
         target = output.logits[0, -1].double().numpy().copy()
-        for token, value in bias.items():
-            target[token] += value
         assist = self.reference._assist
         assistants = [assist(t.name, output.hidden_states)[0, -1].double().numpy() for t in terms]
-        row, _ = compose_row(target, assistants, terms, keep_ratio)
+        row, _ = compose_row(target, assistants, terms, keep_ratio, shown=Steering(bias).shown(target, []))
         logits = torch.tensor(row)
         seen = torch.tensor(sorted(set(self.prompt)))
         logits[seen] = torch.where(logits[seen] > 0, logits[seen] / repetition, logits[seen] * repetition)
@@ -153,6 +150,6 @@ def _contains(haystack: list[int], needle: list[int]) -> bool:
 def logprob_error(expected: list[float], served: dict[int, float]) -> float:
     """The largest difference; what is served as impossible must be so."""
     return max(
-        0.0 if logprob < -9000 and expected[token] == -math.inf else abs(expected[token] - logprob)
+        0.0 if logprob < -9000 and expected[token] < -9000 else abs(expected[token] - logprob)
         for token, logprob in served.items()
     )

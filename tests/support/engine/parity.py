@@ -69,6 +69,7 @@ def run(args: argparse.Namespace) -> dict:
             rank=[4, 8, 12][index],
             alpha=[8, 8, 7][index],
             scale=[0.1, 0.15, 0.2][index],
+            rule=["contrast", "lower", "lower"][index],
         )
     if args.undial:
         for index, name in enumerate(["zeno", "abel"]):  # first and last by name
@@ -156,18 +157,82 @@ def draw_request(rng: random.Random, registry, prefixes: list[list[int]]) -> dic
         "binding": registry.bindings.bind([registry.get(n) for n in bound]) if bound else None,
         "weights": [rng.choice([0.0, 0.5, 1.0, rng.uniform(0, 2)]) for _ in names],
         "gates": [rng.choice([0.0, rng.uniform(0.5, 4.0)]) for _ in names],
+        "lowers": [registry.sets[n].manifest.rule == "lower" for n in names],
         "keep_ratio": rng.choice([0.0, 1.0, 0.01, rng.uniform(0, 0.5)]) if names else 0.0,
+        "tail_ratio": rng.choice([0.0, 1.0, 0.01, rng.uniform(0, 0.5)]) if names else 0.0,
+        "steering": draw_steering(rng) if rng.random() < 0.4 else {},
         "abort_after": rng.choice([0, rng.randint(1, 20)]) if rng.random() < 0.15 else None,
         "tokens": [],
         "logprobs": [],
     }
 
 
+def draw_steering(rng: random.Random) -> dict:
+    """Sampling parameters that change the target's logits before they are composed: each of them now and then."""
+    text = [tokens_of(chr(code))[0] for code in range(ord("a"), ord("m") + 1)]
+    bad_words = ["".join(rng.choices("abcdefghijklm", k=rng.randint(1, 2))) for _ in range(8)]
+    steering = {
+        "logit_bias": {rng.randrange(2, 512): rng.uniform(-100, 100) for _ in range(6)},
+        "allowed_token_ids": rng.sample(range(2, 258), rng.choice([2, 40, 200])),
+        "bad_words": bad_words,
+        "min_tokens": rng.randint(1, 16),
+        "regex": "[a-m]*",
+    }
+    chosen = {name: value for name, value in steering.items() if rng.random() < 0.4}
+    if "regex" in chosen:
+        # Ended by nothing but a length, as everything here, so that what is allowed never changes: see `steering_of`.
+        chosen["min_tokens"] = 500
+        if "allowed_token_ids" in chosen:
+            chosen["allowed_token_ids"] = rng.sample(text, 4)
+        chosen.pop("bad_words", None)
+    elif "bad_words" in chosen:  # of letters, which are said if nothing else may be
+        chosen["allowed_token_ids"] = [*text, *rng.sample(range(130, 258), 3)]
+    return chosen
+
+
+def tokens_of(text: str) -> list[int]:
+    from support.engine.tiny import make_tokenizer
+
+    return make_tokenizer().encode(text, add_special_tokens=False)
+
+
+def steering_of(asked: dict):
+    """The same for the reference."""
+    from support.engine.reference import Steering
+    from support.engine.tiny import EOS
+
+    allowed = asked.get("allowed_token_ids")
+    if "regex" in asked:
+        letters = {tokens_of(chr(code))[0] for code in range(ord("a"), ord("m") + 1)} | {EOS}
+        allowed = sorted(letters if allowed is None else letters & set(allowed))
+    words = [tokens_of(text) for text in asked.get("bad_words", [])]
+    return Steering(asked.get("logit_bias", {}), allowed, words, asked.get("min_tokens", 0), [EOS])
+
+
+def sampling_params(request: dict, token: str):
+    from vllm import SamplingParams
+    from vllm.sampling_params import StructuredOutputsParams
+
+    from unlearngate.server.contract.plan import TOKEN_FIELD
+
+    steering = dict(request["steering"])
+    if regex := steering.pop("regex", None):
+        steering["structured_outputs"] = StructuredOutputsParams(regex=regex)
+    most = request["max_tokens"]
+    return SamplingParams(
+        temperature=0.0,
+        max_tokens=most,
+        ignore_eos=True,
+        detokenize=False,
+        logprobs=0,
+        extra_args={TOKEN_FIELD: token},
+        **{**steering, "min_tokens": min(most, steering.get("min_tokens", 0))},
+    )
+
+
 def drive(engine, requests: list[dict], rng: random.Random) -> None:
     """Feed the engine a few requests per step, so that batches are always mixed, and abort some midway."""
-    from vllm import SamplingParams
-
-    from unlearngate.server.contract.plan import TOKEN_FIELD, Plan, Term, sign
+    from unlearngate.server.contract.plan import Plan, Term, sign
     from unlearngate.server.engine.compat import LoRARequest
 
     waiting = list(enumerate(requests))
@@ -177,21 +242,16 @@ def drive(engine, requests: list[dict], rng: random.Random) -> None:
             index, request = waiting.pop(0)
             binding = request["binding"]
             terms = tuple(
-                Term(branch, weight, gate)
-                for branch, (weight, gate) in enumerate(zip(request["weights"], request["gates"], strict=True))
+                Term(branch, *term)
+                for branch, term in enumerate(zip(request["weights"], request["gates"], request["lowers"], strict=True))
             )
-            plan = Plan(binding.adapter_id if binding else 0, request["keep_ratio"], terms)
+            plan = Plan(
+                binding.adapter_id if binding else 0, request["keep_ratio"], terms, tail_ratio=request["tail_ratio"]
+            )
             engine.add_request(
                 str(index),
                 {"prompt_token_ids": request["prompt"]},
-                SamplingParams(
-                    temperature=0.0,
-                    max_tokens=request["max_tokens"],
-                    ignore_eos=True,
-                    detokenize=False,
-                    logprobs=0,
-                    extra_args={TOKEN_FIELD: sign(plan)},
-                ),
+                sampling_params(request, sign(plan)),
                 lora_request=LoRARequest(binding.name, binding.adapter_id, str(binding.folder)) if binding else None,
             )
             running[str(index)] = request
@@ -279,7 +339,14 @@ def engine_counters(engine) -> dict[str, float]:
 
 def floor(name: str, num_requests: int) -> int:
     """How often a run of this size must at least have done a thing to count as having exercised it."""
-    per_200 = {"preemptions": 5, "aborted": 5, "adapter_loads": 20, "keep_rule_decided": 10, "student_decided": 100}
+    per_200 = {
+        "preemptions": 5,
+        "aborted": 5,
+        "adapter_loads": 20,
+        "keep_rule_decided": 10,
+        "own_decided": 10,
+        "student_decided": 100,
+    }
     return max(1, per_200.get(name, 1) * num_requests // 200)
 
 
@@ -295,11 +362,13 @@ def judge(
         "closed": 0,
         "logprobs": 0,
         "keep_rule_decided": 0,
+        "own_decided": 0,
         "student_decided": 0,
     }
     problems, logprob_error, aborted = [], 0.0, 0
     for index, request in enumerate(requests):
-        terms = [Term(*t) for t in zip(request["names"], request["weights"], request["gates"], strict=True)]
+        drawn = (request[key] for key in ("names", "weights", "gates", "lowers"))
+        terms = [Term(*term) for term in zip(*drawn, strict=True)]
         verdict = reference.check(
             request["prompt"],
             request["tokens"],
@@ -308,6 +377,8 @@ def judge(
             TOLERANCE,
             request["logprobs"],
             request["student"],
+            request["tail_ratio"],
+            steering_of(request["steering"]),
         )
         totals["tokens"] += verdict.tokens
         totals["ties"] += verdict.ties
@@ -315,6 +386,7 @@ def judge(
         totals["closed"] += verdict.closed_gates
         totals["logprobs"] += verdict.logprobs_compared
         totals["keep_rule_decided"] += verdict.keep_rule_decided
+        totals["own_decided"] += verdict.own_decided
         totals["student_decided"] += verdict.student_decided
         logprob_error = max(logprob_error, verdict.logprob_error)
         aborted += bool(request.get("aborted"))
@@ -327,6 +399,8 @@ def judge(
         "aborted": aborted,
         **({"adapter_loads": counters["adapter_loads"]} if "adapter_loads" in counters else {}),
         "keep_rule_decided": totals["keep_rule_decided"],
+        "own_decided": totals["own_decided"],
+        "steered": sum(bool(request["steering"] and request["names"]) for request in requests),
         **({"student_decided": totals["student_decided"]} if args.undial else {}),
         "open_gates": totals["open"],
         "closed_gates": totals["closed"],

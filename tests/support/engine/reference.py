@@ -1,5 +1,7 @@
 """An independent implementation of forgetting: Hugging Face + PEFT, full recomputation, no code of ours.
 
+What a client's sampling parameters do before the composition is written out too, from their documentation.
+
 Given what an engine generated, say for every token whether composition.md's formula would have chosen it.
 """
 
@@ -16,14 +18,45 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+CUT = -10_000.0  # composition.md's
+
 
 @dataclass
 class Term:
-    """One set in force: its name, w and delta."""
+    """One set in force: its name, w and delta, and whether its rule is "lower"."""
 
     name: str
     weight: float
     gate_nats: float
+    lowers: bool = False
+
+
+@dataclass
+class Steering:
+    """What a client asks for that changes the target's logits before they are composed."""
+
+    logit_bias: dict[int, float] = field(default_factory=dict)
+    allowed_token_ids: list[int] | None = None  # also what a grammar allows, if that is always the same
+    bad_words: list[list[int]] = field(default_factory=list)  # token ids
+    min_tokens: int = 0
+    end_ids: list[int] = field(default_factory=list)  # what min_tokens forbids
+
+    def shown(self, own: np.ndarray, answer: list[int]) -> np.ndarray:
+        """The target's logits after these tokens of an answer, as they arrive at the composition."""
+        shown = own.copy()
+        for token, bias in self.logit_bias.items():
+            shown[token] += bias
+        if self.allowed_token_ids is not None:
+            shown[~np.isin(np.arange(len(shown)), self.allowed_token_ids)] = -math.inf
+        for *before, last in self.bad_words:
+            if answer[len(answer) - len(before) :] == before:
+                shown[last] = -math.inf
+        if len(answer) < self.min_tokens:
+            shown[self.end_ids] = -math.inf
+        return shown
+
+
+NOTHING = Steering()
 
 
 @dataclass
@@ -36,6 +69,7 @@ class Verdict:
     open_gates: int = 0
     closed_gates: int = 0
     keep_rule_decided: int = 0
+    own_decided: int = 0
     student_decided: int = 0
     logprob_error: float = 0.0
     logprobs_compared: int = 0
@@ -76,8 +110,12 @@ class Reference:
         tolerance: float,
         logprobs: list[float] | None = None,
         student: str | None = None,
+        tail_ratio: float = 0.0,
+        steering: Steering = NOTHING,
     ) -> Verdict:
         """Compare a greedy answer with the formula at every position; a student stands in for the target's own logits.
+
+        own_decided of the verdict counts positions where deciding on the changed logits would have chosen otherwise.
 
         A token is right if it has the largest composed logit. It is a tie if it is not, but would be, were each logit,
         evidence and threshold moved by at most `tolerance`. Anything else is wrong.
@@ -91,69 +129,78 @@ class Reference:
         assistants = [self._assist(t.name, output.hidden_states)[0, rows].double().numpy() for t in terms]
         verdict = Verdict(tokens=len(answer), student_decided=int((target.argmax(-1) != plain.argmax(-1)).sum()))
         for i, token in enumerate(answer):
-            self._check_row(verdict, i, token, target[i], [a[i] for a in assistants], terms, keep_ratio, tolerance)
+            shown = steering.shown(target[i], answer[:i])
+            row = (target[i], [a[i] for a in assistants], terms, keep_ratio, tail_ratio, shown)
+            self._check_row(verdict, i, token, row, tolerance)
             if logprobs is not None and len(verdict.wrong) == 0:
-                self._compare_logprob(
-                    verdict, token, logprobs[i], target[i], [a[i] for a in assistants], terms, keep_ratio
-                )
+                self._compare_logprob(verdict, token, logprobs[i], row)
         return verdict
 
     def _assist(self, name: str, hidden_states: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """An assistant's logits from the hidden states before its first layer; before layer 0 those are embeddings."""
         return self.assistants[name](inputs_embeds=hidden_states[self.tap_layers[name]]).logits
 
-    def _check_row(self, verdict, i, token, t, assistants, terms, keep_ratio, tolerance) -> None:
-        exact, evidence = compose_row(t, assistants, terms, keep_ratio)
+    def _check_row(self, verdict, i, token, row, tolerance) -> None:
+        t, assistants, terms, keep_ratio, tail_ratio, shown = row
+        exact, evidence = compose_row(*row)
         for term, e in zip(terms, evidence, strict=True):
             opened = is_open(term, e)
             verdict.open_gates += opened
             verdict.closed_gates += not opened
-        unfiltered, _ = compose_row(t, assistants, [*terms], 0.0)
+        unfiltered, _ = compose_row(t, assistants, terms, 0.0, 0.0, shown)
         verdict.keep_rule_decided += int(unfiltered.argmax()) != int(exact.argmax())
+        on_shown, _ = compose_row(shown, assistants, terms, keep_ratio, tail_ratio, shown)
+        verdict.own_decided += int(on_shown.argmax()) != int(exact.argmax())
         if int(exact.argmax()) == token:
             return
         for gates in gate_readings(terms, evidence, tolerance):
-            lenient, _ = compose_row(t, assistants, terms, keep_ratio, gates=gates, slack=tolerance)
-            strict, _ = compose_row(t, assistants, terms, keep_ratio, gates=gates, slack=-tolerance)
+            lenient, _ = compose_row(*row, gates=gates, slack=tolerance)
+            strict, _ = compose_row(*row, gates=gates, slack=-tolerance)
             if lenient[token] > -math.inf and lenient[token] >= strict.max() - tolerance:
                 verdict.ties += 1
                 return
         verdict.wrong.append(
             f"position {i}: got token {token} (composed {exact[token]:.6f}, target {t[token]:.6f}), "
             f"expected {int(exact.argmax())} ({exact.max():.6f}); evidence {[round(e, 4) for e in evidence]}, {terms}, "
-            f"keep_ratio {keep_ratio}"
+            f"keep_ratio {keep_ratio}, tail_ratio {tail_ratio}"
         )
 
-    def _compare_logprob(self, verdict, token, logprob, t, assistants, terms, keep_ratio) -> None:
-        exact, evidence = compose_row(t, assistants, terms, keep_ratio)
+    def _compare_logprob(self, verdict, token, logprob, row) -> None:
+        exact, evidence = compose_row(*row)
         clear = 1e-2  # only rows in which no gate and no kept token hangs by less than this
-        firm, _ = compose_row(t, assistants, terms, keep_ratio, slack=clear)
-        shy, _ = compose_row(t, assistants, terms, keep_ratio, slack=-clear)
-        if len(gate_readings(terms, evidence, clear)) > 1 or not np.array_equal(firm > -math.inf, shy > -math.inf):
+        firm, _ = compose_row(*row, slack=clear)
+        shy, _ = compose_row(*row, slack=-clear)
+        if len(gate_readings(row[2], evidence, clear)) > 1 or not np.array_equal(firm, shy):
             return
         expected = exact[token] - (exact.max() + math.log(np.exp(exact - exact.max()).sum()))
         verdict.logprob_error = max(verdict.logprob_error, abs(expected - logprob))
         verdict.logprobs_compared += 1
 
 
-def compose_row(t, assistants, terms, keep_ratio, gates=None, slack=0.0):
-    """composition.md for one row, written out. `slack` moves the keep threshold down by that much."""
+def compose_row(t, assistants, terms, keep_ratio, tail_ratio=0.0, shown=None, gates=None, slack=0.0):
+    """composition.md for one row, written out. `slack` moves both thresholds down by that much."""
     vocab_size = len(t)
-    evidence, centred = [], []
-    for a in assistants:
+    shown = t if shown is None else shown
+    evidence, taken = [], []
+    for term, a in zip(terms, assistants, strict=True):
         log_p = a - a.max() - math.log(np.exp(a - a.max()).sum())
         c = log_p + math.log(vocab_size)
-        centred.append(c)
+        taken.append(term.weight * (np.maximum(c, 0.0) if term.lowers else c))
         evidence.append(float((np.exp(log_p) * c).sum()))
     gates = [is_open(term, e) for term, e in zip(terms, evidence, strict=True)] if gates is None else gates
     if not any(gates):
-        return t, evidence
+        return shown, evidence
     k = max(1, math.floor(keep_ratio * vocab_size))
     threshold = np.sort(t)[::-1][k - 1]
     ratio = t.max() + math.log(keep_ratio) if keep_ratio > 0 else -math.inf
     kept = t >= min(ratio, threshold) - slack
-    z = t - sum(term.weight * c for term, c, g in zip(terms, centred, gates, strict=True) if g)
-    return np.where(kept, z, -math.inf), evidence
+    u = t - sum(part for part, g in zip(taken, gates, strict=True) if g)
+    if tail_ratio > 0:
+        kept &= u >= u[kept].max() + math.log(tail_ratio) - slack
+    allowed = shown > -math.inf
+    z = np.full(vocab_size, -math.inf)
+    z[allowed] = np.where(kept, u, CUT)[allowed] + (shown[allowed] - t[allowed])
+    return z, evidence
 
 
 def is_open(term: Term, evidence: float) -> bool:
