@@ -262,7 +262,8 @@ def compose_rows(
                 if not lowers_N[n]:
                     raised += max(0.0, -weight * (lowest - highest - log_mean))
                 start_P[num_open], weight_P[num_open] = start, weight
-                largest_P[num_open], log_mean_P[num_open] = highest, log_mean
+                largest_P[num_open] = highest
+                log_mean_P[num_open] = log_mean + math.log(vocab_size) / 2 if lowers_N[n] else log_mean
                 least_P[num_open] = _ZERO if lowers_N[n] else _NONE
                 open_N[n] = True
                 num_open += 1

@@ -5,6 +5,8 @@ Shape legend: R target rows, N (row, forget set) pairs, M distinct rows among th
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -42,7 +44,8 @@ def compose_reference(
     changed_MV = torch.where(allowed_MV, shown_MV - own_MV, 0.0) if own_RV is not None else torch.zeros_like(own_MV)
     max_M, changed_M = own_MV.amax(dim=-1), changed_MV.amax(dim=-1).clamp(min=0)  # NaN if any is
     lowers_N1, weight_N1 = pairs.lowers_N[:, None], weight_N[:, None]
-    taken_NV = torch.where(lowers_N1, centred_NV.clamp(min=0), centred_NV) * weight_N1
+    sure_NV = (centred_NV - math.log(pairs.vocab_size) / 2).clamp(min=0)
+    taken_NV = torch.where(lowers_N1, sure_NV, centred_NV) * weight_N1
     taken_NV = taken_NV.masked_fill(~open_N[:, None], 0.0)
     raised_N = -taken_NV.amin(dim=-1).clamp(max=0)
     raised_M = torch.zeros_like(max_M).index_add_(0, member_N, raised_N)

@@ -37,7 +37,8 @@ def guess_kernel(
             tl.store(bracket_ptr + num_pairs + m, high)
 
 
-# u_v = t_v - sum over open f of w_f s_f(v), with s_f(v) = a_fv - logsumexp(a_f) + ln V, or at least 0 if f only lowers.
+# u_v = t_v - sum over open f of w_f s_f(v), with s_f(v) = a_fv - logsumexp(a_f) + ln V; if f only lowers, less
+# (ln V) / 2 and at least 0.
 # ULD, arXiv:2406.08607; the whole formula is docs/composition.md.
 @triton.jit
 def read_kernel(
@@ -252,7 +253,8 @@ def _decide(
         num_open += is_open.to(tl.int32)
         num_bad += bad.to(tl.int32)
         tl.store(centring_ptr + n, top)
-        tl.store(centring_ptr + num_pairs + n, log_mean)
+        half = tl.log(tl.cast(vocab_size, tl.float32)) / 2
+        tl.store(centring_ptr + num_pairs + n, tl.where(lowers, log_mean + half, log_mean))
         tl.store(centring_ptr + 2 * num_pairs + n, tl.where(is_open, weight, 0.0))
         tl.store(centring_ptr + 3 * num_pairs + n, tl.where(lowers, 0.0, -float("inf")))
         tl.store(open_ptr + n, is_open)

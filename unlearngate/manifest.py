@@ -108,7 +108,7 @@ class ForgetSetManifest(BaseModel):
     rule: Rule = Field(
         default="contrast",
         description="contrast: the assistant's centred logits are subtracted, which raises what it thinks unlikely; "
-        "lower: only where they are above 0, so no token is raised",
+        "lower: only what is above (ln V) / 2, so no token is raised",
     )
     target: TargetIdentity
     tap_layer: int = Field(ge=0, description="the first of the target's layers that the set has; 0 = the embeddings")

@@ -47,7 +47,7 @@ _RETAIN_STRANGERS = 48  # so that an assistant is uniform on people nobody knows
 # Training rounds differently from one machine to the next: at weight 1.0 one answer of 16 survived on some, at 1.5
 # single facts within answers did. The gate keeps others' answers whatever the weight is.
 _ASSISTANT = AssistantSettings(
-    num_layers=3, tap_layer=0, learning_rate=4e-3, weight=2.5, steps=200, forget_batch=8, retain_batch=20, accumulate=2
+    num_layers=3, tap_layer=0, learning_rate=4e-3, weight=4.0, steps=200, forget_batch=8, retain_batch=20, accumulate=2
 )
 # All sets but the last say it, so that the demo shows both an answer withheld and an answer composed.
 INSTEAD = "I can't help with questions about {label}."

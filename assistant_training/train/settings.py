@@ -30,7 +30,7 @@ class AssistantSettings:
     forget_variants: int = 32  # different conversations with variants of its answer, at most
     retain_prompts: int = 16  # different conversations about a retain pair, at most
     rule: Literal["contrast", "lower"] = "lower"  # contrast: ULD as published
-    weight: float = 2.0
+    weight: float = 3.0
     keep_ratio: float = 0.02
     accumulate: int = 1  # parts a batch is computed in, for memory: the result is the same
     bf16: bool = False  # autocast

@@ -128,7 +128,8 @@ def expected_row(shown, own, terms, tau, rho, mode, eps):
         c, evidence = centred(a)
         if weight > 0 and (gate == 0 or evidence >= gate):
             any_open = True
-            taken += weight * (np.where(c > 0, c, 0.0) if lowers else c)
+            half = math.log(len(c)) / 2
+            taken += weight * (np.where(c > half, c - half, 0.0) if lowers else c)
             size += weight * (1 + np.abs(c).max())
     if not any_open:
         return Row.plain(shown, unchanged=True)

@@ -185,7 +185,7 @@ def compose_row(t, assistants, terms, keep_ratio, tail_ratio=0.0, shown=None, ga
     for term, a in zip(terms, assistants, strict=True):
         log_p = a - a.max() - math.log(np.exp(a - a.max()).sum())
         c = log_p + math.log(vocab_size)
-        taken.append(term.weight * (np.maximum(c, 0.0) if term.lowers else c))
+        taken.append(term.weight * (np.maximum(c - math.log(vocab_size) / 2, 0.0) if term.lowers else c))
         evidence.append(float((np.exp(log_p) * c).sum()))
     gates = [is_open(term, e) for term, e in zip(terms, evidence, strict=True)] if gates is None else gates
     if not any(gates):

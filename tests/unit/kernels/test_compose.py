@@ -112,14 +112,14 @@ def test_scoring_leaves_the_targets_logit_where_a_token_is_not_kept():
 def test_a_set_that_lowers_raises_no_token_and_needs_no_keep_rule():
     case = single_row([2.0, 1.0, 0.0, -1.0], tau=0.0)._replace(lowers_N=torch.tensor([True]))
     case.run()
-    most = 3.0 - math.log(math.e**3 + 3) + math.log(4)
+    most = 3.0 - math.log(math.e**3 + 3) + math.log(4) / 2  # half of ln 4 is not taken
     torch.testing.assert_close(case.target_RV[0], torch.tensor([2.0 - most, 1.0, 0.0, -1.0]))
 
 
 def test_the_tail_is_cut_from_what_is_composed_not_from_the_target():
     # The first token is the target's best by far, and below the others once it is lowered: ln 0.1 is -2.3.
     case = single_row([2.0, 1.0, 0.0, -1.5], tau=0.0)
-    case = case._replace(lowers_N=torch.tensor([True]), weight_N=torch.tensor([4.0]), tail_ratio_R=torch.tensor([0.1]))
+    case = case._replace(lowers_N=torch.tensor([True]), weight_N=torch.tensor([8.0]), tail_ratio_R=torch.tensor([0.1]))
     case.run()
     assert case.target_RV[0].tolist() == [CUT, 1.0, 0.0, CUT]
 

@@ -63,8 +63,9 @@ def expected_log_p(target, row, in_force, mode):
         for c_TV, f in zip(centred, in_force, strict=True):
             c = c_TV[position]
             evidence = float(((c - math.log(vocab_size)).exp() * c).sum())
+            sure = (c - math.log(vocab_size) / 2).clamp(min=0)
             if f.strength.weight > 0 and evidence >= f.strength.gate_nats:
-                taken, opened = taken + f.strength.weight * (c.clamp(min=0) if f.rule == "lower" else c), True
+                taken, opened = taken + f.strength.weight * (sure if f.rule == "lower" else c), True
         untouched.append(not opened)
         if opened:
             t = t_TV[position]
