@@ -25,6 +25,11 @@ class ServerConfig(BaseModel):
     watch_interval_s: float = Field(
         default=2.0, ge=0, description="how often --forget-sets is looked at for changes; 0: never"
     )
+    prove_every: float = Field(
+        default=0.0,
+        ge=0,
+        description="minutes after which the sets' canaries are asked again; 0: only when a version is put in force",
+    )
     host: str = Field(default="127.0.0.1", description="address to listen on")
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0: any that is free")
     name: str | None = Field(

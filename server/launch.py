@@ -13,6 +13,7 @@ import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,9 @@ from unlearngate.server.http.connections import GuardedHttp
 from unlearngate.server.http.gateway import Gateway
 from unlearngate.server.http.keyring import Keyring
 from unlearngate.server.http.readiness import Readiness, readiness_routes
-from unlearngate.server.sets.lifecycle import Lifecycle, keep_looking
+from unlearngate.server.metrics import CANARY_FAILURES
+from unlearngate.server.sets.canaries import Canaries
+from unlearngate.server.sets.lifecycle import Lifecycle, keep_looking, keep_proving
 from unlearngate.server.sets.policy import Policy
 from unlearngate.server.sets.registry import Registry
 from unlearngate.server.sets.store import Store
@@ -186,7 +189,7 @@ async def _run(
 ) -> int:
     from starlette.datastructures import State
 
-    from unlearngate.server.engine import client, compat
+    from unlearngate.server.engine import asking, client, compat
     from unlearngate.server.engine.adapters import Adapters
     from unlearngate.server.http.admin import admin_routes
     from unlearngate.server.http.app import Answerer, build_app
@@ -202,6 +205,11 @@ async def _run(
         answerer = Answerer(policy, adapters, accounting, state)
         app = build_app(answerer, access, max_body_bytes=config.max_body_mb * 2**20)
         app.include_router(admin_routes(lifecycle))
+        ask = partial(asking.ask, state)
+        canaries = Canaries(adapters, accounting.meter, ask, served_name=policy.served_name)
+        await lifecycle.require_proof(canaries.prove)
+        policy.registry.check_not_empty(config.forget_sets)
+        policy.refuse_impossible(access.known_callers())
         lifecycle.publish()
 
         async def check_engine() -> None:
@@ -216,6 +224,8 @@ async def _run(
         beside = [asyncio.create_task(_stop_when_dead(engine, server)), asyncio.create_task(accounting.keep_synced())]
         if config.watch_interval_s:
             beside.append(asyncio.create_task(keep_looking(lifecycle, config.watch_interval_s)))
+        if config.prove_every:
+            beside.append(asyncio.create_task(keep_proving(lifecycle, 60 * config.prove_every, _count_failure)))
         _announce(policy.registry, listener)
         # Once done, uvicorn raises the signal that stopped it again. Ignore it: the engine still has to stop.
         signal.signal(signal.SIGTERM, lambda *_: None)
@@ -224,6 +234,10 @@ async def _run(
         for task in beside:
             task.cancel()
         return 1 if engine.errored else 0
+
+
+def _count_failure(name: str) -> None:
+    CANARY_FAILURES.labels(name).inc()
 
 
 def _interrupt(*_: object) -> None:

@@ -28,6 +28,9 @@ INSTEAD_ANSWERS = Counter(
 REFUSALS = Counter("unlearngate_refusals_total", "Requests answered with an error, by code", ["code"])
 ADAPTER_LOADS = Counter("unlearngate_adapter_loads_total", "Combinations of forget sets loaded into the engine")
 ADAPTER_EVICTIONS = Counter("unlearngate_adapter_evictions_total", "Combinations removed to make room for others")
+CANARY_FAILURES = Counter(
+    "unlearngate_canary_failures_total", "Versions that failed their canaries after they were in force", ["forget_set"]
+)
 AUDIT_LINES = Counter("unlearngate_audit_lines_total", "Lines written to the audit log")
 AUDIT_FAILURES = Counter("unlearngate_audit_failures_total", "Lines that could not be written to the audit log")
 

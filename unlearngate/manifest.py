@@ -6,7 +6,15 @@ import unicodedata
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 
 from unlearngate.target import TargetIdentity
 
@@ -14,6 +22,8 @@ NAME_PATTERN = r"^[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 Rule = Literal["contrast", "lower"]
 LARGEST = 3.0e38  # strengths reach the engine as fp32
+CANARY_TOKENS = 16  # of a canary's greedy answer
+MOST_CANARIES = 8  # that change, and as many that stay
 _NO_PLAIN_TEXT = {"Cc", "Cs", "Zl", "Zp"}  # Unicode's control characters, halves of surrogate pairs, line separators
 
 
@@ -87,6 +97,20 @@ def row_ratios(in_force: Iterable[tuple[Rule, Strength]]) -> tuple[float, float]
     return ratios["contrast"], ratios["lower"]
 
 
+class Canary(BaseModel):
+    """A question by which a running engine shows that a set acts, and only where it should.
+
+    The question alone is stored, not an answer. A question about a person is personal data too.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    question: str = Field(min_length=1, max_length=4000, description="one user turn, without a system prompt")
+    changes: bool = Field(
+        description=f"true: the set changes the first {CANARY_TOKENS} tokens of the greedy answer; false: it does not"
+    )
+
+
 # A set of kind "undial" is in force or not: it has no assistant whose logits could be weighed, filtered or gated.
 UNDIAL_STRENGTH = Strength(weight=1.0, keep_ratio=0.0, gate_nats=0.0)
 UNDIAL_BOUNDS = StrengthBounds(
@@ -125,7 +149,23 @@ class ForgetSetManifest(BaseModel):
     training: dict[str, Any] = Field(description="the training configuration")
     data_digests: dict[str, str]
     metrics: dict[str, float]
+    canaries: tuple[Canary, ...] = Field(
+        default=(), description="what a running engine is asked before the version is in force"
+    )
     created_at: AwareDatetime
+
+    @field_validator("canaries")
+    @classmethod
+    def _few_and_some_change(cls, canaries: tuple[Canary, ...]) -> tuple[Canary, ...]:
+        num_changing = sum(canary.changes for canary in canaries)
+        if max(num_changing, len(canaries) - num_changing) > MOST_CANARIES:
+            raise ValueError(
+                f"at most {MOST_CANARIES} questions that change and {MOST_CANARIES} that stay, got {num_changing} and "
+                f"{len(canaries) - num_changing}"
+            )
+        if canaries and not num_changing:
+            raise ValueError("a set that does nothing would pass these: at least one question must change")
+        return canaries
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

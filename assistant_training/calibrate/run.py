@@ -20,13 +20,14 @@ from unlearngate.assistant_training.calibrate.settings import CalibrationSetting
 from unlearngate.assistant_training.calibrate.sweep import Grid, Positions, Setting, measure, plain_outcome, sweep
 from unlearngate.assistant_training.data.pairs import QAPair
 from unlearngate.assistant_training.evaluate.metrics import answer_probability, recited, rouge_recall
+from unlearngate.assistant_training.model.canaries import that_hold
 from unlearngate.assistant_training.model.decoding import greedy
 from unlearngate.assistant_training.model.in_force import LoadedSet
 from unlearngate.assistant_training.model.loaded_sets import assistant_of
 from unlearngate.assistant_training.model.loaded_target import LoadedTarget
 from unlearngate.assistant_training.model.scoring import score
 from unlearngate.errors import CalibrationError
-from unlearngate.manifest import NAME_PATTERN, Strength
+from unlearngate.manifest import NAME_PATTERN, Canary, Strength
 
 
 class Calibrated(NamedTuple):
@@ -91,7 +92,13 @@ def calibrate_forget_set(
             f"chosen setting, at most {limits.forget_recited:.1%} may be; lower --forget-at-most or --margin, which "
             "leads to a larger weight, or allow more with --recited-at-most"
         )
-    new = None if dry_run else _write(forget_set, out, data, settings, report, choice, decoded)
+    canaries = that_hold(target.model, target.tokenizer, forget_set.manifest.canaries, in_force=in_force)
+    if forget_set.manifest.canaries and not any(canary.changes for canary in canaries):
+        raise CalibrationError(
+            "at the chosen setting the set changes none of the answers that its canaries say it changes; lower "
+            "--forget-at-most or --margin, which leads to a larger weight"
+        )
+    new = None if dry_run else _write(forget_set, out, data, settings, report, choice, decoded, canaries)
     return Calibrated(report, choice, decoded, files, new)
 
 
@@ -197,6 +204,7 @@ def _write(
     report: Report,
     choice: Choice,
     decoded: dict[str, float],
+    canaries: Sequence[Canary],
 ) -> ForgetSet:
     """Write the same tensors under a new manifest. The old one's metrics depend on its gate: they move to `before`."""
     manifest = forget_set.manifest
@@ -225,4 +233,5 @@ def _write(
         bounds=choice.bounds,
         training={**manifest.training, "calibration": calibration},
         metrics={"held_out": float(data.held_out), **report.counts, **plain, **figures, **decoded},
+        canaries=canaries,
     )

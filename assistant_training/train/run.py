@@ -83,7 +83,7 @@ def train_forget_set(
         return None
     with _kept_if_it_fails(out, run):
         return export_assistant(
-            *(out, assistant, target.tokenizer),
+            *(out, target.model, assistant, target.tokenizer),
             identity=target.identity,
             forget=data.forget,
             retain=data.retain,
@@ -144,8 +144,7 @@ def train_undial_set(
         return None
     with _kept_if_it_fails(out, run):
         return export_undial(
-            out,
-            trained,
+            *(out, target.model, trained, target.tokenizer),
             identity=target.identity,
             forget=data.forget,
             retain=data.retain,

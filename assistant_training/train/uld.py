@@ -22,6 +22,8 @@ from unlearngate.assistant_training.model.assistant import (
     own_token,
     save_memory,
 )
+from unlearngate.assistant_training.model.canaries import choose_canaries
+from unlearngate.assistant_training.model.in_force import LoadedSet
 from unlearngate.assistant_training.model.tapped import TappedAssistant
 from unlearngate.assistant_training.train.check import ENOUGH, Limits, measure, refuse_short, shortfall
 from unlearngate.assistant_training.train.conversations import Example, draw_steps
@@ -31,6 +33,7 @@ from unlearngate.assistant_training.train.losses import uld_loss
 from unlearngate.assistant_training.train.run_files import RunFiles
 from unlearngate.assistant_training.train.settings import AssistantSettings
 from unlearngate.errors import TrainingError
+from unlearngate.manifest import Strength
 from unlearngate.target import TargetIdentity
 
 
@@ -155,6 +158,7 @@ def _backward(
 
 def export_assistant(
     folder: Path,
+    target: Any,
     assistant: Any,
     tokenizer: Any,
     *,
@@ -167,9 +171,10 @@ def export_assistant(
     label: str | None = None,
     instead: str | None = None,
 ) -> ForgetSet:
-    """Choose a trained assistant's gate and write it as a forget-set artefact, named like the folder.
+    """Choose a trained assistant's gate and its canaries, and write it as a forget-set artefact, named like the folder.
 
-    Raises: TrainingError if it does nothing or too much in held-out contexts, unless `write_anyway`.
+    Raises: TrainingError if it does nothing or too much in held-out contexts, or changes none of the answers to its
+        canaries, unless `write_anyway`.
     """
     settings = settings.on(identity.num_layers)
     if settings.contexts:
@@ -181,6 +186,13 @@ def export_assistant(
     else:
         gate = fit_gate(assistant, tokenizer, forget, retain, varied_prompts=settings.varied_prompts, seed=seed)
         gate_nats, metrics = gate.gate_nats, gate.metrics()
+    recommended = Strength(weight=settings.weight, keep_ratio=settings.keep_ratio, gate_nats=gate_nats)
+    canaries = choose_canaries(
+        *(target, tokenizer, forget, retain),
+        seed=seed,
+        in_force=[LoadedSet(assistant, recommended)],
+        needed=not write_anyway,
+    )
     return save_forget_set(
         folder,
         tensors=adapter_tensors(assistant),
@@ -194,11 +206,7 @@ def export_assistant(
             "tap_layer": settings.tap_layer,
             "num_layers": settings.num_layers,
             "rank": settings.rank,
-            "recommended": {
-                "weight": settings.weight,
-                "keep_ratio": settings.keep_ratio,
-                "gate_nats": gate_nats,
-            },
+            "recommended": recommended,
             "bounds": {
                 "weight": {"low": settings.weight / 2, "high": settings.weight * 2},
                 "keep_ratio": {"low": settings.keep_ratio / 5, "high": min(1.0, settings.keep_ratio * 5)},
@@ -212,6 +220,7 @@ def export_assistant(
             "metrics": metrics,
             "label": label,
             "instead": instead,
+            "canaries": canaries,
             "created_at": now(),
         },
     )
@@ -236,7 +245,7 @@ def fit(
         target, tokenizer, forget, retain, settings, model_id=identity.model_id, seed=seed, progress=progress
     )
     return export_assistant(
-        *(folder, assistant, tokenizer),
+        *(folder, target, assistant, tokenizer),
         identity=identity,
         forget=forget,
         retain=retain,

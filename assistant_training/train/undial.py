@@ -25,6 +25,7 @@ from unlearngate.assistant_training.model.assistant import (
     new_assistant,
     save_memory,
 )
+from unlearngate.assistant_training.model.canaries import choose_canaries
 from unlearngate.assistant_training.model.scoring import score
 from unlearngate.assistant_training.train.conversations import cycle
 from unlearngate.assistant_training.train.focus import finder, focused
@@ -119,7 +120,9 @@ def train_undial(
 
 def export_undial(
     folder: Path,
+    target: Any,
     trained: TrainedUndial,
+    tokenizer: Any,
     *,
     identity: TargetIdentity,
     forget: Sequence[QAPair],
@@ -128,7 +131,10 @@ def export_undial(
     seed: int,
     after: ForgetSet | None = None,
 ) -> ForgetSet:
-    """Write trained LoRA as a forget-set artefact of kind `undial`, named like the folder."""
+    """Write trained LoRA as a forget-set artefact of kind `undial`, with its canaries, named like the folder.
+
+    Raises: TrainingError if it changes none of the answers to its canaries.
+    """
     data = {"forget": forget, "retain": retain}
     return save_forget_set(
         folder,
@@ -154,6 +160,7 @@ def export_undial(
                 name: data_digest([pair.row() for pair in pairs]) for name, pairs in data.items() if pairs
             },
             "metrics": trained.metrics,
+            "canaries": choose_canaries(target, tokenizer, forget, retain, seed=seed, student=trained.student),
             "created_at": now(),
         },
     )

@@ -6,12 +6,14 @@ from argparse import Namespace
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.exceptions import VLLMError
 from vllm.lora.request import LoRARequest
 
 from unlearngate.errors import UnsupportedDeploymentError
 
 __all__ = [
+    "ChatCompletionRequest",
     "LoRARequest",
     "VLLMError",
     "bind_adapter",

@@ -27,7 +27,7 @@ def model_card(name: str) -> dict[str, Any]:
 def set_cards(policy: Policy, caller: Caller) -> list[dict[str, Any]]:
     """Each set with its current version, and whether it is a default or a required one for this caller.
 
-    An admin sees every version.
+    proven: it passed its canaries in the running engine; one without canaries did not. An admin sees every version.
     """
     registry = policy.registry
     required, default = policy.required_for(caller), policy.default_names(caller)
@@ -38,6 +38,7 @@ def set_cards(policy: Policy, caller: Caller) -> list[dict[str, Any]]:
             "digest": registry.sets[name].digest,
             "default": name in default,
             "required": name in required,
+            "proven": registry.sets[name].digest in registry.proven,
             **registry.sets[name].manifest.model_dump(mode="json", include=_SET_FIELDS),
             **({"versions": version_cards(registry, name)} if caller.admin else {}),
         }
@@ -53,6 +54,7 @@ def version_cards(registry: Registry, name: str) -> list[dict[str, Any]]:
             "version": version.manifest.version,
             "current": version == registry.sets.get(name),
             "pinned": version in registry.pinned.get(name, ()),
+            "proven": version.digest in registry.proven,
         }
         for version in registry.versions(name)
     ]

@@ -2,7 +2,8 @@
 
 Sets change in two ways: the folder of --forget-sets is polled every few seconds, and an admin calls
 `POST /v1/forget_sets`. The later change wins. A version is copied into the store before it is in force, so no later
-change of its folder affects a request that has it.
+change of its folder affects a request that has it. Once there is an engine, a version is in force only after it passed
+its canaries there (canaries.py).
 """
 
 from __future__ import annotations
@@ -10,19 +11,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-from unlearngate.acting import forced_digests, refuse_idle, why_idle
+from unlearngate.acting import forced_digests, why_idle
 from unlearngate.artefact import ForgetSet, load_forget_set, set_folders
-from unlearngate.errors import ArtefactError, ConflictError, UnknownForgetSetError
+from unlearngate.errors import ArtefactError, ConflictError, UnknownForgetSetError, UnlearngateError
 from unlearngate.files import FileState, file_state
 from unlearngate.server.sets.registry import Registry, same_name
 from unlearngate.server.sets.store import Record, Seen, Store
 
 logger = logging.getLogger(__name__)
 
+Prove = Callable[[ForgetSet], Coroutine[Any, Any, None]]
 Fingerprint = frozenset[tuple[str, FileState | None]]  # of each file: its name, and its state; None if it is gone
 
 
@@ -51,7 +53,9 @@ class Lifecycle:
         self.store = store
         self._record = Record()
         self._versions: dict[str, ForgetSet] = {}  # by digest: those of the record that can be served
-        self._in_force: tuple[dict[str, ForgetSet], dict[str, list[ForgetSet]]] = {}, {}
+        self._failed: frozenset[str] = frozenset()  # digests of the record's that failed their canaries
+        self._in_force: tuple[dict[str, ForgetSet], dict[str, list[ForgetSet]], frozenset[str]] = {}, {}, frozenset()
+        self._engine: tuple[Prove, asyncio.AbstractEventLoop] | None = None
         self._lock = threading.Lock()
         self._looked: dict[str, Fingerprint] = {}
         self._handled: dict[str, Fingerprint] = {}
@@ -91,17 +95,55 @@ class Lifecycle:
         self.registry.publish(*self._in_force)
         self.registry.check_not_empty(self.folder)
 
+    async def require_proof(self, prove: Prove) -> None:
+        """Have the running engine prove what `start` found; from now on nothing is in force without it.
+
+        A version that fails is refused, and requests that need it fail: the one before it is not known any more. The
+        methods that change sets wait for `prove`, so they must run in other threads than this event loop's.
+
+        Args:
+            prove: asks the engine a version's canaries; raises ArtefactError if it does not pass.
+        """
+        self._engine = prove, asyncio.get_running_loop()
+        for version in list(self._versions.values()):
+            if version.digest not in self._forced():
+                try:
+                    await prove(version)
+                    self._note_proven(version)
+                except ArtefactError as error:
+                    self._withdraw(version, error)
+        self.registry.publish(*self._in_force)
+
+    def prove_again(self) -> list[str]:
+        """Have the engine prove again what it has proven; a version that fails is not in force any more.
+
+        Returns: the names of sets with a version that failed.
+        """
+        names = []
+        for digest in sorted(self._versions):
+            with self._lock:
+                version = self._versions.get(digest)
+                if version is not None and digest in self.registry.proven:
+                    try:
+                        self._prove(version)
+                    except ArtefactError as error:
+                        self._withdraw(version, error)
+                        names.append(version.name)
+        return names
+
     def publish(self) -> None:
         """Let requests see what is now in force, and log it if it is not what was logged last.
 
         Raises: AuditUnavailableError if it cannot be logged; the next call tries again.
         """
         self.registry.publish(*self._in_force)
-        current, pinned = self._in_force
+        current, pinned, _ = self._in_force
+        proven = self.registry.proven
         now = {
             "current": {name: version.digest for name, version in sorted(current.items())},
             "pinned": {name: [version.digest for version in versions] for name, versions in sorted(pinned.items())},
-            "forced": sorted(name for name, version in current.items() if why_idle(version.manifest)),
+            "forced": sorted(name for name, version in current.items() if self._goes_by_force(version)),
+            "canaries": {name: proven[v.digest] for name, v in sorted(current.items()) if v.digest in proven},
         }
         if now != self._written:
             self.write_event("sets", **now)
@@ -159,13 +201,16 @@ class Lifecycle:
     def replace_with_version(self, name: str, digest: str, *, force: bool = False) -> None:
         """Like `replace`, with a version that is there already, pinned.
 
-        Raises: UnknownForgetSetError if it is not there; ArtefactError if it cannot act.
+        Raises: UnknownForgetSetError if it is not there; ArtefactError if it cannot be served.
         """
         with self._lock:
             found = self._find(name, digest)
-            if found in self._versions and not force:
-                refuse_idle(self._versions[found])
-            self._commit(self._record.with_current(name, found))
+            version = self._versions.get(found) or self.store.load(name, found, self.registry.target)
+            self.registry.check(version, forced=force)
+            if not force:
+                self._prove(version)
+            record = self._record.with_forced(found) if force else self._record
+            self._commit(record.with_current(name, found), version)
 
     def retire(self, name: str, digest: str | None = None) -> None:
         """Retire a version, or without a digest every version of a name. Running requests keep theirs.
@@ -225,7 +270,7 @@ class Lifecycle:
         except ArtefactError as error:
             self._handled[name] = now[name]
             self.registry.refuse(error)
-        except OSError as error:  # of our own disk: every poll tries again
+        except (OSError, UnlearngateError) as error:  # our own disk, or a busy engine: every poll tries again
             self.registry.refuse(ArtefactError(path, f"cannot be taken into {self.store.folder} now: {error}"))
 
     def _take_from(self, source: Path, forget_set: ForgetSet, *, force: bool) -> None:
@@ -263,7 +308,40 @@ class Lifecycle:
 
     def _adopt(self, forget_set: ForgetSet, *, forced: bool) -> ForgetSet:
         self.registry.check(forget_set, forced=forced)
-        return self.store.put(forget_set, self.registry.target)
+        version = self.store.put(forget_set, self.registry.target)
+        if not forced:
+            try:
+                self._prove(version)
+            except ArtefactError as error:
+                raise ArtefactError(forget_set.folder, error.reason) from error
+        return version
+
+    def _prove(self, version: ForgetSet) -> None:
+        """Wait until the engine has proven a version; at start there is none yet, and `require_proof` follows.
+
+        Raises: ArtefactError if it does not pass; BusyError if it cannot be asked now.
+        """
+        if self._engine is None:
+            return
+        prove, loop = self._engine
+        asyncio.run_coroutine_threadsafe(prove(version), loop).result()
+        self._note_proven(version)
+
+    def _note_proven(self, version: ForgetSet) -> None:
+        if version.manifest.canaries:
+            self.registry.proven[version.digest] = len(version.manifest.canaries)
+
+    def _withdraw(self, version: ForgetSet, error: ArtefactError) -> None:
+        """Take a version that failed its canaries out of what is in force; the record keeps it."""
+        self.registry.refuse(error)
+        self.registry.proven.pop(version.digest, None)
+        self._failed |= {version.digest}
+        self._versions = {digest: v for digest, v in self._versions.items() if digest != version.digest}
+        self._update_in_force()
+
+    def _goes_by_force(self, version: ForgetSet) -> bool:
+        unproven = bool(version.manifest.canaries) and version.digest not in self.registry.proven
+        return unproven or why_idle(version.manifest) is not None
 
     def _forced(self) -> frozenset[str]:
         """The versions that the operator has forced, in this folder or by the admin route."""
@@ -292,6 +370,7 @@ class Lifecycle:
         before, self._record = self._record, record
         known = {**self._versions, version.digest: version} if version else self._versions
         self._versions = {d: v for d, v in known.items() if (v.name, d) in there}
+        self._failed &= {digest for _, digest in there} - self._versions.keys()
         self._update_in_force()
         for name, digest in sorted(record.current.items() - before.current.items()):
             logger.info("forget set %s is %s@%s from now on", name, name, digest[:12])
@@ -305,7 +384,8 @@ class Lifecycle:
             name: [versions[digest] for digest in sorted(digests) if digest in versions]
             for name, digests in self._record.pinned.items()
         }
-        self._in_force = current, pinned
+        failed = frozenset(name for name, digest in self._record.current.items() if digest in self._failed)
+        self._in_force = current, pinned, failed
 
 
 async def keep_looking(lifecycle: Lifecycle, interval_s: float) -> None:
@@ -317,6 +397,24 @@ async def keep_looking(lifecycle: Lifecycle, interval_s: float) -> None:
             lifecycle.publish()
         except Exception:  # the next poll may work, and without it no change would be noticed any more
             logger.exception("could not look at %s; trying again", lifecycle.folder)
+
+
+async def keep_proving(lifecycle: Lifecycle, interval_s: float, on_failure: Callable[[str], None]) -> None:
+    """Prove what is in force again every `interval_s` seconds, for as long as the server runs.
+
+    Args:
+        lifecycle: whose.
+        interval_s: seconds between.
+        on_failure: called with the name of each set that failed.
+    """
+    while True:
+        await asyncio.sleep(interval_s)
+        try:
+            for name in await asyncio.to_thread(lifecycle.prove_again):
+                on_failure(name)
+            lifecycle.publish()
+        except Exception:  # the engine may be busy now; the next time may work
+            logger.exception("could not ask the canaries again; trying again in %g s", interval_s)
 
 
 def _write_nothing(event: str, **fields: Any) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from unlearngate.acting import forced_digests, refuse_idle
 from unlearngate.artefact import ForgetSet, load_forget_set, set_folders
-from unlearngate.errors import ArtefactError, SentenceError, UnknownForgetSetError
+from unlearngate.errors import ArtefactError, SentenceError, UnavailableSetError, UnknownForgetSetError
 from unlearngate.sentences import Sentences
 from unlearngate.server.contract.branches import BranchOptions
 from unlearngate.server.engine.bindings import Bindings
@@ -42,6 +42,8 @@ class Registry:
         self.sets: Mapping[str, ForgetSet] = {}
         self.pinned: Mapping[str, Sequence[ForgetSet]] = {}
         self.refused: dict[str, str] = {}
+        self.proven: dict[str, int] = {}  # versions by digest: how many canaries they passed in the running engine
+        self.failed: Collection[str] = ()  # names whose current version failed them
         self.tap_layer = 0
         self.num_layers = 1
         self._undial = False
@@ -162,9 +164,20 @@ class Registry:
             )
             raise ArtefactError(folder, f"holds no forget set that can be served:{reasons}")
 
-    def publish(self, current: Mapping[str, ForgetSet], pinned: Mapping[str, Sequence[ForgetSet]]) -> None:
-        """Put these versions in force, all at once, for every request that is admitted from now on."""
-        self.sets, self.pinned = current, pinned
+    def publish(
+        self,
+        current: Mapping[str, ForgetSet],
+        pinned: Mapping[str, Sequence[ForgetSet]],
+        failed: Collection[str] = (),
+    ) -> None:
+        """Put these versions in force, all at once, for every request that is admitted from now on.
+
+        Args:
+            current: by name.
+            pinned: by name.
+            failed: names that have no current version because it failed its canaries.
+        """
+        self.sets, self.pinned, self.failed = current, pinned, failed
 
     def refuse(self, error: ArtefactError) -> None:
         """Record that something is not served, and why; log it once."""
@@ -180,10 +193,16 @@ class Registry:
     def get(self, reference: str) -> ForgetSet:
         """The set that `name`, or `name@digest`, means now.
 
-        Raises: UnknownForgetSetError, which is HTTP 404.
+        Raises: UnknownForgetSetError, which is HTTP 404; UnavailableSetError, 503, if its version failed its canaries.
         """
         name, separator, digest = reference.partition("@")
         if name not in self.sets and not (separator and name in self.pinned):
+            if name in self.failed:
+                raise UnavailableSetError(
+                    f"forget set {name!r} failed its canaries in the running engine, so no request gets it until its "
+                    "operator puts another version in force",
+                    param="forget_sets",
+                )
             known = ", ".join(sorted(self.sets)) or "none"
             raise UnknownForgetSetError(
                 f"forget set {name!r} is not on this server; it has: {known}", param="forget_sets"

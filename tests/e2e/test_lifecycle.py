@@ -16,7 +16,7 @@ import pytest
 
 from support.engine.reference import Reference, Term
 from support.engine.tiny import VOCAB_SIZE, make_forget_set, make_target
-from support.server import Server
+from support.server import START_TIMEOUT_S, Server
 from unlearngate.artefact import ADAPTER_FILE
 from unlearngate.placing import place, remove
 from unlearngate.server.http.keys import ApiKey, KeysFile, hash_secret, write_keys
@@ -261,6 +261,60 @@ def test_sets_added_replaced_broken_and_removed_by_command_are_noticed(server, m
     assert ask(server, prompt, ["cleo"]) == (tokens, sets)  # the version from before
     remove(base / "sets" / "cleo")
     wait_for(server, "cleo", [])
+
+
+def test_a_version_that_fails_its_canaries_is_refused_and_the_one_before_stays(server, made, reference, prompt):
+    """dora acts on every row; her gate in version 2 never opens, and version 3 says that an answer stays."""
+    base, _, _ = made
+    asked = [f"Who taught {name}?" for name in ("Anna", "Bert", "Cleo")]
+    canaries = [{"question": question, "changes": True} for question in asked]
+    stays = {"question": "What is rain?", "changes": False}
+    never = {**STRENGTH, "gate_nats": 6.2}  # ln V is 6.24
+    for version, strength, questions in (
+        ("1", STRENGTH, canaries),
+        ("2", never, [*canaries, stays]),
+        ("3", STRENGTH, [*canaries, stays]),
+    ):
+        make_forget_set(
+            base / "state" / "incoming" / f"dora-{version}", base / "tiny", seed=50, scale=0.3, rank=4,
+            name="dora", version=version, recommended=strength, canaries=questions,
+        )  # fmt: skip
+
+    def listed():
+        (card,) = (c for c in call(server, "GET", "/v1/forget_sets").json()["data"] if c["id"] == "dora")
+        return card["version"], card["proven"]
+
+    change(server, "register", "dora", path="dora-1")
+    assert listed() == ("1", True)
+    before = ask(server, prompt, ["dora"])
+    for version, reasons in (
+        ("2", [f"canaries[{index}] must change and did not" for index in range(3)]),
+        ("3", ["canaries[3] must stay and changed"]),
+    ):
+        wish = {"action": "replace", "name": "dora", "path": f"dora-{version}"}
+        refused = call(server, "POST", "/v1/forget_sets", wish)
+        assert refused.status_code == 400
+        message = refused.json()["error"]["message"]
+        assert f"failed {len(reasons)} of its 4 canaries in the running engine: {'; '.join(reasons)}." in message
+        assert listed() == ("1", True) and ask(server, prompt, ["dora"]) == before
+    forced = call(server, "POST", "/v1/forget_sets?force=true", {**wish, "path": "dora-2"})
+    assert forced.status_code == 200 and listed() == ("2", False)
+    assert not any(question in server.log for question in (*asked, stays["question"]))
+    change(server, "retire", "dora")
+
+
+def test_a_server_does_not_start_with_a_required_set_that_fails_its_canaries(made, tmp_path):
+    base, _, _ = made
+    strength = {**STRENGTH, "gate_nats": 6.2}
+    for name, canaries in (("anna", []), ("dora", [{"question": "Who taught Anna?", "changes": True}])):
+        make_forget_set(tmp_path / "sets" / name, base / "tiny", seed=51, recommended=strength, canaries=canaries)
+    engine = ["--engine-args", "--dtype float32 --max-model-len 256 --max-num-seqs 4 --enforce-eager"]
+    options = ["--forget-sets", tmp_path / "sets", "--required-set", "dora", *engine]
+    with Server([base / "tiny", *options], tmp_path / "log") as failed:
+        assert failed.process.wait(timeout=START_TIMEOUT_S) == 2
+    log = " ".join(failed.log.split())
+    assert "canaries[0] must change and did not" in log
+    assert "refusing to start: forget set 'dora' failed its canaries" in log
 
 
 def test_changing_sets_needs_an_admins_key_and_a_path_below_the_folders(server, made):

@@ -41,7 +41,7 @@ def sets_list(
         if (folder is None) == (url is None):
             raise typer.BadParameter("name a FOLDER or --url URL, one of them", param_hint="FOLDER")
         if url is not None:
-            header, rows = ["forget set", "kind", "version", "current", "pinned"], _served_rows(_fetch(url))
+            header, rows = ["forget set", "kind", "version", "current", "pinned", "proven"], _served_rows(_fetch(url))
             print_table(url, header, rows)
             return
         assert folder is not None
@@ -57,7 +57,8 @@ def sets_add(
         bool, typer.Option("--replace", help="take the place of a version that is there already")
     ] = False,
     forced: Annotated[
-        bool, typer.Option("--force", help="also if it would do nothing; servers then put it in force all the same")
+        bool,
+        typer.Option("--force", help="also if it would do nothing; servers then put it in force unasked"),
     ] = False,
 ) -> None:
     """Verify a forget set and copy it to FOLDER/NAME, atomically: a reader of FOLDER sees all of it or nothing.
@@ -81,9 +82,10 @@ def sets_add(
                 folder, f"has several folders of forget set {forget_set.name!r}: {names}; remove all but one"
             )
         idle = why_idle(forget_set.manifest)
-        if idle:
+        if forced and (idle or forget_set.manifest.canaries):
             force(folder, forget_set.digest)
-            typer.secho(f"forced, though it does nothing: {idle}", fg="yellow", err=True)
+            why = f"it does nothing: {idle}" if idle else "no server asks its canaries"
+            typer.secho(f"forced, though {why}", fg="yellow", err=True)
         place(forget_set, found[0] if found else folder / forget_set.name, replace=replace)
     typer.echo(f"{forget_set.reference} is in {folder}")
 
@@ -223,20 +225,22 @@ def _fetch(url: str) -> list[dict[str, Any]]:
 def _served_rows(cards: list[dict[str, Any]]) -> list[list[str]]:
     rows = []
     for card in cards:
-        only_current = [{"digest": card["digest"], "version": card["version"], "current": True, "pinned": None}]
+        only_current = [{**{field: card.get(field) for field in ("digest", "version", "proven")}, "current": True}]
         for version in card.get("versions", only_current):
-            marks = [{True: "yes", False: "no", None: "?"}[version[field]] for field in ("current", "pinned")]
+            fields = ("current", "pinned", "proven")
+            marks = [{True: "yes", False: "no", None: "?"}[version.get(field)] for field in fields]
             rows.append([f"{card['id']}@{version['digest'][:12]}", card["kind"], version["version"], *marks])
     return rows
 
 
 def _print_sets(folder: Path, loaded: list[ForgetSet], refused: list[str]) -> None:
     """The table of the sets, and what is refused; exit 1 if anything is."""
-    header = ["forget set", "kind", "version", "tap", "layers", "rank"]
+    header = ["forget set", "kind", "version", "tap", "layers", "rank", "canaries"]
     rows = []
     for forget_set in loaded:
         m = forget_set.manifest
-        rows.append([forget_set.reference, m.kind, m.version, str(m.tap_layer), str(m.num_layers), str(m.rank)])
+        numbers = (m.tap_layer, m.num_layers, m.rank, len(m.canaries))
+        rows.append([forget_set.reference, m.kind, m.version, *map(str, numbers)])
     print_table(str(folder), header, rows)
     for reason in refused:
         typer.secho(f"refused: {reason}", fg="red", err=True)

@@ -17,6 +17,7 @@ GIVEN = {
     "forget_sets": "sets",
     "state": "state",
     "watch_interval_s": "0.5",
+    "prove_every": "30",
     "host": "0.0.0.0",
     "port": "9",
     "name": "m",

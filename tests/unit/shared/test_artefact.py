@@ -626,3 +626,21 @@ def test_a_data_digest_depends_on_the_rows_and_their_order_not_on_the_order_of_k
     rows = [{"question": "q", "answer": "a"}, {"question": "r", "answer": "\u00e9"}]
     assert data_digest(rows) == data_digest([dict(reversed(row.items())) for row in rows])
     assert len({data_digest(rows), data_digest(rows[::-1]), data_digest(rows[:1]), data_digest([])}) == 4
+
+
+@pytest.mark.parametrize(
+    "canaries, sentence",
+    [
+        ([{"question": "Who?", "changes": False}], "at least one question must change"),
+        ([{"question": f"{i}?", "changes": True} for i in range(9)], "at most 8 questions that change"),
+        ([{"question": f"{i}?", "changes": i == 0} for i in range(10)], "got 1 and 9"),
+        ([{"question": "", "changes": True}], "at least 1 character"),
+        ([{"question": "Who?", "changes": True, "answer": "Anna"}], "Extra inputs are not permitted"),
+    ],
+)
+def test_canaries_that_prove_nothing_or_say_too_much_are_refused(tmp_path, target, canaries, sentence):
+    with pytest.raises(ArtefactError, match=sentence):
+        make_forget_set(tmp_path / "anna", target, seed=1, canaries=canaries)
+    kept = [{"question": f"{i}?", "changes": i < 8} for i in range(16)]
+    made = make_forget_set(tmp_path / "anna", target, seed=1, canaries=kept)
+    assert [canary.model_dump() for canary in made.manifest.canaries] == kept

@@ -237,11 +237,11 @@ def test_a_change_and_what_is_in_force_after_it_are_written_down(lifecycle, made
     client_of(lifecycle).post("/v1/forget_sets", json=wish).raise_for_status()
     first, second = versions[1].digest, versions[2].digest
     assert lines == [
-        ("sets", {"current": {"anna": first}, "pinned": {}, "forced": []}),
+        ("sets", {"current": {"anna": first}, "pinned": {}, "forced": [], "canaries": {}}),
         ("change", {"key": ADMIN.key_id, "action": "pin", "name": "anna"}),
-        ("sets", {"current": {"anna": first}, "pinned": {"anna": [first]}, "forced": []}),
+        ("sets", {"current": {"anna": first}, "pinned": {"anna": [first]}, "forced": [], "canaries": {}}),
         ("change", {"key": ADMIN.key_id, **wish}),
-        ("sets", {"current": {"anna": second}, "pinned": {"anna": [first]}, "forced": []}),
+        ("sets", {"current": {"anna": second}, "pinned": {"anna": [first]}, "forced": [], "canaries": {}}),
     ]
     assert client_of(lifecycle).post("/v1/forget_sets", json={**wish, "path": "nowhere"}).status_code == 404
     assert len(lines) == 5
@@ -285,7 +285,7 @@ def test_a_version_that_cannot_act_takes_no_place_unless_it_is_forced(lifecycle,
     assert shown(forced) == [(str(number), True, False)]
     assert lines == [
         ("change", {"key": ADMIN.key_id, **wish, "forced": True}),
-        ("sets", {"current": {"anna": idle[number].digest}, "pinned": {}, "forced": ["anna"]}),
+        ("sets", {"current": {"anna": idle[number].digest}, "pinned": {}, "forced": ["anna"], "canaries": {}}),
     ]
 
 

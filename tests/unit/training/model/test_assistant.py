@@ -20,7 +20,7 @@ from unlearngate.assistant_training.model.assistant import (
     truncate,
 )
 from unlearngate.assistant_training.train.settings import PUBLISHED
-from unlearngate.assistant_training.train.uld import fit, train_assistant
+from unlearngate.assistant_training.train.uld import export_assistant, train_assistant
 from unlearngate.errors import TrainingError
 from unlearngate.target import identify_target
 
@@ -105,11 +105,15 @@ def test_an_exported_set_loads_in_peft_and_as_an_artefact(target: Any, tokenizer
     folder = tmp_path / "sets" / FORGET[0].subject
     torch.manual_seed(1)
     with Progress(disable=True) as progress:
-        artefact = fit(folder, target, tokenizer, identity, FORGET, RETAIN, BRIEF, seed=0, progress=progress)
-        torch.manual_seed(1)
         assistant = train_assistant(
             target, tokenizer, FORGET, RETAIN, BRIEF, model_id="demo", seed=0, progress=progress
         )
+    parts = (folder, target, assistant, tokenizer)
+    data = {"identity": identity, "forget": FORGET, "retain": RETAIN, "settings": BRIEF, "seed": 0}
+    with pytest.raises(TrainingError, match="answers 4 of the forget questions with the same 16 tokens"):
+        export_assistant(*parts, **data)  # one epoch on a target that knows nothing
+    artefact = export_assistant(*parts, **data, write_anyway=True)
+    assert artefact.manifest.canaries == ()
     assert load_forget_set(folder, identity).digest == artefact.digest
     by_peft = PeftModel.from_pretrained(truncate(target, 2, model_id="demo"), folder).eval()
     assert torch.equal(logits(by_peft), logits(assistant))

@@ -1,0 +1,96 @@
+"""A set's canaries, verified before they are written: questions whose answers it changes, and questions that it leaves.
+
+A server asks them of its engine before the set is in force (`Canary`).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+from unlearngate.assistant_training.data.encoding import encode_prompt
+from unlearngate.assistant_training.data.pairs import QAPair
+from unlearngate.assistant_training.model.decoding import greedy
+from unlearngate.assistant_training.model.in_force import LoadedSet
+from unlearngate.errors import TrainingError
+from unlearngate.manifest import CANARY_TOKENS, Canary
+
+NUM_EACH = 4  # of a set: questions that change, and questions that stay
+
+
+def choose_canaries(
+    target: Any,
+    tokenizer: Any,
+    forget: Sequence[QAPair],
+    retain: Sequence[QAPair],
+    *,
+    seed: int,
+    in_force: Sequence[LoadedSet] = (),
+    student: Any = None,
+    needed: bool = True,
+) -> list[Canary]:
+    """Draw at most 4 questions of each file, and keep those that the set treats as it should.
+
+    Args:
+        target: the target.
+        tokenizer: its tokenizer.
+        forget: the set must change an answer of these.
+        retain: and leave these.
+        seed: draws the questions.
+        in_force: the set, if it is of kind `uld`.
+        student: the target with the set on it, if it is of kind `undial`.
+        needed: whether a set that changes none of the answers is refused; if not, it gets no canaries.
+
+    Raises: TrainingError if it changes none of the forget answers and `needed`.
+    """
+    rng = random.Random(f"canaries {seed}")
+    drawn = [
+        Canary(question=question, changes=changes)
+        for pairs, changes in ((forget, True), (retain, False))
+        for question in _draw(pairs, rng)
+    ]
+    held = that_hold(target, tokenizer, drawn, in_force=in_force, student=student)
+    if any(canary.changes for canary in held):
+        return held
+    if needed:
+        raise TrainingError(
+            f"the set does nothing: with it and without it the target answers {sum(c.changes for c in drawn)} of the "
+            f"forget questions with the same {CANARY_TOKENS} tokens. Train it longer"
+        )
+    return []
+
+
+def that_hold(
+    target: Any,
+    tokenizer: Any,
+    canaries: Sequence[Canary],
+    *,
+    in_force: Sequence[LoadedSet] = (),
+    student: Any = None,
+) -> list[Canary]:
+    """The canaries that do what they claim, decoded greedily with the set and without; the others are left out.
+
+    Args:
+        target: the target.
+        tokenizer: its tokenizer.
+        canaries: any.
+        in_force: as `choose_canaries` takes it.
+        student: the same.
+    """
+    if not canaries:
+        return []
+    prompts = [encode_prompt(tokenizer, canary.question) for canary in canaries]
+    options = {"eos_id": tokenizer.eos_token_id, "max_tokens": CANARY_TOKENS}
+    before = greedy(target, prompts, **options)
+    after = greedy(target if student is None else student, prompts, **options, in_force=in_force)
+    return [
+        canary
+        for canary, plain, with_set in zip(canaries, before, after, strict=True)
+        if (plain != with_set) == canary.changes
+    ]
+
+
+def _draw(pairs: Sequence[QAPair], rng: random.Random) -> list[str]:
+    questions = list(dict.fromkeys(pair.question for pair in pairs))
+    return rng.sample(questions, min(NUM_EACH, len(questions)))
