@@ -87,6 +87,7 @@ def serve(config: ServerConfig) -> int:
                 arguments = _engine_namespace(config, registry)
                 engine_config = compat.engine_config(arguments)
                 refuse_unsupported(engine_config)
+                _warn_of_other_dtypes(registry, str(engine_config.model_config.dtype).removeprefix("torch."))
                 tally = Tally.create(
                     Path(scratch),
                     max_num_seqs=engine_config.scheduler_config.max_num_seqs,
@@ -164,6 +165,18 @@ def _engine_namespace(config: ServerConfig, registry: Registry) -> Any:
     from unlearngate.server.engine import compat
 
     return compat.parse_engine_arguments(words)
+
+
+def _warn_of_other_dtypes(registry: Registry, served: str) -> None:
+    """A gate or a figure that was measured in one dtype may be another in a coarser one."""
+    for forget_set in registry.sets.values():
+        measured = forget_set.manifest.training.get("dtype")
+        if measured not in (None, served):
+            logger.warning(
+                "%s was measured in %s and is served in %s: its gate may open elsewhere. Serve with --engine-args "
+                "'--dtype %s', or calibrate it on a checkpoint in %s",
+                *(forget_set.reference, measured, served, measured, served),
+            )
 
 
 def _flag(name: str) -> str:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from unlearngate.artefact import ForgetSet, data_digest
-from unlearngate.assistant_training.data.encoding import IGNORE, Encoded, encode, focus_labels
+from unlearngate.assistant_training.data.contexts import Shares, in_context
+from unlearngate.assistant_training.data.encoding import IGNORE, Encoded, encode, fact_spans, focus_labels, span_labels
 from unlearngate.assistant_training.data.pairs import QAPair, read_pairs
 from unlearngate.errors import DataError
+
+_CONTEXTS = 2  # drawn for each pair
 
 
 class HeldOut(NamedTuple):
@@ -30,11 +34,18 @@ class HeldOut(NamedTuple):
 
 
 class WordedQuestion(NamedTuple):
-    """One question in one wording: the tokens of its answer that count, what to decode from, and the whole answer."""
+    """One question in one wording and context.
+
+    row: with labels at the tokens of its answer that count.
+    prompt: what to decode from.
+    answer: the whole answer.
+    facts: only tokens of the pair's facts count.
+    """
 
     row: Encoded
     prompt: list[int]
     answer: str
+    facts: bool
 
 
 def read_held_out(
@@ -88,13 +99,52 @@ def ask(
     """
     asked = []
     for pair in pairs:
+        facts = focused and bool(fact_spans(pair, pair.answer))
         for question in dict.fromkeys((pair.question, *pair.paraphrases)):
             for system in (None, *system_prompts):
                 row = encode(tokenizer, question, pair.answer, system)
-                prompt = row.input_ids[: next(i for i, label in enumerate(row.labels) if label != IGNORE)]
                 labels = focus_labels(tokenizer, pair, row, pair.answer) if focused else row.labels
-                asked.append(WordedQuestion(Encoded(row.input_ids, labels), prompt, pair.answer))
+                asked.append(WordedQuestion(Encoded(row.input_ids, labels), _prompt(row), pair.answer, facts))
     return asked
+
+
+def ask_in_contexts(tokenizer: Any, pairs: Sequence[QAPair], data: HeldOut, *, focused: bool) -> list[WordedQuestion]:
+    """Every question in two contexts, always the same ones, in wordings that training does not draw.
+
+    Args:
+        tokenizer: the target's.
+        pairs: what to ask.
+        data: what earlier turns and second questions are taken from.
+        focused: only the tokens of a pair's facts count or, where its answer holds none, those of the answer; else
+            also those of an answer to a second question.
+
+    Raises: DataError if the chat template changes the text of an answer.
+    """
+    rng, shares = random.Random("calibration"), Shares(plain=0.0)
+    asked = []
+    for pair in pairs:
+        for _ in range(_CONTEXTS):
+            one = in_context(
+                *(pair, pair.answer, rng),
+                neighbours=data.retain,
+                forgotten=data.forget,
+                forgets=focused,
+                held_out=True,
+                shares=shares,
+            )
+            row = encode(tokenizer, one.question, one.answer, one.system, one.earlier, raw=one.raw)
+            labels, facts = row.labels, []
+            if focused:
+                start = one.answer.index(pair.answer)
+                facts = [(start + left, start + right) for left, right in fact_spans(pair, pair.answer)]
+                spans = facts or [(start, start + len(pair.answer))]
+                labels = span_labels(tokenizer, pair.question, row, one.answer, spans)
+            asked.append(WordedQuestion(Encoded(row.input_ids, labels), _prompt(row), one.answer, bool(facts)))
+    return asked
+
+
+def _prompt(row: Encoded) -> list[int]:
+    return row.input_ids[: next(i for i, label in enumerate(row.labels) if label != IGNORE)]
 
 
 def _questions(pairs: Sequence[QAPair]) -> set[str]:

@@ -12,30 +12,42 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.progress import Progress
 
-from unlearngate.artefact import ForgetSet, load_forget_set, rewrite_forget_set
-from unlearngate.assistant_training.calibrate.held_out import HeldOut, WordedQuestion, ask
+from unlearngate.artefact import ADAPTER_FILE, CONFIG_FILE, ForgetSet, load_forget_set, rewrite_forget_set
+from unlearngate.assistant_training.calibrate.decoded import decode
+from unlearngate.assistant_training.calibrate.gates import gates_of
+from unlearngate.assistant_training.calibrate.held_out import HeldOut, WordedQuestion, ask, ask_in_contexts
+from unlearngate.assistant_training.calibrate.kept import Kept, digest_of
 from unlearngate.assistant_training.calibrate.report import Report, write_report
-from unlearngate.assistant_training.calibrate.selection import Choice, choose_setting
-from unlearngate.assistant_training.calibrate.settings import CalibrationSettings
-from unlearngate.assistant_training.calibrate.sweep import Grid, Positions, Setting, measure, plain_outcome, sweep
+from unlearngate.assistant_training.calibrate.selection import Choice, best_of, choose_setting, describe
+from unlearngate.assistant_training.calibrate.settings import CalibrationSettings, Limits
+from unlearngate.assistant_training.calibrate.sweep import (
+    Composed,
+    Grid,
+    Measured,
+    Positions,
+    Setting,
+    compose_positions,
+    least_evidence,
+    plain_outcome,
+    read_positions,
+    sweep,
+)
+from unlearngate.assistant_training.data.everyday import warning_of_everyday_facts
 from unlearngate.assistant_training.data.pairs import QAPair
-from unlearngate.assistant_training.evaluate.metrics import answer_probability, recited, rouge_recall
+from unlearngate.assistant_training.evaluate.metrics import answer_probability
 from unlearngate.assistant_training.model.canaries import that_hold
-from unlearngate.assistant_training.model.decoding import greedy
 from unlearngate.assistant_training.model.in_force import LoadedSet
 from unlearngate.assistant_training.model.loaded_sets import assistant_of
 from unlearngate.assistant_training.model.loaded_target import LoadedTarget
 from unlearngate.assistant_training.model.scoring import score
 from unlearngate.errors import CalibrationError
-from unlearngate.manifest import NAME_PATTERN, Canary, Strength
+from unlearngate.manifest import NAME_PATTERN, Strength
 
 
 class Calibrated(NamedTuple):
-    """The result: `forget_set` is the new artefact, or None after a dry run; `files` are the report's."""
+    """The result: `files` are the report's; `forget_set` is the new artefact, or None if none was written."""
 
     report: Report
-    choice: Choice
-    decoded: dict[str, float]
     files: list[Path]
     forget_set: ForgetSet | None
 
@@ -48,10 +60,16 @@ def calibrate_forget_set(
     *,
     out: Path,
     report_folder: Path,
+    kept_folder: Path,
     dry_run: bool = False,
+    write_anyway: bool = False,
+    accept: str,
     progress: Progress,
 ) -> Calibrated:
     """Measure the set at every setting, choose one by the rule of selection.py, and write it into a new artefact.
+
+    If no setting passes, or decoding contradicts the choice, the report has the reason and the nearest setting, and
+    no set is written unless `write_anyway`.
 
     Args:
         target: what the set was trained on.
@@ -59,86 +77,202 @@ def calibrate_forget_set(
         data: from `read_held_out`. Where a pair names facts, only their tokens count as forgotten or not.
         settings: the grid and the limits. With ignorance data, its probability replaces the limit on forgetting.
         out: the artefact to write, named like that folder; if that is the set's own, the set is replaced atomically.
-        report_folder: for sweep.md, .csv, .json and .png, which are written even if no setting can be recommended.
+        report_folder: for sweep.md, .csv, .json and .png, which are always written.
+        kept_folder: what is measured is kept here, and read again by the next calibration on the same data.
         dry_run: write only the report.
+        write_anyway: write the set even if nothing passes.
+        accept: the command that does so, for the report.
         progress: shows how far it is.
 
-    Raises: CalibrationError if no setting meets the limits, the target does not know the forget answers, or the
-        decoded answers contradict the choice; the artefacts on disk are then unchanged. ArtefactError if `out` holds
-        something that is no forget set.
+    Raises: CalibrationError if the target does not know the forget answers; the artefacts on disk are then unchanged.
+        ArtefactError if `out` holds something that is no forget set.
     """
     _check(forget_set, out)
+    if warning := warning_of_everyday_facts(data.forget, data.retain):
+        progress.console.print(warning, style="yellow", markup=False, highlight=False, soft_wrap=True)
     assistant = assistant_of(target.model, forget_set)
-    limits = settings.limits
     if data.ignorance:
-        limits = replace(limits, forget_probability=_ignorance(target, data.ignorance, settings))
+        level = _ignorance(target, data, settings)
+        settings = replace(settings, limits=replace(settings.limits, forget_probability=level))
     asked = {
-        "forget": ask(target.tokenizer, data.forget, settings.system_prompts, focused=True),
-        "retain": ask(target.tokenizer, data.retain, settings.system_prompts, focused=False),
+        "forget": _ask(target, data.forget, data, settings, focused=True),
+        "retain": _ask(target, data.retain, data, settings, focused=False),
     }
-    report = _sweep(target, assistant, asked, replace(settings, limits=limits), forget_set, progress)
-    try:
-        choice = choose_setting(report.settings, report.grid, limits)
-    except CalibrationError as error:
-        write_report(report, report_folder)
-        raise CalibrationError(f"{error.message}. The whole sweep is in {report_folder}") from error
-    report = report._replace(choice=choice)
-    files = write_report(report, report_folder)
-    in_force = [LoadedSet(assistant, choice.setting.strength, forget_set.manifest.rule)]
-    decoded = _decode(target, asked, in_force, settings, progress)
-    if decoded["decoded_forget_recited"] > limits.forget_recited:
-        raise CalibrationError(
-            f"decoded greedily, {decoded['decoded_forget_recited']:.1%} of the forget answers are still recited at the "
-            f"chosen setting, at most {limits.forget_recited:.1%} may be; lower --forget-at-most or --margin, which "
-            "leads to a larger weight, or allow more with --recited-at-most"
+    measured_on = {
+        "target": target.identity.model_dump(mode="json"),
+        "dtype": _dtype(target),
+        "assistant": {name: forget_set.manifest.files[name] for name in (ADAPTER_FILE, CONFIG_FILE)},
+        **{name: getattr(forget_set.manifest, name) for name in ("rule", "tap_layer", "num_layers")},
+    }
+    kept = {
+        name: Kept(kept_folder / f"{name}-{digest_of(measured_on, [one.row for one in questions])[:16]}.npz")
+        for name, questions in asked.items()
+    }
+    positions = {
+        name: _read(target, assistant, questions, settings, kept[name], progress, name)
+        for name, questions in asked.items()
+    }
+    grid = _grid(settings, forget_set, positions)
+    measured = {
+        name: Measured(
+            positions[name],
+            _compose(target, assistant, questions, positions[name], grid, settings, forget_set, kept[name], progress),
+            np.array([one.facts for one in questions]),
         )
+        for name, questions in asked.items()
+    }
+    none = Strength(weight=0.0, keep_ratio=0.0, gate_nats=0.0)
+    plain = Setting(none, plain_outcome(measured["forget"]), plain_outcome(measured["retain"]))
+    _refuse_nothing_known(plain, settings.limits)
+    swept = sweep(measured["forget"], measured["retain"], grid)
+    choice, reason = _choose(swept, grid, settings.limits)
+    in_force = [LoadedSet(assistant, choice.setting.strength, forget_set.manifest.rule)]
+    decoded = decode(target, asked, in_force, settings, kept, progress)
     canaries = that_hold(target.model, target.tokenizer, forget_set.manifest.canaries, in_force=in_force)
+    reason = reason or _contradiction(decoded, choice, settings.limits)
     if forget_set.manifest.canaries and not any(canary.changes for canary in canaries):
-        raise CalibrationError(
+        reason = reason or (
             "at the chosen setting the set changes none of the answers that its canaries say it changes; lower "
             "--forget-at-most or --margin, which leads to a larger weight"
         )
-    new = None if dry_run else _write(forget_set, out, data, settings, report, choice, decoded, canaries)
-    return Calibrated(report, choice, decoded, files, new)
+    counts = {f"{name}_{what}": count for name, one in measured.items() for what, count in _counts(one).items()}
+    report = Report(
+        *(forget_set.reference, counts, grid, settings.limits, plain, forget_set.manifest.recommended, swept, choice),
+        decoded=decoded,
+        proposal={},
+        reason=reason,
+    )
+    manifest = _proposal(forget_set, out, data, settings, report, _dtype(target)) | {
+        "canaries": [canary.model_dump() for canary in canaries]
+    }
+    report = report._replace(proposal=manifest)
+    files = write_report(report, report_folder, accept)
+    if dry_run or (reason and not write_anyway):
+        return Calibrated(report, files, None)
+    return Calibrated(report, files, rewrite_forget_set(forget_set, out, **manifest))
 
 
-def _sweep(
+def _ask(
+    target: LoadedTarget, pairs: Sequence[QAPair], data: HeldOut, settings: CalibrationSettings, *, focused: bool
+) -> list[WordedQuestion]:
+    asked = ask(target.tokenizer, pairs, settings.system_prompts, focused=focused)
+    return asked + (ask_in_contexts(target.tokenizer, pairs, data, focused=focused) if settings.contexts else [])
+
+
+def _read(
     target: LoadedTarget,
     assistant: Any,
-    asked: dict[str, list[WordedQuestion]],
+    questions: Sequence[WordedQuestion],
     settings: CalibrationSettings,
-    forget_set: ForgetSet,
+    kept: Kept,
     progress: Progress,
-) -> Report:
-    """All measurements; nothing is chosen yet."""
-    before = forget_set.manifest.recommended
-    grid = Grid.of(
-        [*settings.weights, *([before.weight] if before.weight else [])],
-        [*settings.keep_ratios, before.keep_ratio],
-        [*settings.gates_nats, before.gate_nats],
-    )
-    measured: dict[str, Positions] = {}
-    counts: dict[str, int] = {}
-    for name, questions in asked.items():
+    name: str,
+) -> Positions:
+    """What does not depend on the grid."""
+
+    def measure() -> dict[str, np.ndarray]:
         bar = progress.add_task(f"measuring {name} answers", total=len(questions))
-        measured[name] = measure(
-            *(target.model, assistant, [one.row for one in questions], grid),
+        return read_positions(
+            *(target.model, assistant, [one.row for one in questions]),
             pad_id=target.tokenizer.pad_token_id,
-            rule=forget_set.manifest.rule,
             batch_size=settings.batch_size,
             advance=partial(progress.advance, bar),
-        )
-        counts |= {f"{name}_answers": len(questions), f"{name}_tokens": len(measured[name].answer_P)}
-    none = Strength(weight=0.0, keep_ratio=0.0, gate_nats=0.0)
-    plain = Setting(none, plain_outcome(measured["forget"]), plain_outcome(measured["retain"]))
-    if settings.limits.forgets(plain):
+        )._asdict()
+
+    return Positions(**kept.remember("positions", measure))
+
+
+def _grid(settings: CalibrationSettings, forget_set: ForgetSet, positions: dict[str, Positions]) -> Grid:
+    """What is swept: the settings' values, or gates from the evidence, and what the set recommends."""
+    before, vocab_size = forget_set.manifest.recommended, forget_set.manifest.target.vocab_size
+    gates = settings.gates_nats
+    if gates is None:
+        gates = gates_of(positions["forget"], positions["retain"], vocab_size)
+    return Grid.of(
+        [*settings.weights, *([before.weight] if before.weight else [])],
+        [*settings.keep_ratios, before.keep_ratio],
+        [*gates, before.gate_nats],
+    )
+
+
+def _compose(
+    target: LoadedTarget,
+    assistant: Any,
+    questions: Sequence[WordedQuestion],
+    positions: Positions,
+    grid: Grid,
+    settings: CalibrationSettings,
+    forget_set: ForgetSet,
+    kept: Kept,
+    progress: Progress,
+) -> Composed:
+    """Every weight and keep ratio of the grid. Those that are kept are measured again only for a lower gate."""
+    pairs = [(weight, keep_ratio) for weight in grid.weights for keep_ratio in grid.keep_ratios]
+    lowest = grid.gates_nats[0]
+    found = kept.get("composed")
+    old = Composed(**found) if found else None
+    if old and old.lowest_nats > least_evidence(lowest):
+        old = None
+    if old:
+        lowest = max(0.0, float(old.lowest_nats))
+        there = {(weight, keep_ratio) for weight, keep_ratio in old.pair_S2.tolist()}
+        pairs = [pair for pair in pairs if pair not in there]
+        if not pairs:
+            return old
+    bar = progress.add_task(f"composing {len(pairs)} weights and keep ratios", total=len(questions))
+    new = compose_positions(
+        *(target.model, assistant, [one.row for one in questions], positions, pairs, lowest),
+        pad_id=target.tokenizer.pad_token_id,
+        rule=forget_set.manifest.rule,
+        batch_size=settings.batch_size,
+        advance=partial(progress.advance, bar),
+    )
+    progress.update(bar, completed=len(questions))  # those in which no gate opens cost nothing
+    if old:
+        joined = (np.concatenate(parts) for parts in zip(old[1:], new[1:], strict=True))
+        new = Composed(old.lowest_nats, *joined)
+    kept.put("composed", new._asdict())
+    return new
+
+
+def _refuse_nothing_known(plain: Setting, limits: Limits) -> None:
+    if limits.forgets(plain):
         raise CalibrationError(
             f"without any set the target gives the forget answers a probability of {plain.forget.probability:.3g} and "
             f"recites {plain.forget.recited:.1%}, no more than may be left: there is nothing to measure. Ask what it "
             "knows, and give the answers in its words"
         )
-    found = sweep(measured["forget"], measured["retain"], grid)
-    return Report(forget_set.reference, counts, grid, settings.limits, plain, before, found, None)
+
+
+def _choose(swept: Sequence[Setting], grid: Grid, limits: Limits) -> tuple[Choice, str | None]:
+    """What the rule recommends, or the nearest and why it is not recommended."""
+    try:
+        return choose_setting(swept, grid, limits), None
+    except CalibrationError as error:
+        return best_of(swept, limits), error.message
+
+
+def _contradiction(decoded: dict[str, float], choice: Choice, limits: Limits) -> str | None:
+    """Why decoding does not bear out the choice."""
+    if decoded["decoded_forget_recited"] <= limits.forget_recited:
+        return None
+    return (
+        f"decoded greedily, {decoded['decoded_forget_recited']:.1%} of the forget answers are still recited at the "
+        f"chosen setting, at most {limits.forget_recited:.1%} may be ({describe(choice.setting)}); lower "
+        "--forget-at-most or --margin, which leads to a larger weight, or allow more with --recited-at-most"
+    )
+
+
+def _counts(measured: Measured) -> dict[str, int]:
+    return {
+        "answers": len(measured.facts_A),
+        "tokens": len(measured.positions.answer_P),
+        "answers_with_facts": int(measured.facts_A.sum()),
+    }
+
+
+def _dtype(target: LoadedTarget) -> str:
+    return str(target.model.dtype).removeprefix("torch.")
 
 
 def _check(forget_set: ForgetSet, out: Path) -> None:
@@ -156,68 +290,29 @@ def _check(forget_set: ForgetSet, out: Path) -> None:
         load_forget_set(out)  # anything but a forget set must not be replaced
 
 
-def _ignorance(target: LoadedTarget, pairs: Sequence[QAPair], settings: CalibrationSettings) -> float:
+def _ignorance(target: LoadedTarget, data: HeldOut, settings: CalibrationSettings) -> float:
     """The probability that the target gives to answers it never learned, measured as for the forget answers."""
-    rows = [one.row for one in ask(target.tokenizer, pairs, settings.system_prompts, focused=True)]
+    rows = [one.row for one in _ask(target, data.ignorance, data, settings, focused=True)]
     scored = score(target.model, rows, pad_id=target.tokenizer.pad_token_id, batch_size=settings.batch_size)
     return float(answer_probability([one.log_p for one in scored]).mean())
 
 
-def _decode(
-    target: LoadedTarget,
-    asked: dict[str, list[WordedQuestion]],
-    in_force: Sequence[LoadedSet],
-    settings: CalibrationSettings,
-    progress: Progress,
-) -> dict[str, float]:
-    """What greedy decoding gives with and without the set in force, for evenly spread questions of each file."""
-    figures = {}
-    for name, questions in asked.items():
-        count = min(settings.decoded, len(questions))
-        some = [questions[index] for index in np.linspace(0, len(questions) - 1, count).round().astype(int)]
-        bar = progress.add_task(f"decoding {name} answers", total=2 * count)
-        said: dict[str, list[list[int]]] = {"_plain": [], "": []}
-        for suffix, sets in (("_plain", ()), ("", in_force)):
-            for start in range(0, count, settings.batch_size):
-                part = some[start : start + settings.batch_size]
-                said[suffix] += greedy(
-                    *(target.model, [one.prompt for one in part]),
-                    eos_id=target.tokenizer.eos_token_id,
-                    max_tokens=settings.max_tokens,
-                    in_force=sets,
-                )
-                progress.advance(bar, len(part))
-            texts = [target.tokenizer.decode(ids, skip_special_tokens=True) for ids in said[suffix]]
-            answers = [one.answer for one in some]
-            figures[f"decoded_{name}_recited{suffix}"] = float(recited(answers, texts).mean())
-            figures[f"decoded_{name}_rouge{suffix}"] = float(rouge_recall(answers, texts).mean())
-        same = [plain == now for plain, now in zip(said["_plain"], said[""], strict=True)]
-        figures[f"decoded_{name}_unchanged"] = float(np.mean(same))
-    return figures
-
-
-def _write(
-    forget_set: ForgetSet,
-    out: Path,
-    data: HeldOut,
-    settings: CalibrationSettings,
-    report: Report,
-    choice: Choice,
-    decoded: dict[str, float],
-    canaries: Sequence[Canary],
-) -> ForgetSet:
-    """Write the same tensors under a new manifest. The old one's metrics depend on its gate: they move to `before`."""
-    manifest = forget_set.manifest
-    strength = choice.setting.strength
-    figures = {key: value for key, value in choice.setting.row().items() if key not in Strength.model_fields}
+def _proposal(
+    forget_set: ForgetSet, out: Path, data: HeldOut, settings: CalibrationSettings, report: Report, dtype: str
+) -> dict[str, Any]:
+    """The same set's manifest at the chosen strength. The old metrics depend on the old gate: they move to `before`."""
+    manifest, choice = forget_set.manifest, report.choice
+    figures = {key: v for key, v in choice.setting.row().items() if key not in Strength.model_fields and v is not None}
     plain = {f"{name}_probability_plain": getattr(report.plain, name).probability for name in ("forget", "retain")}
     calibration = {
         "grid": report.grid._asdict(),
         "limits": asdict(report.limits),
         "limit_is_level_of_ignorance": bool(data.ignorance),
         "system_prompts": list(settings.system_prompts),
+        "contexts": settings.contexts,
         "data_digests": data.digests(),
         "held_out": data.held_out,
+        "does_not_pass": report.reason,
         "before": {
             "digest": forget_set.digest,
             "recommended": manifest.recommended.model_dump(),
@@ -225,13 +320,18 @@ def _write(
             "metrics": manifest.metrics,
         },
     }
-    return rewrite_forget_set(
-        forget_set,
-        out,
-        name=out.name,
-        recommended=strength,
-        bounds=choice.bounds,
-        training={**manifest.training, "calibration": calibration},
-        metrics={"held_out": float(data.held_out), **report.counts, **plain, **figures, **decoded},
-        canaries=canaries,
-    )
+    return {
+        **manifest.model_dump(mode="json", exclude={"files", "created_at"}),
+        "name": out.name,
+        "recommended": choice.setting.strength.model_dump(),
+        "bounds": choice.bounds.model_dump(),
+        "training": {**manifest.training, "dtype": dtype, "calibration": calibration},
+        "metrics": {
+            "held_out": float(data.held_out),
+            **report.counts,
+            **plain,
+            **figures,
+            "forget_gate_open": 1.0 - choice.setting.forget.untouched,
+            **report.decoded,
+        },
+    }

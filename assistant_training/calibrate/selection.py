@@ -1,7 +1,7 @@
 """Which setting of a sweep to recommend, and within which bounds: an explicit rule, or a refusal that says why.
 
 The rule (docs/training.md, Calibration). A setting *passes* if it meets all limits. It *can be recommended* if it
-passes and uses no more than a share, the margin, of what the two limits on forgetting allow. Of these it takes the
+passes and uses no more than a share, the margin, of what the limits on forgetting allow. Of these it takes the
 smallest weight; at that weight the middle gate, which is farthest from opening on retain data and from staying closed
 on forget data; at that gate the middle keep ratio. Of two in the middle it takes the lower one. The bounds are the box
 around it that holds the most settings of the sweep, all of which pass.
@@ -50,43 +50,44 @@ def choose_setting(settings: Sequence[Setting], grid: Grid, limits: Limits) -> C
     return Choice(chosen, _bounds(settings, grid, limits, chosen.strength))
 
 
-def best_of(settings: Sequence[Setting], limits: Limits) -> Setting:
-    """The nearest setting if none can be recommended: of those that spare the retain data, the one forgetting most."""
-    sparing = [s for s in settings if limits.spares(s)]
-    if sparing:
-        return min(
-            sparing, key=lambda s: (s.forget.recited > limits.margin * limits.forget_recited, forget_probability(s))
-        )
-    return min(settings, key=lambda s: (-s.retain.untouched, s.retain.lost))
+def best_of(settings: Sequence[Setting], limits: Limits) -> Choice:
+    """What is nearest if none can be recommended: exceeds the limits by the least in sum; of equals the first.
+
+    Its bounds allow nothing else, as nothing around it passes either.
+    """
+    best = min(settings, key=lambda s: limits.told_too_much(s, limits.margin) + limits.lost_too_much(s))
+    alone = {name: Bounds(low=value, high=value) for name, value in best.strength.model_dump().items()}
+    return Choice(best, StrengthBounds(**alone))
 
 
 def describe(setting: Setting) -> str:
     """A setting and the figures that the rule uses, in one line."""
     s, forget, retain = setting
+    told = "" if forget.facts_told is None else f"facts told {forget.facts_told:.1%}, "
     return (
         f"weight {s.weight:g}, keep ratio {s.keep_ratio:g}, gate {s.gate_nats:g} nats: forget probability "
-        f"{forget_probability(setting):.3g}, recited {forget.recited:.1%}, retain untouched {retain.untouched:.2%}, "
-        f"retain probability lost {retain.lost:.3g}"
+        f"{forget_probability(setting):.3g}, recited {forget.recited:.1%}, {told}retain answers untouched "
+        f"{retain.untouched_answers:.2%}, tokens {retain.untouched:.2%}, probability lost {retain.lost:.3g}"
     )
 
 
 def _refusal(settings: Sequence[Setting], limits: Limits) -> str:
-    best = describe(best_of(settings, limits))
+    best = describe(best_of(settings, limits).setting)
     if not any(limits.spares(s) for s in settings):
         return (
-            "no setting of the sweep spares the retain data: expected at least "
-            f"{limits.retain_untouched:.2%} untouched and at most {limits.retain_lost:g} of its probability lost; "
-            f"the most sparing is {best}. Sweep higher "
+            f"no setting of the sweep spares the retain data: expected at least {limits.retain_untouched_answers:.2%} "
+            f"of its answers and {limits.retain_untouched:.2%} of its tokens untouched, and at most "
+            f"{limits.retain_lost:g} of its probability lost; the nearest is {best}. Sweep higher "
             "--gates-nats, train the set with more retain data of this kind, or allow a higher cost with "
-            "--untouched-at-least and --retain-loss-at-most"
+            "--untouched-answers-at-least, --untouched-at-least and --retain-loss-at-most"
         )
-    most, recited = limits.margin * limits.forget_probability, limits.margin * limits.forget_recited
+    most = [limits.margin * m for m in (limits.forget_probability, limits.forget_recited, limits.forget_facts_told)]
     return (
         "no setting of the sweep that spares the retain data forgets enough: expected a forget probability of at most "
-        f"{most:.3g} and at most {recited:.1%} recited ({limits.margin:g} of the limits "
-        f"{limits.forget_probability:.3g} and {limits.forget_recited:.1%}); the one that forgets most is {best}. "
-        "Sweep larger --weights or lower --gates-nats, train the set longer or on more wordings, or allow more with "
-        "--forget-at-most, --recited-at-most and --margin"
+        f"{most[0]:.3g}, at most {most[1]:.1%} recited and facts told in at most {most[2]:.1%} ({limits.margin:g} of "
+        f"the limits {limits.forget_probability:.3g}, {limits.forget_recited:.1%} and {limits.forget_facts_told:.1%}); "
+        f"the nearest is {best}. Sweep larger --weights or lower --gates-nats, train the set longer or on more "
+        "wordings, or allow more with --forget-at-most, --recited-at-most, --facts-told-at-most and --margin"
     )
 
 

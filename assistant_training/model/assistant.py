@@ -115,6 +115,11 @@ def head_weight(assistant: Any) -> Tensor:
     return weight.detach()
 
 
+def target_dtype(assistant: Any) -> str:
+    """The dtype that the target was loaded in, such as "float32": what a set is trained and measured in."""
+    return str(head_weight(assistant).dtype).removeprefix("torch.")
+
+
 def save_memory(assistant: Any) -> None:
     """Recompute activations for the gradient instead of keeping them: less memory, slower, the same result."""
     _peft_model(assistant).gradient_checkpointing_enable({"use_reentrant": False})

@@ -15,6 +15,7 @@ from rich.progress import Progress
 from safetensors import SafetensorError
 
 from unlearngate.artefact import ForgetSet, data_digest, load_forget_set
+from unlearngate.assistant_training.data.everyday import warning_of_everyday_facts
 from unlearngate.assistant_training.data.pairs import QAPair, read_pairs
 from unlearngate.assistant_training.model.loaded_target import LoadedTarget
 from unlearngate.assistant_training.model.processes import Processes
@@ -70,6 +71,8 @@ def train_forget_set(
     _check_wording(target, label or out.name, instead)
     data = _read(out, forget_file, retain_file)
     settings = settings.on(target.identity.num_layers)
+    if Processes().is_main and (warning := warning_of_everyday_facts(data.forget, data.retain)):
+        progress.console.print(warning, style="yellow", markup=False, highlight=False, soft_wrap=True)
     run = _run_files(out, target, data, asdict(settings), seed, checkpoint_every, tensorboard)
     torch.manual_seed(seed)
     assistant = train_assistant(

@@ -21,6 +21,7 @@ from unlearngate.assistant_training.model.assistant import (
     new_assistant,
     own_token,
     save_memory,
+    target_dtype,
 )
 from unlearngate.assistant_training.model.canaries import choose_canaries
 from unlearngate.assistant_training.model.in_force import LoadedSet
@@ -212,7 +213,7 @@ def export_assistant(
                 "keep_ratio": {"low": settings.keep_ratio / 5, "high": min(1.0, settings.keep_ratio * 5)},
                 "gate_nats": {"low": 0.0, "high": gate_nats * 2},
             },
-            "training": {**asdict(settings), "seed": seed},
+            "training": {**asdict(settings), "seed": seed, "dtype": target_dtype(assistant)},
             "data_digests": {
                 "forget": data_digest([pair.row() for pair in forget]),
                 "retain": data_digest([pair.row() for pair in retain]),

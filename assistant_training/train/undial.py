@@ -24,6 +24,7 @@ from unlearngate.assistant_training.model.assistant import (
     load_assistant,
     new_assistant,
     save_memory,
+    target_dtype,
 )
 from unlearngate.assistant_training.model.canaries import choose_canaries
 from unlearngate.assistant_training.model.scoring import score
@@ -153,6 +154,7 @@ def export_undial(
             "training": {
                 **asdict(settings),
                 "seed": seed,
+                "dtype": target_dtype(trained.student),
                 "steps": trained.num_steps,
                 "after": f"{after.name}@{after.digest}" if after else None,
             },

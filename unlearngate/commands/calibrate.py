@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +18,8 @@ from unlearngate.errors import UnlearngateError
 from unlearngate.progress import shown_progress
 
 DEFAULTS = CalibrationSettings()
-_ONLY_IN_THE_REPORT = ("forget right", "retain changed", "retain cut")  # a terminal has 80 columns
+NONE_PASSES, NONE_PASSES_WRITTEN = 1, 3  # exit codes; 2 is an error
+_ONLY_IN_THE_REPORT = ("forget right", "retain untouched", "retain changed", "retain cut")  # a terminal has 80 columns
 
 
 def _shown(values: tuple[float, ...]) -> str:
@@ -24,6 +27,7 @@ def _shown(values: tuple[float, ...]) -> str:
 
 
 def calibrate(
+    context: typer.Context,
     target: Annotated[Path, typer.Argument(help="the target's Hugging Face checkpoint folder")],
     forget_set: Annotated[Path, typer.Argument(metavar="SET", help="the forget set's folder; kind uld, also tapped")],
     forget: Annotated[
@@ -42,12 +46,16 @@ def calibrate(
         Path | None, typer.Option(help="folder for the picture and the tables; default: .NAME.calibration beside OUT")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="write the report, and no set")] = False,
+    write_anyway: Annotated[
+        bool, typer.Option("--write-anyway", help="write the best setting even if it does not pass; exit code 3 then")
+    ] = False,
     weights: Annotated[
         str | None, typer.Option(help=f"to sweep, such as 0.5,1,2; default: {_shown(DEFAULTS.weights)}")
     ] = None,
     keep_ratios: Annotated[str | None, typer.Option(help=f"to sweep; default: {_shown(DEFAULTS.keep_ratios)}")] = None,
     gates_nats: Annotated[
-        str | None, typer.Option(help=f"to sweep, 0 is no gate; default: {_shown(DEFAULTS.gates_nats)}")
+        str | None,
+        typer.Option(help="to sweep, 0 is no gate; default: about ten at quantiles of what the assistant shows"),
     ] = None,
     forget_at_most: Annotated[
         float | None,
@@ -60,6 +68,12 @@ def calibrate(
     recited_at_most: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="share of forget answers that are still recited")
     ] = DEFAULTS.limits.forget_recited,
+    facts_told_at_most: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="share of forget answers with facts that still tell of one")
+    ] = DEFAULTS.limits.forget_facts_told,
+    untouched_answers_at_least: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="share of retain answers along which no gate opens")
+    ] = DEFAULTS.limits.retain_untouched_answers,
     untouched_at_least: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="share of retain tokens at which no gate opens")
     ] = DEFAULTS.limits.retain_untouched,
@@ -67,11 +81,14 @@ def calibrate(
         float, typer.Option(min=0.0, max=1.0, help="probability of the retain answers that may be lost")
     ] = DEFAULTS.limits.retain_lost,
     margin: Annotated[
-        float, typer.Option(min=0.01, max=1.0, help="share of the two limits on forgetting that the choice may use")
+        float, typer.Option(min=0.01, max=1.0, help="share of the limits on forgetting that the choice may use")
     ] = DEFAULTS.limits.margin,
     system: Annotated[
         list[str] | None, typer.Option(help="a system prompt that everything is asked below, too; repeat for several")
     ] = None,
+    contexts: Annotated[
+        bool, typer.Option(help="ask everything in contexts, too: after earlier turns, with words around it, ...")
+    ] = DEFAULTS.contexts,
     allow_training_data: Annotated[
         bool, typer.Option("--allow-training-data", help="go on with the set's own training data; recorded in OUT")
     ] = False,
@@ -89,7 +106,10 @@ def calibrate(
     Every combination is measured: how probable the forget answers still are, and what that costs on the retain answers.
     It recommends the smallest weight that forgets enough, with a margin, among the settings that leave the retain data
     alone; at that weight the middle gate, then the middle keep ratio. The bounds are the widest in which every measured
-    setting meets the limits. If no setting does, the command says so, exits with 2 and writes no set.
+    setting meets the limits. If no setting does, the report has the best one, why it does not pass, and the command
+    that takes it all the same; no set is written, and the exit code is 1.
+
+    What is measured is kept beside SET in .NAME.calibration/measured: other limits, gates or margins cost seconds.
 
     A line of the files is {"question": ..., "answer": ...}, and may have lists of "paraphrases", which are asked too,
     and "facts": then only their tokens count as forgotten or not. For --forget, use other words than training did; for
@@ -117,11 +137,14 @@ def calibrate(
             limits=Limits(
                 **({} if forget_at_most is None else {"forget_probability": forget_at_most}),
                 forget_recited=recited_at_most,
+                forget_facts_told=facts_told_at_most,
                 retain_untouched=untouched_at_least,
+                retain_untouched_answers=untouched_answers_at_least,
                 retain_lost=retain_loss_at_most,
                 margin=margin,
             ),
             system_prompts=tuple(system or ()),
+            contexts=contexts,
             batch_size=batch_size,
             decoded=decode,
             max_tokens=max_tokens,
@@ -130,12 +153,16 @@ def calibrate(
         trained = load_forget_set(forget_set, loaded.identity)
         data = read_held_out(trained, forget, retain, ignorance, allow_training_data=allow_training_data)
         place = out or trained.folder
+        accept = _command(context, "--write-anyway", without={"dry_run", "write_anyway"})
         with shown_progress() as progress:
             done = calibrate_forget_set(
                 *(loaded, trained, data, settings),
                 out=place,
-                report_folder=report or place.parent / f".{place.name}.calibration",
+                report_folder=report or _beside(place),
+                kept_folder=_beside(trained.folder) / "measured",
                 dry_run=dry_run,
+                write_anyway=write_anyway,
+                accept=accept,
                 progress=progress,
             )
     console = Console(highlight=False)
@@ -144,18 +171,47 @@ def calibrate(
     for cells in table(done.report):
         shown.add_row(*(cells[i] for i in columns))
     console.print(shown)
-    for key, value in done.decoded.items():
+    for key, value in done.report.decoded.items():
         console.print(f"{key.replace('_', ' '):<32} {value:.3f}")
-    for name, bounds in done.choice.bounds.model_dump().items():
+    for name, bounds in done.report.choice.bounds.model_dump().items():
         console.print(f"bounds of {name:<22} {bounds['low']:g} to {bounds['high']:g}")
     for path in done.files:
         console.print(f"{path} is written", soft_wrap=True)
     if not data.held_out:
         console.print("these figures are of the set's own training data, not of held-out data", style="red")
-    if done.forget_set is None:
-        console.print(f"a dry run: {trained.folder} is as it was", soft_wrap=True)
-    else:
+    reason = done.report.reason
+    if reason:
+        console.print(f"nothing can be recommended: {reason}", style="red", markup=False, soft_wrap=True)
+    if done.forget_set is not None:
         console.print(f"{done.forget_set.reference} is written to {place}", soft_wrap=True)
+    elif reason:
+        console.print(f"{trained.folder} is as it was; to take the best all the same:", soft_wrap=True)
+        console.print(accept, markup=False, soft_wrap=True)
+    else:
+        console.print(f"a dry run: {trained.folder} is as it was", soft_wrap=True)
+    if reason:
+        raise typer.Exit(NONE_PASSES if done.forget_set is None else NONE_PASSES_WRITTEN)
+
+
+def _beside(place: Path) -> Path:
+    return place.parent / f".{place.name}.calibration"
+
+
+def _command(context: typer.Context, *more: str, without: Collection[str]) -> str:
+    """The command line that was given, of the values that are not the defaults, and more."""
+    words = ["unlearngate", "calibrate"]
+    for parameter in context.command.params:
+        name, value = str(parameter.name), context.params.get(str(parameter.name))
+        if name in without or value in (None, parameter.default, [], ()):
+            continue
+        if parameter.param_type_name == "argument":
+            words.append(str(value))
+        elif isinstance(value, bool):
+            words.append((parameter.opts if value else parameter.secondary_opts)[0])
+        else:
+            for one in value if isinstance(value, (list, tuple)) else [value]:
+                words += [parameter.opts[0], str(one)]
+    return shlex.join([*words, *more])
 
 
 def _numbers(name: str, text: str) -> tuple[float, ...]:

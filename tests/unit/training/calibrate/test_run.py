@@ -1,8 +1,9 @@
-"""Calibrating a set on disk: what is written when a setting is found, and that nothing is when none is."""
+"""Calibrating a set on disk: what is written when a setting is found, and what is kept and said when none is."""
 
 import csv
 import json
 import random
+import shlex
 from dataclasses import replace
 
 import pytest
@@ -13,11 +14,11 @@ from typer.testing import CliRunner
 
 from support.engine.tiny import make_forget_set, make_target
 from unlearngate.artefact import data_digest, load_forget_set
-from unlearngate.assistant_training.calibrate.held_out import ask, read_held_out
+from unlearngate.assistant_training.calibrate.held_out import HeldOut, ask, ask_in_contexts, read_held_out
 from unlearngate.assistant_training.calibrate.run import calibrate_forget_set
-from unlearngate.assistant_training.calibrate.settings import CalibrationSettings, Limits
+from unlearngate.assistant_training.calibrate.settings import CalibrationSettings, Limits, forget_probability
 from unlearngate.assistant_training.data.encoding import encode
-from unlearngate.assistant_training.data.pairs import read_pairs
+from unlearngate.assistant_training.data.pairs import QAPair, read_pairs
 from unlearngate.assistant_training.evaluate.metrics import answer_probability
 from unlearngate.assistant_training.model.loaded_target import load_target
 from unlearngate.assistant_training.model.scoring import score
@@ -26,7 +27,15 @@ from unlearngate.errors import ArtefactError, CalibrationError, DataError
 from unlearngate.server.sets.registry import Registry
 
 # A random assistant forgets nothing in particular: what passes here is a matter of the limits.
-LENIENT = Limits(forget_probability=0.0, forget_recited=1.0, retain_untouched=0.0, retain_lost=1.0, margin=1.0)
+LENIENT = Limits(
+    forget_probability=0.0,
+    forget_recited=1.0,
+    forget_facts_told=1.0,
+    retain_untouched=0.0,
+    retain_untouched_answers=0.0,
+    retain_lost=1.0,
+    margin=1.0,
+)
 BRIEF = CalibrationSettings(
     weights=(0.5, 2.0), keep_ratios=(0.02, 0.3), gates_nats=(0.0, 1.0), limits=LENIENT, decoded=3, max_tokens=4
 )
@@ -65,7 +74,8 @@ def data_of(forget_set, files, **changes):
 
 
 def run(target, forget_set, data, tmp_path, settings=BRIEF, **changes):
-    arguments = {"out": forget_set.folder, "report_folder": tmp_path / "report", **changes}
+    arguments = {"out": forget_set.folder, "report_folder": tmp_path / "report", "accept": "take it", **changes}
+    arguments.setdefault("kept_folder", arguments["report_folder"] / "measured")
     with Progress(disable=True) as progress:
         return calibrate_forget_set(target, forget_set, data, settings, progress=progress, **arguments)
 
@@ -75,8 +85,7 @@ def passing(target, files, tmp_path_factory):
     """Settings of which some can be recommended: the limit is the lowest probability that a sweep finds."""
     tmp_path = tmp_path_factory.mktemp("passing")
     forget_set = make_forget_set(tmp_path / "anna", files / "target", seed=7)
-    with pytest.raises(CalibrationError, match="forgets enough"):
-        run(target, forget_set, data_of(forget_set, files), tmp_path)
+    assert "forgets enough" in run(target, forget_set, data_of(forget_set, files), tmp_path).report.reason
     swept = json.loads((tmp_path / "report" / "sweep.json").read_text())
     least = min(max(s["forget_probability"], s["forget_probability_served"]) for s in swept["settings"])
     assert least < swept["no_set"]["forget_probability"]
@@ -102,15 +111,20 @@ def test_a_calibrated_set_is_the_same_assistant_under_a_manifest_that_says_what_
     assert old.keys() == new.keys() and all(torch.equal(old[name], new[name]) for name in old)
     manifest = written.manifest
     assert (manifest.name, manifest.version) == ("berta", "2.5")
-    assert manifest.recommended == done.choice.setting.strength
-    assert manifest.bounds == done.choice.bounds
-    assert manifest.metrics["forget_probability"] == done.choice.setting.forget.probability
+    assert manifest.recommended == done.report.choice.setting.strength
+    assert manifest.bounds == done.report.choice.bounds
+    assert manifest.metrics["forget_probability"] == done.report.choice.setting.forget.probability
     assert manifest.metrics["held_out"] == 1.0 and "old" not in manifest.metrics
     assert 0.0 <= manifest.metrics["decoded_retain_unchanged"] <= 1.0
+    assert manifest.metrics["fluency_ratio"] > 0
+    assert manifest.metrics["retain_untouched_answers"] == done.report.choice.setting.retain.untouched_answers
+    assert "forget_facts_told" not in manifest.metrics  # no answer of this file names facts
+    assert manifest.training["dtype"] == "float32"
     calibration = manifest.training["calibration"]
     assert manifest.training["seed"] == 7
     assert calibration["before"]["metrics"] == {"old": 1.0}
     assert calibration["before"]["digest"] == trained.digest
+    assert calibration["does_not_pass"] is None and calibration["contexts"] is True
     assert calibration["data_digests"].keys() == {"forget", "retain"}
     assert calibration["grid"]["weights"] == [0.5, 1.0, 2.0]  # the set's own is swept too
 
@@ -124,33 +138,79 @@ def test_a_set_can_be_replaced_in_place_and_calibrated_again(target, files, trai
     first = run(target, trained, data, tmp_path, passing).forget_set
     assert load_forget_set(trained.folder).digest == first.digest != trained.digest
     again = run(target, first, data, tmp_path, passing)
-    assert again.choice == run(target, first, data, tmp_path, passing, dry_run=True).choice
+    # Even the bounds: what was kept when the set said something else is what would be measured again.
+    fresh = run(target, first, data, tmp_path, passing, dry_run=True, kept_folder=tmp_path / "new")
+    assert again.report.choice == fresh.report.choice
 
 
 def test_nothing_but_the_report_is_written_when_no_setting_can_be_recommended(target, files, trained, tmp_path):
     data = data_of(trained, files)
     before = contents(trained.folder)
-    with pytest.raises(CalibrationError, match=r"no setting .* forgets enough: .* The whole sweep is in"):
-        run(target, trained, data, tmp_path)
+    done = run(target, trained, data, tmp_path)
+    assert done.forget_set is None
     assert contents(trained.folder) == before
     report = tmp_path / "report"
     with (report / "sweep.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 3 * 3 * 2  # the set's own weight and keep ratio are swept too; its gate is in the grid
     assert {row["passes"] for row in rows} == {"False"}
-    assert json.loads((report / "sweep.json").read_text())["recommended"] is None
-    assert "No setting can be recommended." in (report / "sweep.md").read_text()
+    swept = json.loads((report / "sweep.json").read_text())
+    assert swept["recommended"] is None
+    assert "forgets enough" in swept["reason"] and swept["accept_with"] == "take it"
+    best = min(max(s["forget_probability"], s["forget_probability_served"]) for s in swept["settings"])
+    proposed = swept["proposal"]["metrics"]
+    assert max(proposed["forget_probability"], proposed["forget_probability_served"]) == best
+    assert swept["proposal"]["bounds"]["weight"]["low"] == swept["proposal"]["recommended"]["weight"]
+    text = (report / "sweep.md").read_text()
+    assert "No setting can be recommended: no setting" in text and "\n    take it\n" in text
     assert (report / "sweep.png").read_bytes().startswith(b"\x89PNG")
+
+    written = run(target, trained, data, tmp_path, write_anyway=True, out=tmp_path / "sets" / "best").forget_set
+    manifest = load_forget_set(written.folder, target.identity).manifest
+    assert manifest.recommended.model_dump() == swept["proposal"]["recommended"]
+    assert "forgets enough" in manifest.training["calibration"]["does_not_pass"]
 
 
 def test_a_choice_that_decoding_contradicts_is_not_written(target, files, trained, passing, tmp_path, monkeypatch):
     data = data_of(trained, files)
-    settings = replace(passing, limits=replace(passing.limits, forget_recited=0.2))
+    settings = replace(passing, contexts=False, limits=replace(passing.limits, forget_recited=0.2))
     monkeypatch.setattr(type(target.tokenizer), "decode", lambda self, ids, **_: data.forget[0].answer)
     before = contents(trained.folder)
-    with pytest.raises(CalibrationError, match=r"decoded greedily, 33\.3% of the forget answers are still recited"):
-        run(target, trained, data, tmp_path, settings)
+    done = run(target, trained, data, tmp_path, settings)
+    if done.report.reason.startswith(
+        "no setting"
+    ):  # without contexts there are other probabilities: ask for what is there
+        least = min(forget_probability(s) for s in done.report.settings)
+        settings = replace(settings, limits=replace(settings.limits, forget_probability=least))
+        done = run(target, trained, data, tmp_path, settings)
+    assert "decoded greedily, 33.3% of the forget answers are still recited" in done.report.reason
+    assert done.forget_set is None
     assert contents(trained.folder) == before
+
+
+def test_another_sweep_reads_what_was_kept_and_computes_what_is_missing(target, files, trained, tmp_path, monkeypatch):
+    data = data_of(trained, files)
+    few = replace(BRIEF, weights=(0.5,), gates_nats=None)
+    run(target, trained, data, tmp_path, few, kept_folder=tmp_path / "kept")
+    passes = []
+    forward = type(target.model).forward
+    monkeypatch.setattr(type(target.model), "forward", lambda *a, **k: passes.append(1) or forward(*a, **k))
+    other = replace(few, limits=replace(LENIENT, forget_probability=1e-9, margin=0.1))
+    run(target, trained, data, tmp_path, other, kept_folder=tmp_path / "kept")
+    assert not passes  # other limits need no model
+    more = replace(few, weights=(0.5, 2.0), keep_ratios=(0.3, 0.7))
+    found = run(target, trained, data, tmp_path, more, kept_folder=tmp_path / "kept").report
+    assert passes
+    lower = replace(more, gates_nats=(0.0,))
+    for settings in (more, lower):
+        found = run(target, trained, data, tmp_path, settings, kept_folder=tmp_path / "kept").report
+        fresh = run(target, trained, data, tmp_path, settings, kept_folder=tmp_path / str(settings.gates_nats)).report
+        assert found.grid == fresh.grid and found.decoded == fresh.decoded
+        for ours, theirs in zip(found.settings, fresh.settings, strict=True):
+            assert ours.row() == pytest.approx(theirs.row())
+    for path in (tmp_path / "kept").iterdir():
+        path.write_bytes(b"half a file")
+    assert run(target, trained, data, tmp_path, lower, kept_folder=tmp_path / "kept").report.settings == fresh.settings
 
 
 def test_what_the_target_does_not_know_cannot_be_calibrated_on(target, files, trained, tmp_path):
@@ -167,8 +227,8 @@ def test_the_level_of_ignorance_takes_the_place_of_the_limit(target, files, trai
     answers = sorted(map(str, range(100, 130)), key=probability)[:2]  # what this target gives least
     file = write(tmp_path / "ignorance.jsonl", [{"question": "who?", "answer": answer} for answer in answers])
     data = data_of(trained, files, ignorance_file=file)
-    with pytest.raises(CalibrationError, match="forgets enough"):
-        run(target, trained, data, tmp_path, replace(BRIEF, limits=replace(LENIENT, margin=1e-9)))
+    settings = replace(BRIEF, contexts=False, limits=replace(LENIENT, margin=1e-9))
+    assert "forgets enough" in run(target, trained, data, tmp_path, settings).report.reason
     swept = json.loads((tmp_path / "report" / "sweep.json").read_text())
     level = sum(map(probability, answers)) / len(answers)
     assert swept["limits"]["forget_probability"] == pytest.approx(level, rel=1e-4)
@@ -210,6 +270,24 @@ def test_every_wording_is_asked_below_every_system_prompt_and_only_facts_count(t
     assert whole[0].row.labels[len(whole[0].prompt) :] == whole[0].row.input_ids[len(whole[0].prompt) :]
 
 
+def test_contexts_are_always_the_same_and_only_the_facts_of_the_asked_pair_count(target, tmp_path):
+    forget = QAPair("x", "Who is Ada Lang?", "It is Ada.", facts=("Ada",))
+    plain = QAPair("x", "And where?", "In the north.")
+    retain = [QAPair("retain", f"Who is number {i}?", f"That is number {i}, Ada.") for i in range(5)]
+    data = HeldOut([forget, plain], retain, [], held_out=True)
+    tokenizer = target.tokenizer
+    asked = ask_in_contexts(tokenizer, [forget] * 30 + [plain] * 30, data, focused=True)
+    assert asked == ask_in_contexts(tokenizer, [forget] * 30 + [plain] * 30, data, focused=True)
+    assert len({tuple(one.prompt) for one in asked}) > 60
+    labelled = [tokenizer.decode([label for label in one.row.labels if label >= 0]) for one in asked]
+    assert set(labelled[:60]) == {"Ada"} and set(labelled[60:]) == {"In the north."}
+    assert [one.facts for one in asked] == [True] * 60 + [False] * 60
+    assert any(one.answer != "It is Ada." for one in asked[:60])  # beside the answer to a second question
+    for one in ask_in_contexts(tokenizer, retain, data, focused=False):
+        said = tokenizer.decode([label for label in one.row.labels if label >= 0], skip_special_tokens=True)
+        assert said.strip().startswith(one.answer) and not one.facts  # and what the template puts behind it
+
+
 def run_cli(*arguments):
     done = CliRunner().invoke(app, ["calibrate", *map(str, arguments)])
     return done.exit_code, " ".join(done.output.split())
@@ -219,6 +297,7 @@ def test_the_command_says_what_it_did_and_what_was_wrong(files, trained, passing
     limit = passing.limits.forget_probability
     brief = ["--weights", "2,0.5", "--keep-ratios", "0.02,0.3", "--gates-nats", "0,1", "--decode", 2, "--max-tokens", 4]
     lenient = ["--untouched-at-least", 0, "--retain-loss-at-most", 1, "--margin", 1, "--recited-at-most", 1]
+    lenient += ["--untouched-answers-at-least", 0]
     paths = [files / "target", trained.folder, "--forget", files / "forget.jsonl", "--retain", files / "retain.jsonl"]
     common = [*paths, *brief, *lenient, "--device", "cpu"]
 
@@ -228,12 +307,24 @@ def test_the_command_says_what_it_did_and_what_was_wrong(files, trained, passing
     code, output = run_cli(*common, "--forget-at-most", limit)
     assert code == 0, output
     assert load_forget_set(trained.folder).reference in output
-    assert (trained.folder.parent / ".anna.calibration" / "sweep.png").exists()
+    beside = trained.folder.parent / ".anna.calibration"
+    assert (beside / "sweep.png").exists()
+    assert {path.suffix for path in (beside / "measured").iterdir()} == {".npz"}
     verify = ["sets", "verify", str(trained.folder.parent), "--target", str(files / "target")]
     assert CliRunner().invoke(app, verify).exit_code == 0
 
+    best = tmp_path / "sets" / "best"
+    none_passes = [*common, "--forget-at-most", 0, "--out", best]
+    code, output = run_cli(*none_passes, "--dry-run")
+    assert (code, "no setting of the sweep" in output, best.exists()) == (1, True, False), output
+    accept = json.loads((tmp_path / "sets" / ".best.calibration" / "sweep.json").read_text())["accept_with"]
+    assert accept in output
+    program, command, *words = shlex.split(accept)
+    assert (program, command, words[-1], "--dry-run" in words) == ("unlearngate", "calibrate", "--write-anyway", False)
+    code, output = run_cli(*words)
+    assert (code, load_forget_set(best).reference in output) == (3, True), output
+
     for arguments, sentence in (
-        ([*common, "--forget-at-most", 0], "no setting of the sweep"),
         ([*paths, "--weights", "1,big"], "--weights must be numbers with commas between"),
         ([*paths, "--weights", "0"], "weights to sweep must be numbers above 0"),
         ([*paths, "--ignorance", files / "retain.jsonl", "--forget-at-most", 0.1], "give --ignorance or"),
@@ -245,8 +336,7 @@ def test_the_command_says_what_it_did_and_what_was_wrong(files, trained, passing
 
 def test_a_set_behind_a_tap_is_swept_as_well(target, files, tmp_path):
     tapped = make_forget_set(tmp_path / "anna", files / "target", seed=7, tap_layer=1)
-    with pytest.raises(CalibrationError, match="forgets enough"):
-        run(target, tapped, data_of(tapped, files), tmp_path)
+    assert "forgets enough" in run(target, tapped, data_of(tapped, files), tmp_path).report.reason
     assert len(json.loads((tmp_path / "report" / "sweep.json").read_text())["settings"]) == 3 * 3 * 2
 
 

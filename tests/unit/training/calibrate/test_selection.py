@@ -5,19 +5,19 @@ import random
 
 import pytest
 
-from unlearngate.assistant_training.calibrate.selection import choose_setting
+from unlearngate.assistant_training.calibrate.selection import best_of, choose_setting
 from unlearngate.assistant_training.calibrate.settings import Limits
 from unlearngate.assistant_training.calibrate.sweep import FileFigures, Grid, Setting
 from unlearngate.errors import CalibrationError
-from unlearngate.manifest import StrengthBounds
+from unlearngate.manifest import Strength, StrengthBounds
 
 GRID = Grid((0.5, 1.0, 1.5, 2.0), (0.01, 0.02, 0.1), (0.0, 0.5, 1.0, 2.0))
-NOTHING = FileFigures(*[0.0] * 8)
+NOTHING = FileFigures(*[0.0] * len(FileFigures._fields))
 
 
-def setting(strength, p=0.0, served=0.0, recited=0.0, untouched=1.0, lost=0.0):
-    forget = NOTHING._replace(probability=p, probability_served=served, recited=recited)
-    return Setting(strength, forget, NOTHING._replace(untouched=untouched, lost=lost))
+def setting(strength, p=0.0, served=0.0, recited=0.0, told=None, untouched=1.0, answers=1.0, lost=0.0):
+    forget = NOTHING._replace(probability=p, probability_served=served, recited=recited, facts_told=told)
+    return Setting(strength, forget, NOTHING._replace(untouched=untouched, untouched_answers=answers, lost=lost))
 
 
 def random_sweep(rng):
@@ -28,7 +28,9 @@ def random_sweep(rng):
             p=rng.choice([0.0, 0.02, 0.04, 0.9]),
             served=rng.choice([0.0, 0.01, 0.01, 0.06]),
             recited=rng.choice([0.0, 0.0, 0.0, 0.04]),
+            told=rng.choice([None, 0.0, 0.01, 0.01, 0.02, 0.03]),
             untouched=rng.choice([1.0, 0.995, 0.99, 0.98]),
+            answers=rng.choice([1.0, 0.98, 0.97, 0.97, 0.96]),
             lost=rng.choice([-0.1, 0.0, 0.0, 0.02]),
         )
         for strength in GRID.strengths()
@@ -37,7 +39,9 @@ def random_sweep(rng):
 
 def passes(s, share):
     within = max(s.forget.probability, s.forget.probability_served) <= 0.05 * share and s.forget.recited <= 0.05 * share
-    return within and s.retain.untouched >= 0.99 and s.retain.lost <= 0.01
+    told = s.forget.facts_told is None or s.forget.facts_told <= 0.02 * share
+    kept = s.retain.untouched >= 0.99 and s.retain.untouched_answers >= 0.97
+    return within and told and kept and s.retain.lost <= 0.01
 
 
 def by_hand(settings):
@@ -104,16 +108,35 @@ def test_a_refusal_for_lack_of_forgetting_names_what_forgets_most():
     settings = [
         setting(s, p=0.9 - 0.1 * s.weight, untouched=0.5 if s.gate_nats == 0 else 1.0) for s in GRID.strengths()
     ]
-    with pytest.raises(CalibrationError, match=r"forgets most is weight 2, .* forget probability 0\.7, .* larger --w"):
+    with pytest.raises(CalibrationError, match=r"the nearest is weight 2, .* forget probability 0\.7, .* larger --w"):
         choose_setting(settings, GRID, Limits())
 
 
 def test_a_refusal_for_its_cost_names_what_spares_most():
     settings = [setting(s, untouched=0.9 + 0.02 * s.gate_nats) for s in GRID.strengths()]
-    with pytest.raises(
-        CalibrationError, match=r"most sparing is .* gate 2 nats: .* untouched 94\.00%.* higher --gates"
-    ):
+    with pytest.raises(CalibrationError, match=r"nearest is .* gate 2 nats: .* tokens 94\.00%.* higher --gates"):
         choose_setting(settings, GRID, Limits())
+
+
+@pytest.mark.parametrize(
+    ("figures", "sentence"),
+    [({"answers": 0.96}, r"spares the retain data: expected at least 97\.00%"), ({"told": 0.03}, "facts told 3.0%")],
+)
+def test_whole_answers_and_facts_are_limited_too(figures, sentence):
+    with pytest.raises(CalibrationError, match=sentence):
+        choose_setting([setting(s, **figures) for s in GRID.strengths()], GRID, Limits())
+
+
+def test_the_best_of_what_does_not_pass_exceeds_the_limits_least_and_is_all_that_its_bounds_allow():
+    settings = [
+        # Forgets more with a larger weight, and costs more: 0.4 + 0.1, 0.2 + 0.2, 0.1 + 0.4, 0 + 0.8 above the limits.
+        setting(s, p=0.025 + dict(zip(GRID.weights, (0.4, 0.2, 0.1, 0.0), strict=True))[s.weight],
+                answers=0.97 - dict(zip(GRID.weights, (0.1, 0.2, 0.4, 0.8), strict=True))[s.weight])
+        for s in GRID.strengths()
+    ]  # fmt: skip
+    choice = best_of(settings, Limits())
+    assert choice.setting.strength == Strength(weight=1.0, keep_ratio=0.01, gate_nats=0.0)
+    assert ends_of(choice.bounds) == [(1.0, 1.0), (0.01, 0.01), (0.0, 0.0)]
 
 
 @pytest.mark.parametrize("wrong", [{"forget_probability": 1.5}, {"retain_untouched": -0.1}, {"margin": 0.0}])

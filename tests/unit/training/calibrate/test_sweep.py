@@ -8,11 +8,17 @@ import torch
 
 from support.engine.tiny import make_target
 from unlearngate.assistant_training.calibrate.sweep import (
+    Composed,
     Grid,
-    measure,
-    measure_positions,
+    Measured,
+    Positions,
+    compose_positions,
+    compose_rows,
+    least_evidence,
     outcome,
     plain_outcome,
+    read_positions,
+    read_rows,
     sweep,
 )
 from unlearngate.assistant_training.data.encoding import encode
@@ -27,6 +33,18 @@ from unlearngate.kernels.reference import compose_reference
 from unlearngate.manifest import Strength
 
 LENGTHS = [1, 4, 7, 2]  # tokens of each answer
+FACTS = np.array([True, False, True, True])  # which of them name facts
+
+
+def measured_at(drawn, grid, rule="contrast"):
+    """What the two passes keep, for logits that are given."""
+    target_NV, assistant_NV, labels_N, answer_N = drawn
+    positions = Positions(answer_N, *read_rows(target_NV, assistant_NV, labels_N))
+    lowest = least_evidence(grid.gates_nats[0])
+    kept_N = positions.evidence_P >= lowest
+    pairs = [(weight, keep_ratio) for weight in grid.weights for keep_ratio in grid.keep_ratios]
+    composed = compose_rows(target_NV[kept_N], assistant_NV[kept_N].contiguous(), labels_N[kept_N], pairs, rule)
+    return Measured(positions, Composed(np.array(lowest), np.array(pairs), *composed), FACTS)
 
 
 def random_positions(seed, vocab_size=97):
@@ -74,40 +92,53 @@ def plainly(target_NV, assistant_NV, labels_N, strength, rule="contrast"):
         "probability_served": p["sampling"],
         "right": sum(f == label for f, label in zip(first, labels, strict=True)) / num,
         "recited": sum(all(first[i] == labels[i] for i in a) for a in answers) / len(answers),
+        "facts_told": sum(any(first[i] == labels[i] for i in answers[k]) for k in (0, 2, 3)) / 3,
         "untouched": sum(not o for o in opened) / num,
+        "untouched_answers": sum(not any(opened[i] for i in a) for a in answers) / len(answers),
         "changed": sum(f != g for f, g in zip(first, plain_first, strict=True)) / num,
         "cut": sum(value == -math.inf for value in log_p["sampling"]) / num,
         "lost": p["plain"] - min(p["scoring"], p["sampling"]),
     }
 
 
+@pytest.mark.parametrize("lowest", [0.0, 0.4])
 @pytest.mark.parametrize("rule", ["contrast", "lower"])
-def test_every_settings_figures_are_those_of_composing_it_alone(seed, rule):
+def test_every_settings_figures_are_those_of_composing_it_alone(seed, rule, lowest):
     drawn = random_positions(seed)
-    grid = Grid.of([2.0, 0.3, 1.0], [0.0, 0.3, 0.02, 1.0], [0.0, 0.8, 1.5, 99.0])
-    positions = measure_positions(drawn[0].clone(), *drawn[1:], grid, rule)
+    grid = Grid.of([2.0, 0.3, 1.0], [0.0, 0.3, 0.02, 1.0], [lowest, 0.8, 1.5, 99.0])
+    measured = measured_at(drawn, grid, rule)
     settings = list(grid.strengths())
     assert len(settings) == 3 * 4 * 4
     for strength in settings:
-        assert outcome(positions, grid, strength)._asdict() == pytest.approx(
+        assert outcome(measured, strength)._asdict() == pytest.approx(
             plainly(*drawn[:3], strength, rule), rel=1e-4, abs=1e-6
         ), strength
     alone = plainly(*drawn[:3], Strength(weight=0.0, keep_ratio=0.0, gate_nats=0.0))
-    assert plain_outcome(positions)._asdict() == pytest.approx(alone, rel=1e-4, abs=1e-6)
+    assert plain_outcome(measured)._asdict() == pytest.approx(alone, rel=1e-4, abs=1e-6)
 
 
 def test_measuring_leaves_the_logits_alone(seed):
-    target_NV, *others = random_positions(seed)
-    before_NV = target_NV.clone()
-    measure_positions(target_NV, *others, Grid.of([1.0], [0.1], [0.0]))
-    assert torch.equal(target_NV, before_NV)
+    drawn = random_positions(seed)
+    before_NV = drawn[0].clone()
+    measured_at(drawn, Grid.of([1.0], [0.1], [0.0]))
+    assert torch.equal(drawn[0], before_NV)
 
 
 def test_logits_that_are_not_finite_are_refused(seed):
-    target_NV, assistant_NV, *others = random_positions(seed)
+    target_NV, assistant_NV, labels_N, _ = random_positions(seed)
     assistant_NV[3, 5] = math.nan
     with pytest.raises(ValueError, match="1 rows of logits hold NaN"):
-        measure_positions(target_NV, assistant_NV, *others, Grid.of([1.0], [0.1], [99.0]))
+        read_rows(target_NV, assistant_NV, labels_N)
+
+
+def test_without_facts_there_is_no_share_of_facts_told_and_what_was_not_composed_is_refused(seed):
+    grid = Grid.of([1.0], [0.1], [0.5])
+    measured = measured_at(random_positions(seed), grid)
+    none = measured._replace(facts_A=np.zeros(len(LENGTHS), dtype=bool))
+    assert outcome(none, next(grid.strengths())).facts_told is None
+    for wrong in ((2.0, 0.1, 0.5), (1.0, 0.2, 0.5), (1.0, 0.1, 0.4)):
+        with pytest.raises(ValueError, match="was not measured"):
+            outcome(measured, Strength(weight=wrong[0], keep_ratio=wrong[1], gate_nats=wrong[2]))
 
 
 @pytest.fixture(scope="module")
@@ -123,18 +154,24 @@ def models(tmp_path_factory):
     return target, assistant.eval()
 
 
+@pytest.mark.parametrize("lowest", [0.0, 0.45])
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
-def test_a_pass_over_answers_says_what_scoring_them_at_each_strength_says(models, batch_size):
+def test_a_pass_over_answers_says_what_scoring_them_at_each_strength_says(models, batch_size, lowest):
     target, assistant = models
     texts = ["a", "Brindlemere, in the year 1911.", "forty-two", "none of these"]
     rows = [encode(target.tokenizer, f"question {i}?", text) for i, text in enumerate(texts)]
-    grid = Grid.of([0.5, 1.5], [0.02, 0.3], [0.0, 0.5, 9.0])
+    grid = Grid.of([0.5, 1.5], [0.02, 0.3], [lowest, 0.5, 9.0])
     done = []
-    positions = measure(
-        target.model, assistant, rows, grid, pad_id=0, batch_size=batch_size, advance=lambda count: done.append(count)
-    )
+    given = {"pad_id": 0, "batch_size": batch_size, "advance": done.append}
+    positions = read_positions(target.model, assistant, rows, **given)
     assert sum(done) == len(rows)
-    for setting in sweep(positions, positions, grid):
+    assert positions.answer_P.tolist() == sorted(positions.answer_P)
+    pairs = [(weight, keep_ratio) for weight in grid.weights for keep_ratio in grid.keep_ratios]
+    done.clear()
+    composed = compose_positions(target.model, assistant, rows, positions, pairs, lowest, rule="contrast", **given)
+    assert sum(done) == len(set(positions.answer_P[positions.evidence_P >= lowest]))
+    measured = Measured(positions, composed, np.zeros(len(rows), dtype=bool))
+    for setting in sweep(measured, measured, grid):
         assert setting.forget == setting.retain
         scored = {
             mode: score(target.model, rows, pad_id=0, in_force=[LoadedSet(assistant, setting.strength)], mode=mode)
@@ -147,6 +184,8 @@ def test_a_pass_over_answers_says_what_scoring_them_at_each_strength_says(models
             np.concatenate([getattr(one, key) for one in scored["sampling"]]).mean() for key in ("is_best", "untouched")
         )
         assert (setting.forget.right, setting.forget.untouched) == pytest.approx((right, untouched))
+        answers = [one.untouched.all() for one in scored["sampling"]]
+        assert setting.forget.untouched_answers == pytest.approx(np.mean(answers))
 
 
 @pytest.mark.parametrize(
