@@ -19,6 +19,7 @@ from unlearngate.assistant_training.data.pairs import QAPair
 
 Turn = tuple[str, str]
 T = TypeVar("T")
+_SAYS_INSTEAD = 0.5  # share of earlier answers about the forget set that are its sentence, if it has one
 _LONGEST_TURN = 16  # words of an earlier answer
 _HELD_OUT_OF = 4  # of the wordings every fourth is held out
 
@@ -131,6 +132,7 @@ def in_context(
     neighbours: Sequence[QAPair],
     forgotten: Sequence[QAPair] = (),
     forgets: bool,
+    instead: str | None = None,
     held_out: bool = False,
     shares: Shares = Shares(),
 ) -> Asked:
@@ -143,6 +145,7 @@ def in_context(
         neighbours: retain pairs, for earlier turns and second questions.
         forgotten: forget pairs, for earlier turns that were answered with something else.
         forgets: the pair is to be forgotten: its question may share a turn with a neighbour's.
+        instead: the sentence that the set says, for earlier turns that it answered.
         held_out: ask in wordings that training does not draw, where there are enough.
         shares: how often.
     """
@@ -168,10 +171,12 @@ def in_context(
     system = rng.choice(SYSTEM_PROMPTS) if rng.random() < shares.system else None
     earlier: tuple[Turn, ...] = ()
     if rng.random() < shares.turns:
-        count = rng.choice((1, 1, 1, 2, 3))
+        count = rng.choice((1, 1, 1, 2, 2, 3, 5))
         # After a turn about the forget set, what is asked about something else is hardest to tell apart.
         most = 0.35 if forgets else 0.6
-        earlier = tuple(_earlier_turn(rng, neighbours, forgotten, most, held_out=held_out) for _ in range(count))
+        earlier = tuple(
+            _earlier_turn(rng, neighbours, forgotten, most, instead, held_out=held_out) for _ in range(count)
+        )
     elif rng.random() < 2 * shares.raw:
         return Asked(question, answer, raw=True)
     return Asked(question, answer, system, earlier)
@@ -225,14 +230,19 @@ def _half(wordings: Sequence[T], *, held_out: bool) -> Sequence[T]:
 
 
 def _earlier_turn(
-    rng: random.Random, neighbours: Sequence[QAPair], forgotten: Sequence[QAPair], most: float, *, held_out: bool
+    rng: random.Random,
+    neighbours: Sequence[QAPair],
+    forgotten: Sequence[QAPair],
+    most: float,
+    instead: str | None,
+    *,
+    held_out: bool,
 ) -> Turn:
     kind = rng.random()
     if forgotten and kind < most:
         other = rng.choice(forgotten)
-        said = rng.choice(
-            (*_half(WITHHELD, held_out=held_out), *other.variants, other.answer, rng.choice(neighbours).answer)
-        )
+        sayings = (*_half(WITHHELD, held_out=held_out), *other.variants, other.answer, rng.choice(neighbours).answer)
+        said = instead if instead and rng.random() < _SAYS_INSTEAD else rng.choice(sayings)
     elif neighbours and kind < 0.8:
         other = rng.choice(neighbours)
         said = other.answer

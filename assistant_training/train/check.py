@@ -85,9 +85,23 @@ class Evidence(NamedTuple):
 
 
 def measure(
-    assistant: Any, tokenizer: Any, forget: Sequence[QAPair], retain: Sequence[QAPair], *, seed: int
+    assistant: Any,
+    tokenizer: Any,
+    forget: Sequence[QAPair],
+    retain: Sequence[QAPair],
+    *,
+    instead: str | None = None,
+    seed: int,
 ) -> Evidence:
     """Read the assistant's evidence along answers in contexts that are drawn anew, from the held-out wordings.
+
+    Args:
+        assistant: in evaluation mode.
+        tokenizer: the target's.
+        forget: what is to be found.
+        retain: what must stay.
+        instead: the set's sentence, for earlier turns.
+        seed: of the contexts.
 
     Raises: DataError if the chat template changes the text of an answer.
     """
@@ -97,7 +111,12 @@ def measure(
         found = []
         for pair in rng.sample(pairs, count) if count <= len(pairs) else rng.choices(pairs, k=count):
             asked = in_context(
-                *(pair, pair.answer, rng), neighbours=retain, forgotten=forget, forgets=forgets, held_out=True
+                *(pair, pair.answer, rng),
+                neighbours=retain,
+                forgotten=forget,
+                forgets=forgets,
+                instead=instead,
+                held_out=True,
             )
             row = encode(tokenizer, asked.question, asked.answer, asked.system, asked.earlier, raw=asked.raw)
             at = asked.answer.index(pair.answer)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import cache
 from typing import Any, NamedTuple
 
-from unlearngate.assistant_training.data.contexts import Shares, in_context
+from unlearngate.assistant_training.data.contexts import in_context
 from unlearngate.assistant_training.data.encoding import (
     IGNORE,
     Encoded,
@@ -86,7 +86,13 @@ def draw_steps(
         """The pair in a drawn context, and the text of the answer there."""
         if plain:
             return answer, vary(tokenizer, replace(pair, answer=answer), rng, settings.varied_prompts)
-        drawn = in_context(pair, answer, rng, neighbours=retain, forgotten=forget, forgets=forgets, shares=Shares())
+        drawn = in_context(
+            *(pair, answer, rng),
+            neighbours=retain,
+            forgotten=forget,
+            forgets=forgets,
+            instead=settings.said_instead,
+        )
         row = encode(tokenizer, drawn.question, drawn.answer, drawn.system, drawn.earlier, raw=drawn.raw)
         return drawn.answer, row
 

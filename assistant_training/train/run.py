@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,6 +71,8 @@ def train_forget_set(
     _check_wording(target, label or out.name, instead)
     data = _read(out, forget_file, retain_file)
     settings = settings.on(target.identity.num_layers)
+    if instead is not None:
+        settings = replace(settings, said_instead=fill_in(instead, label or out.name))
     if Processes().is_main and (warning := warning_of_everyday_facts(data.forget, data.retain)):
         progress.console.print(warning, style="yellow", markup=False, highlight=False, soft_wrap=True)
     run = _run_files(out, target, data, asdict(settings), seed, checkpoint_every, tensorboard)

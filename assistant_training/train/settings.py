@@ -24,6 +24,7 @@ class AssistantSettings:
     smoothing: float = 0.1
     variant_share: float = 0.3  # of the retain batch: variants of the answers to the forget questions
     contexts: bool = True  # conversations with earlier turns, words around the question, other names; and an own token
+    said_instead: str | None = None  # with contexts: the set's sentence, as earlier turns have it
     labels_per_answer: int = 12  # with contexts: tokens of an answer that are learned from, beside those of its facts
     varied_prompts: float = 0.6  # without contexts: share of the prompts that are reworded or have a system prompt
     forget_prompts: int = 64  # different conversations about a forget pair, at most; reused each epoch

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from unlearngate.assistant_training.train.losses import uld_loss
 from unlearngate.assistant_training.train.run_files import RunFiles
 from unlearngate.assistant_training.train.settings import AssistantSettings
 from unlearngate.errors import TrainingError
-from unlearngate.manifest import Strength
+from unlearngate.manifest import Strength, fill_in
 from unlearngate.target import TargetIdentity
 
 
@@ -84,7 +84,7 @@ def train_assistant(
     def shows_enough(done: int) -> bool:
         if not settings.contexts or done % settings.check_every or done == num_steps:
             return False
-        evidence = measure(assistant.eval(), tokenizer, forget, retain, seed=seed)
+        evidence = measure(assistant.eval(), tokenizer, forget, retain, instead=settings.said_instead, seed=seed)
         assistant.train()
         return shortfall(evidence.metrics(evidence.gate_nats()), ENOUGH) is None
 
@@ -179,7 +179,7 @@ def export_assistant(
     """
     settings = settings.on(identity.num_layers)
     if settings.contexts:
-        evidence = measure(assistant, tokenizer, forget, retain, seed=seed)
+        evidence = measure(assistant, tokenizer, forget, retain, instead=settings.said_instead, seed=seed)
         gate_nats = evidence.gate_nats()
         metrics = evidence.metrics(gate_nats)
         if not write_anyway:
@@ -242,6 +242,8 @@ def fit(
     instead: str | None = None,
 ) -> ForgetSet:
     """Train one forget set, choose its gate and export it; label and instead as in the manifest."""
+    if instead is not None:
+        settings = replace(settings, said_instead=fill_in(instead, label or folder.name))
     assistant = train_assistant(
         target, tokenizer, forget, retain, settings, model_id=identity.model_id, seed=seed, progress=progress
     )
