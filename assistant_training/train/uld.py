@@ -191,7 +191,7 @@ def export_assistant(
     canaries = choose_canaries(
         *(target, tokenizer, forget, retain),
         seed=seed,
-        in_force=[LoadedSet(assistant, recommended)],
+        in_force=[LoadedSet(assistant, recommended, settings.rule)],
         needed=not write_anyway,
     )
     return save_forget_set(
@@ -240,6 +240,7 @@ def fit(
     progress: Progress,
     label: str | None = None,
     instead: str | None = None,
+    write_anyway: bool = False,
 ) -> ForgetSet:
     """Train one forget set, choose its gate and export it; label and instead as in the manifest."""
     if instead is not None:
@@ -256,4 +257,5 @@ def fit(
         seed=seed,
         label=label,
         instead=instead,
+        write_anyway=write_anyway,
     )
