@@ -114,7 +114,7 @@ def _sentences(logits_BV: Tensor, branches: Sequence[_Branch], in_force: Sequenc
     said: list[tuple[int, ...]] = [()] * len(logits_BV)
     for branch, forget_set in zip(branches, in_force, strict=True):
         if forget_set.sentence:
-            closed_B = subtract(logits_BV.clone(), [branch.logits_BV], [forget_set.strength])
+            closed_B = subtract(logits_BV.clone(), [branch.logits_BV], [forget_set.strength], [forget_set.rule])
             for row in (~closed_B).nonzero()[:, 0].tolist():
                 said[row] = said[row] or forget_set.sentence
     return said
