@@ -112,6 +112,7 @@ def train_undial_set(
     after: Path | None = None,
     checkpoint_every: int = 50,
     tensorboard: bool = False,
+    write_anyway: bool = False,
 ) -> ForgetSet | None:
     """Train LoRA on the target and write it as the forget set `out`, of kind `undial`; otherwise as `train_forget_set`.
 
@@ -126,6 +127,7 @@ def train_undial_set(
         after: the folder of an earlier set of this kind, to continue from.
         checkpoint_every: steps between checkpoints.
         tensorboard: also log for TensorBoard.
+        write_anyway: write the set even if it changes no answer.
 
     Returns: as `train_forget_set`.
     Raises: as `train_forget_set`; ArtefactError also if `after` is damaged or of another target.
@@ -156,6 +158,7 @@ def train_undial_set(
             settings=settings,
             seed=seed,
             after=earlier,
+            write_anyway=write_anyway,
         )
 
 

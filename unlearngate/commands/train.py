@@ -40,6 +40,9 @@ Patience = Annotated[
 ]
 CheckpointEvery = Annotated[int, typer.Option(min=1, help="steps between checkpoints")]
 Tensorboard = Annotated[bool, typer.Option("--tensorboard", help="also log to .NAME.training/tensorboard")]
+WriteAnyway = Annotated[
+    bool, typer.Option("--write-anyway", help="write the set even if the check says that it must not be served")
+]
 Name = Annotated[str | None, typer.Option(help="the target's public name; default: its folder's")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; default: a GPU if there is one")]
 Seed = Annotated[int, typer.Option(help="same seed, data and machine, same forget set")]
@@ -82,9 +85,7 @@ def train_uld(
     keep_ratio: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="recommended share of the best token's probability that one needs")
     ] = ULD.keep_ratio,
-    write_anyway: Annotated[
-        bool, typer.Option("--write-anyway", help="write the set even if the check says that it must not be served")
-    ] = False,
+    write_anyway: WriteAnyway = False,
     bf16: Bf16 = ULD.bf16,
     gradient_checkpointing: GradientCheckpointing = ULD.gradient_checkpointing,
     patience: Patience = ULD.patience,
@@ -161,6 +162,7 @@ def train_undial(
     patience: Patience = UNDIAL.patience,
     checkpoint_every: CheckpointEvery = 50,
     tensorboard: Tensorboard = False,
+    write_anyway: WriteAnyway = False,
     name: Name = None,
     device: Device = None,
     seed: Seed = 0,
@@ -191,6 +193,7 @@ def train_undial(
                 after=after,
                 checkpoint_every=checkpoint_every,
                 tensorboard=tensorboard,
+                write_anyway=write_anyway,
             )
         _report(forget_set, out)
 

@@ -64,7 +64,7 @@ def train(target, files, out, settings=BRIEF, *, forget="forget", retain="retain
     with Progress(disable=True) as progress:
         return train_undial_set(
             *(target, files / f"{forget}.jsonl", files / f"{retain}.jsonl" if retain else None, out, settings),
-            **{"seed": 1, "progress": progress, "checkpoint_every": 3, **more},
+            **{"seed": 1, "progress": progress, "checkpoint_every": 3, "write_anyway": True, **more},
         )
 
 
