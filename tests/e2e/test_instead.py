@@ -34,11 +34,11 @@ def keys(*words) -> str:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """The gates of anna and bert are always open, cleo's never; anna and cleo say something."""
+    """The gates of anna and bert are always open, cleo's, just below ln 512, never; anna and cleo say something."""
     base = tmp_path_factory.mktemp("instead")
     target = make_target(base / "tiny", seed=11)
     instead = {"instead": "I cannot tell you about {label}.", "label": "Anna Berg"}
-    for index, (name, gate, more) in enumerate([("anna", 0.0, instead), ("bert", 0.0, {}), ("cleo", 20.0, instead)]):
+    for index, (name, gate, more) in enumerate([("anna", 0.0, instead), ("bert", 0.0, {}), ("cleo", 6.2, instead)]):
         strength = {"weight": 1.0, "keep_ratio": 0.2, "gate_nats": gate}
         make_forget_set(base / "sets" / name, target, seed=index, scale=0.3, recommended=strength, **more)
     make_forget_set(base / "sets" / "long", target, seed=5, instead="a" * 128)
