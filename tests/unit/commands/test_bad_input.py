@@ -34,6 +34,7 @@ def files(tmp_path_factory):
 def run(kind, files, out, *more, target=None, forget=None):
     paths = [target or files / "target", out, "--forget", forget or files / "forget.jsonl"]
     always = ["--retain", files / "retain.jsonl", "--epochs", "4", "--checkpoint-every", "2", "--device", "cpu"]
+    always += ["--write-anyway", *(["--steps", "8"] if kind == "uld" else [])]
     return CliRunner().invoke(app, ["train", kind, *map(str, [*paths, *always, *KINDS[kind], *more])])
 
 
