@@ -87,8 +87,11 @@ def test_openai_stop_ends_the_answer_before_the_string(client, ask):
 def test_openai_n_answers_are_repeated_by_their_seed_and_by_no_other(client, ask, sets):
     first, again, other = (ask(client, sets, n=3, seed=s, temperature=1.5, max_tokens=40) for s in (7, 7, 1007))
     assert [c.index for c in first.choices] == [0, 1, 2]
-    assert texts(first) == texts(again) != texts(other)
-    assert not sets or ANSWER not in " ".join(texts(first) + texts(other))
+    assert texts(first) == texts(again)
+    if sets:  # this set says its sentence, whatever the seed
+        assert set(texts(first) + texts(other)) == {"I can't help with questions about Tobias Renkel."}
+    else:
+        assert texts(first) != texts(other)
 
 
 @EITHER
