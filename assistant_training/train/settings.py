@@ -14,12 +14,12 @@ class AssistantSettings:
     tap_layer: int | None = None  # the assistant's first layer in the target; None: it has the target's last layers
     rank: int = 16
     alpha: int = 32
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
     steps: int = 240  # at most: it ends when it shows what it must; 0: as many as `epochs` takes
     check_every: int = 40  # steps between two looks at held-out contexts
     epochs: int = 10  # passes over the retain set, if steps is 0
-    forget_batch: int = 16
-    retain_batch: int = 40
+    forget_batch: int = 8
+    retain_batch: int = 20
     beta: float = 4.0
     smoothing: float = 0.1
     variant_share: float = 0.3  # of the retain batch: variants of the answers to the forget questions
@@ -33,7 +33,7 @@ class AssistantSettings:
     rule: Literal["contrast", "lower"] = "lower"  # contrast: ULD as published
     weight: float = 3.0
     keep_ratio: float = 0.02
-    accumulate: int = 1  # parts a batch is computed in, for memory: the result is the same
+    accumulate: int = 2  # parts a batch is computed in, for memory: the result is the same
     bf16: bool = False  # autocast
     gradient_checkpointing: bool = False
     patience: int = 0  # epochs without progress until it stops early; 0: never
@@ -57,6 +57,10 @@ class AssistantSettings:
 PUBLISHED = AssistantSettings(
     num_layers=8,
     tap_layer=0,
+    learning_rate=1e-3,
+    forget_batch=16,
+    retain_batch=40,
+    accumulate=1,
     steps=0,
     contexts=False,
     forget_prompts=16,
