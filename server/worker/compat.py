@@ -5,6 +5,7 @@ Tried: 0.32 (CPU build, V1 runner). The V2 interface exists from 0.32 on.
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from typing import Any
 
@@ -23,6 +24,7 @@ __all__ = [
     "adapts_a_row",
     "compile_on_a_cpu",
     "group_cpu_lora",
+    "leaves_text_free",
     "load_compiled_code",
     "may_vary_branches",
     "penalise_after_composing",
@@ -105,6 +107,17 @@ def steers(params: Any) -> bool:
     """
     fields = ("structured_outputs", "allowed_token_ids", "bad_words", "min_tokens", "logit_bias")
     return any(getattr(params, field) for field in fields)
+
+
+def leaves_text_free(params: Any) -> bool:
+    """Whether a request's answer may be any text: it has no grammar, or one that begins only where a tool is called.
+
+    vLLM's is of that kind where the model may choose among tools of which one is strict.
+    """
+    if params.structured_outputs is None:
+        return True
+    grammar = json.loads(params.structured_outputs.structural_tag or "{}").get("format") or {}
+    return grammar.get("type") == "triggered_tags" and not grammar.get("at_least_one")
 
 
 @cache

@@ -27,6 +27,7 @@ from unlearngate.server.worker.compat import (
     MoveDirectionality,
     V1LogitsProcessor,
     V2LogitsProcessor,
+    leaves_text_free,
     penalise_after_composing,
     steers,
 )
@@ -186,7 +187,7 @@ class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         """A request's plan; None if it cannot be carried out."""
         try:
             plan = verify((params.extra_args or {}).get(TOKEN_FIELD))
-            if params.structured_outputs is not None:
+            if not leaves_text_free(params):
                 return plan.speechless()  # a grammar would reject the sentence
             return self._saying.check(plan)
         except ValueError as error:

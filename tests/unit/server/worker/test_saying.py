@@ -1,5 +1,6 @@
 """Sentences in place of answers: decided at the first position, kept through whatever vLLM does to a batch."""
 
+import json
 import random
 import weakref
 from dataclasses import replace
@@ -217,6 +218,18 @@ def test_a_grammar_is_not_broken(processor, assistants, tally):
     update(processor, added=[(0, structured, [2], output := [])])
     assert step(processor, assistants, [output]) == [None]
     assert tally.sentence_of(plan.lease) == 0
+
+
+@pytest.mark.parametrize("at_least_one", [False, True])
+def test_a_grammar_that_begins_where_a_tool_is_called_leaves_room_for_a_sentence(
+    processor, assistants, tally, at_least_one
+):
+    # As vLLM has it for tools that the model may choose, or has to.
+    tags = {"type": "triggered_tags", "triggers": ["<call>"], "tags": [], "at_least_one": at_least_one}
+    grammar = StructuredOutputsParams(structural_tag=json.dumps({"type": "structural_tag", "format": tags}))
+    plan = plan_of(tally, (0.0, FIRST))
+    update(processor, added=[(0, params(plan, structured_outputs=grammar), [2], output := [])])
+    assert step(processor, assistants, [output]) == [None if at_least_one else FIRST[0]]
 
 
 def test_masks_and_bans_of_the_client_do_not_change_it(processor, assistants, tally):
