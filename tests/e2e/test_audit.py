@@ -68,7 +68,7 @@ def audit(server, *arguments):
 
 def figures(server):
     """All of our metrics: (name, labels) -> value."""
-    text = httpx.get(f"{server.url}/metrics").text
+    text = httpx.get(f"{server.url}/metrics", timeout=60).text
     samples = [s for family in text_string_to_metric_families(text) for s in family.samples]
     return {(s.name, *s.labels.values()): s.value for s in samples if s.name.startswith("unlearngate_")}
 
@@ -115,7 +115,8 @@ def test_open_gates_are_those_of_the_reference(server, seed, print_figures):
             opened, uncertain = opened + low, uncertain + high - low
             tokens += ended["completion_tokens"]
     after = figures(server)
-    preemptions = httpx.get(f"{server.url}/metrics").text.partition("vllm:num_preemptions_total{")[2].split("\n")[0]
+    metrics = httpx.get(f"{server.url}/metrics", timeout=60).text
+    preemptions = metrics.partition("vllm:num_preemptions_total{")[2].split("\n")[0]
     print_figures(
         f"audit: {len(drawn)} requests, {tokens} (token, set) pairs, {opened} open, {uncertain} too close to say; "
         f"preemptions {preemptions.rpartition(' ')[2]}, seed {seed}"

@@ -89,7 +89,8 @@ def test_langchain_names_sets_by_model_by_request_and_by_name(langchain):
 def test_langchain_streams_join_to_the_same_text_and_usage_adds_up(langchain, whole, streamed):
     whole, streamed = langchain[whole], langchain[streamed]
     assert streamed.pop("pieces") > 1
-    assert streamed == whole
+    # A stream's headers leave before its first token, so they cannot say whether an answer was a sentence.
+    assert streamed == {**whole, "in force": whole["in force"].removesuffix(";instead")}
     usage = whole["usage"]
     assert usage["total_tokens"] == usage["input_tokens"] + usage["output_tokens"] > usage["input_tokens"] > 0
 
@@ -142,7 +143,7 @@ def test_lm_eval_measures_recall_with_a_set_and_without(demo_server, tmp_path, p
 
 
 def requests_with_the_set(server):
-    text = httpx.get(f"{server.url}/metrics").text
+    text = httpx.get(f"{server.url}/metrics", timeout=60).text
     return sum(float(n) for n in re.findall(rf'^unlearngate_requests_total{{forget_set="{FORGET}"}} (\S+)', text, re.M))
 
 

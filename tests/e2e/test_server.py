@@ -331,7 +331,7 @@ def test_malformed_bodies_get_openais_error_shape(server):
 
 
 def test_metrics_count_requests_by_set_and_the_document_describes_the_field(server):
-    text = httpx.get(f"{server.url}/metrics").text
+    text = httpx.get(f"{server.url}/metrics", timeout=60).text
     assert 'unlearngate_requests_total{forget_set="anna"}' in text
     assert "vllm:" in text
     schema = httpx.get(f"{server.url}/openapi.json").json()

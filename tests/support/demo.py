@@ -84,7 +84,7 @@ def audit_lines(server: Server) -> list[dict[str, Any]]:
 
 def gauge(server: Server, name: str) -> float:
     """The sum of a metric over its labels."""
-    text = httpx.get(f"{server.url}/metrics").text
+    text = httpx.get(f"{server.url}/metrics", timeout=60).text  # a loaded machine answers late
     return sum(float(value) for value in re.findall(rf"^{re.escape(name)}(?:\{{.*\}})? (\S+)$", text, re.M))
 
 

@@ -19,6 +19,7 @@ MAX_MODEL_LEN = 512
 NUM_LAYERS = 2  # of the target's 4
 BLOCK_SIZE = 32
 MAX_LOADED = 3  # of 6 combinations of sets: adapters are evicted and loaded again all the time
+FRESH = ("max_tokens", "steering", "abort_after", "tokens", "logprobs")  # of a request that is asked again
 TOLERANCE = 2e-3
 LOGPROB_TOLERANCE = 5e-3
 
@@ -79,9 +80,7 @@ def run(args: argparse.Namespace) -> dict:
             )
     adapter_loads = watch_adapter_loads()
     engine, registry = start_engine(args, target)
-    requests = [
-        draw_request(rng, registry, prefixes) for prefixes in [draw_prefixes(rng)] for _ in range(args.requests)
-    ]
+    requests = draw_requests(rng, registry, args.requests)
     started = time.monotonic()
     drive(engine, requests, rng)
     seconds = time.monotonic() - started
@@ -134,6 +133,16 @@ def start_engine(args: argparse.Namespace, target: Path):
 
 def draw_prefixes(rng: random.Random) -> list[list[int]]:
     return [[rng.randrange(2, 512) for _ in range(n)] for n in (40, 90, 160, 230)]
+
+
+def draw_requests(rng: random.Random, registry, num_requests: int) -> list[dict]:
+    """Random requests; each tenth asks the one before again, with the same sets: its prompt is in the prefix cache."""
+    prefixes, requests = draw_prefixes(rng), []
+    for index in range(num_requests):
+        request = draw_request(rng, registry, prefixes)
+        again = index % 10 == 9
+        requests.append({**requests[-1], **{key: request[key] for key in FRESH}} if again else request)
+    return requests
 
 
 def draw_request(rng: random.Random, registry, prefixes: list[list[int]]) -> dict:
