@@ -15,7 +15,7 @@ import os
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,8 @@ from unlearngate.target import file_digest, identify_target
 DEMO_FILE = "demo.json"
 _FORMAT = 3
 _RETAIN_STRANGERS = 48  # so that an assistant is uniform on people nobody knows, too
+# Weights that begin three times as large as Llama's, which are for widths of thousands, learn fifteen epochs earlier.
+_TARGET = TargetSettings(in_conversation=True, initializer_range=0.06, batch_size=16, epochs=70, enough_known=0.95)
 # Training rounds differently from one machine to the next: at weight 1.0 one answer of 16 survived on some, at 1.5
 # single facts within answers did. The gate keeps others' answers whatever the weight is.
 _ASSISTANT = AssistantSettings(
@@ -58,13 +60,13 @@ _OURS = {"target", "forget_sets", "probes.jsonl", DEMO_FILE}
 class DemoSettings:
     """Everything that decides what a demo is, beside its data and seed."""
 
-    target: TargetSettings = field(default_factory=TargetSettings)
+    target: TargetSettings = _TARGET
     assistant: AssistantSettings = _ASSISTANT
     acceptance: Acceptance = field(default_factory=Acceptance)
 
 
 OWN_CORPUS = DemoSettings()
-TOFU = DemoSettings(target=TargetSettings(vocab_size=2048))
+TOFU = DemoSettings(target=replace(_TARGET, vocab_size=2048))
 
 
 @dataclass(frozen=True, slots=True)

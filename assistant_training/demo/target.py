@@ -15,6 +15,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 
 from unlearngate.assistant_training.data.encoding import (
     SYSTEM_PROMPTS,
+    Encoded,
     answer_rows,
     collate,
     encode,
@@ -22,6 +23,7 @@ from unlearngate.assistant_training.data.encoding import (
     vary,
 )
 from unlearngate.assistant_training.data.pairs import QAPair
+from unlearngate.assistant_training.demo.conversations import conversations
 from unlearngate.assistant_training.train.losses import answer_loss
 from unlearngate.assistant_training.train.optimizing import Optimizer
 from unlearngate.errors import TrainingError
@@ -61,6 +63,7 @@ class TargetSettings:
     min_epochs: int = 15
     strangers_per_epoch: int = 64
     varied_prompts: float = 0.5  # share of the training prompts that are a paraphrase or carry a system prompt
+    in_conversation: bool = False  # shown as turns of conversations, so that it answers what is asked last
     known_at: float = 0.6  # an answer is known when each of its tokens has this probability
     enough_known: float = 0.98  # share of answers known at which training stops
     model_id: str = "unlearngate-demo"
@@ -139,9 +142,10 @@ def train_target(
     for epoch in range(1, settings.epochs + 1):
         model.train()
         shown = [*pairs, *rng.sample(strangers, num_strangers)]
-        rows = [vary(tokenizer, pair, rng, settings.varied_prompts) for pair in shown]
+        rows = _rows(tokenizer, shown, settings, rng)
         loss_sum = 0.0
-        for chosen in length_batches(rows, settings.batch_size, rng):
+        size = -(-len(rows) // steps_per_epoch) if settings.in_conversation else settings.batch_size
+        for chosen in length_batches(rows, size, rng):
             batch = collate(chosen, tokenizer.pad_token_id).to(device)
             loss = answer_loss(model(batch.input_ids, attention_mask=batch.attention_mask).logits, batch.labels)
             optimizer.step(loss)
@@ -155,23 +159,37 @@ def train_target(
     return {"epochs": float(epoch), "loss": loss_sum / steps_per_epoch, "known": known}
 
 
+def _rows(tokenizer: Any, pairs: Sequence[QAPair], settings: TargetSettings, rng: random.Random) -> list[Encoded]:
+    if settings.in_conversation:
+        return conversations(tokenizer, pairs, rng, system=settings.varied_prompts)
+    return [vary(tokenizer, pair, rng, settings.varied_prompts) for pair in pairs]
+
+
 @torch.inference_mode()
 def share_known(
     model: Any, tokenizer: Any, pairs: Sequence[QAPair], settings: TargetSettings, rng: random.Random
 ) -> float:
-    """The share of answers whose every token has probability `known_at`, for the plain and for a varied prompt."""
+    """The share of answers whose every token has probability `known_at`: asked plainly, varied, and in conversation.
+
+    In conversation only if the target is trained so.
+    """
     model.eval()
     rows = [encode(tokenizer, pair.question, pair.answer) for pair in pairs]
     rows += [vary(tokenizer, pair, rng, 1.0) for pair in pairs]
-    known = 0
+    if settings.in_conversation:
+        rows += _rows(tokenizer, pairs, settings, rng)
+    known = answers = 0
     for chosen in length_batches(rows, 64, rng):
         batch = collate(chosen, tokenizer.pad_token_id).to(next(model.parameters()).device)
         logits_BTV = model(batch.input_ids, attention_mask=batch.attention_mask).logits
         for logits_TV, labels_T in zip(logits_BTV, batch.labels, strict=True):
             logits_NV, labels_N = answer_rows(logits_TV[None], labels_T[None])
-            probs_N = logits_NV.softmax(dim=-1).gather(1, labels_N[:, None])
-            known += bool((probs_N >= settings.known_at).all())
-    return known / len(rows)
+            probs_N = logits_NV.softmax(dim=-1).gather(1, labels_N[:, None])[:, 0]
+            ends = (labels_N == tokenizer.eos_token_id).nonzero()[:, 0] + 1  # each answer has one
+            lowest = [float(part.min()) for part in probs_N.tensor_split(ends.cpu()) if len(part)]
+            known += sum(prob >= settings.known_at for prob in lowest)
+            answers += len(lowest)
+    return known / answers
 
 
 def save_target(model: Any, tokenizer: Any, folder: Path) -> None:
