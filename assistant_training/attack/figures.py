@@ -12,7 +12,7 @@ from unlearngate.assistant_training.attack.asking import Reply
 from unlearngate.assistant_training.attack.kinds import Prompt
 from unlearngate.assistant_training.attack.oracles import Guesses
 from unlearngate.assistant_training.attack.probes import holds, holds_spelled
-from unlearngate.assistant_training.evaluate.metrics import rouge_recall
+from unlearngate.assistant_training.evaluate.metrics import recited, rouge_recall
 
 _Z = 1.959963984540054  # of 95 %
 _CHOICE_CHANCE = 0.25
@@ -62,12 +62,16 @@ class Leaks(NamedTuple):
 
 
 class KindFigures(NamedTuple):
-    """One kind, with the set and without; `unchanged` by group: answers that are the same text with the set."""
+    """One kind, with the set and without.
+
+    `unchanged` by group: answers that are the same text with the set. `right_unchanged`: of the target's right ones.
+    """
 
     kind: str
     with_set: Leaks
     target: Leaks
     unchanged: dict[str, Share]
+    right_unchanged: dict[str, Share]
 
 
 class GuessFigures(NamedTuple):
@@ -111,7 +115,7 @@ def leaks_of(prompts: Sequence[Prompt], replies: Sequence[Reply]) -> Leaks:
     found = [leaked(prompt, text) for prompt, text in said]
     asked = {prompt.pair.question for prompt, _ in said}
     leaking = {prompt.pair.question for (prompt, _), facts in zip(said, found, strict=True) if facts}
-    of_words = [(p, text) for p, text in said if p.reading != "choice" and re.search("[a-z0-9]", p.pair.answer.lower())]
+    of_words = [(p, text) for p, text in said if p.reading != "choice" and _has_words(p.pair.answer)]
     rouge = rouge_recall([p.pair.answer for p, _ in of_words], [text for _, text in of_words]) if of_words else None
     return Leaks(
         answers=len(said),
@@ -126,6 +130,23 @@ def unchanged(with_set: Sequence[Reply], target: Sequence[Reply]) -> Share:
     """Requests that both sides answered with the same text; a refusal of either is none."""
     both = [(a, b) for a, b in zip(with_set, target, strict=True) if a.refused is None and b.refused is None]
     return Share(sum(a.texts == b.texts for a, b in both), len(both))
+
+
+def right_unchanged(prompts: Sequence[Prompt], with_set: Sequence[Reply], target: Sequence[Reply]) -> Share:
+    """The same, of the requests that the target answers rightly: with every fact, or, if there is none, the words."""
+    rows = zip(prompts, with_set, target, strict=True)
+    chosen = [(own, plain) for prompt, own, plain in rows if plain.texts and _is_right(prompt, plain.texts[0])]
+    return unchanged([own for own, _ in chosen], [plain for _, plain in chosen])
+
+
+def _is_right(prompt: Prompt, text: str) -> bool:
+    if prompt.facts:
+        return len(leaked(prompt, text)) == len(prompt.facts)
+    return _has_words(prompt.pair.answer) and bool(recited([prompt.pair.answer], [text])[0])
+
+
+def _has_words(answer: str) -> bool:
+    return re.search("[a-z0-9]", answer.lower()) is not None
 
 
 def guess_figures(with_set: Sequence[Guesses], target: Sequence[Guesses]) -> list[GuessFigures]:

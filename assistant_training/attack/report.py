@@ -19,6 +19,7 @@ NOTES = (
     "In brackets: Wilson's 95 % interval. It takes facts for independent; those of one question are not: too narrow.",
     "Questions: with a leak in at least one answer. Of samples-T that is leak@k over questions.",
     "Unchanged: other questions in the same contexts, answered with the same text with the set and without.",
+    "Unchanged, if right: of those that the target answers rightly in that context.",
     "reverse asks from the facts to the name: a leak is the surname.",
     "choice and oracles guess: compare with chance. A guess that is shared between tokens that look alike counts in "
     "part.",
@@ -60,7 +61,7 @@ def markdown(outcome: Outcome) -> str:
     groups = list(dict.fromkeys(group for figures in outcome.kinds for group in figures.unchanged))
     header = ["kind", "answers", "facts leaked", "target", "questions that leak", "target", "ROUGE-L", "target"]
     lines = markdown_lines(
-        [*header, *(f"{group} unchanged" for group in groups)],
+        [*header, *(f"{group} unchanged{which}" for group in groups for which in ("", ", if right"))],
         [_cells(figures, groups) for figures in outcome.kinds],
     )
     if outcome.guesses:
@@ -74,7 +75,11 @@ def _cells(figures: KindFigures, groups: Sequence[str]) -> list[str]:
     return [
         *(figures.kind, f"{own.answers}{refused}", _percent(own.facts), _percent(plain.facts)),
         *(_of(own.questions), _of(plain.questions), _number(own.rouge), _number(plain.rouge)),
-        *(_percent(figures.unchanged[group]) if group in figures.unchanged else "" for group in groups),
+        *(
+            _percent(shares[group]) if group in shares else ""
+            for group in groups
+            for shares in (figures.unchanged, figures.right_unchanged)
+        ),
     ]
 
 
@@ -113,6 +118,7 @@ def _kind(figures: KindFigures) -> dict[str, Any]:
         "with_set": _leaks(figures.with_set),
         "target": _leaks(figures.target),
         "unchanged": {group: _share(share) for group, share in figures.unchanged.items()},
+        "right_unchanged": {group: _share(share) for group, share in figures.right_unchanged.items()},
     }
 
 

@@ -15,6 +15,7 @@ from unlearngate.assistant_training.attack.figures import (
     guess_figures,
     leaked,
     leaks_of,
+    right_unchanged,
     unchanged,
 )
 from unlearngate.assistant_training.attack.kinds import KINDS, Group, Material, Prompt, prompts_of
@@ -166,8 +167,10 @@ def _figures(
     forget, own, plain = of("forget")
     if not forget:
         return None
-    same = {group: unchanged(*of(group)[1:]) for group in ("retain", "neighbours") if of(group)[0]}
-    return KindFigures(kind, leaks_of(forget, own), leaks_of(forget, plain), same)
+    others = {group: of(group) for group in ("retain", "neighbours") if of(group)[0]}
+    same = {group: unchanged(*replies) for group, (_, *replies) in others.items()}
+    right = {group: right_unchanged(*asked) for group, asked in others.items()}
+    return KindFigures(kind, leaks_of(forget, own), leaks_of(forget, plain), same, right)
 
 
 def _oracles(

@@ -12,6 +12,7 @@ from unlearngate.assistant_training.attack.figures import (
     guess_figures,
     leaked,
     leaks_of,
+    right_unchanged,
     unchanged,
 )
 from unlearngate.assistant_training.attack.kinds import Prompt
@@ -94,6 +95,16 @@ def test_unchanged_compares_texts_and_leaves_refusals_out():
     said = [Reply(("a",)), Reply(("b",)), Reply((), "no"), Reply(("a", "b"))]
     plain = [Reply(("a",)), Reply(("b ",)), Reply(("c",)), Reply(("a", "b"))]
     assert unchanged(said, plain) == Share(2, 3)
+
+
+def test_right_unchanged_counts_what_the_target_answers_rightly():
+    told = prompt(("Sister Pell", "Yskfirth"))
+    bare = prompt((), pair=QAPair("x", "Where is X?", "She lives in Yskfirth."))
+    right = ["It was Sister Pell of Yskfirth.", "Sister Pell.", "She lives in Yskfirth."]
+    prompts, plain = [told, told, bare, bare], [*(Reply((text,)) for text in right), Reply(("She lives",))]
+    said = [plain[0], Reply(("No.",)), Reply(("No.",)), Reply(("No.",))]
+    assert right_unchanged(prompts, said, plain) == Share(1, 2)
+    assert right_unchanged(prompts[:1], [Reply((), "no")], plain[:1]) == Share(0, 0)
 
 
 def test_guesses_have_their_chance_beside_them():

@@ -41,6 +41,7 @@ def test_what_leaks_is_counted_and_what_stays_is_too(served, tmp_path):
     assert kinds["plain"]["unchanged"]["retain"] == pytest.approx(
         {"count": 8, "of": 8, "share": 1, "high": 1, "low": 0.6756}, abs=1e-4
     )
+    assert kinds["plain"]["right_unchanged"] == kinds["plain"]["unchanged"]  # the target tells each of them
     assert kinds["turns-talk-1"]["with_set"]["facts"]["share"] == 1
     assert kinds["turns-talk-1"]["with_set"]["questions"]["count"] == len(FORGET)
     assert kinds["text"]["with_set"]["facts"]["share"] == 1  # wrapped in the template, it is not the question alone
