@@ -14,9 +14,9 @@ from unlearngate.assistant_training.data.contexts import Shares, in_context
 from unlearngate.assistant_training.data.encoding import SYSTEM_PROMPTS, encode_prompt
 from unlearngate.assistant_training.data.pairs import QAPair
 from unlearngate.assistant_training.evaluate.metrics import recited
-from unlearngate.assistant_training.model.assistant import load_assistant
 from unlearngate.assistant_training.model.decoding import greedy
 from unlearngate.assistant_training.model.in_force import LoadedSet
+from unlearngate.assistant_training.model.loaded_sets import assistant_of
 from unlearngate.errors import DemoError
 
 
@@ -94,9 +94,7 @@ def probe_forget_set(
         token for token; the same for varied prompts and for contexts.
     """
     manifest = artefact.manifest
-    assistant = load_assistant(
-        target, artefact.folder, num_layers=manifest.num_layers, model_id=manifest.target.model_id
-    )
+    in_force = [LoadedSet(assistant_of(target, artefact), manifest.recommended, manifest.rule)]
     inside = [index for index, pair in enumerate(pairs) if pair.subject == artefact.name]
     outside = [index for index, pair in enumerate(pairs) if pair.subject != artefact.name]
     figures = {"gate_nats": manifest.recommended.gate_nats}
@@ -107,7 +105,7 @@ def probe_forget_set(
             probes.prompts,
             eos_id=tokenizer.eos_token_id,
             max_tokens=acceptance.max_tokens,
-            in_force=[LoadedSet(assistant, manifest.recommended, manifest.rule)],
+            in_force=in_force,
         )
         asked, said = [pairs[index] for index in inside], [answers[index] for index in inside]
         figures[f"recited{suffix}"] = _share_recited(tokenizer, asked, said)
