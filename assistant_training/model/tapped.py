@@ -29,6 +29,7 @@ class TappedAssistant(torch.nn.Module):
         self.peft_model = peft_model
         self._prefix = [prefix]  # in a list: not a submodule, so neither trained nor saved
         self._hidden: dict[tuple[int, ...], Tensor] = {}
+        self._keeps = False
 
     def forward(
         self,
@@ -51,11 +52,13 @@ class TappedAssistant(torch.nn.Module):
         return SimpleNamespace(logits=output.logits, past_key_values=(prefix_cache, output.past_key_values))
 
     def hidden(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """(B, T) right-padded conversations -> (B, T, H): hidden states before the tap, in training kept."""
-        return self._kept(input_ids, attention_mask) if self.training else self._run(input_ids, attention_mask)[0]
+        """(B, T) right-padded conversations -> (B, T, H): hidden states before the tap, kept in a training run."""
+        keeps = self.training or self._keeps  # also those of its checks, which come again
+        return self._kept(input_ids, attention_mask) if keeps else self._run(input_ids, attention_mask)[0]
 
     def keep(self, conversations: Iterable[list[int]], progress: Progress) -> None:
         """Compute the hidden states that training will need, in large batches of similar length."""
+        self._keeps = True
         known = {tuple(tokens) for tokens in conversations} - self._hidden.keys()
         todo = sorted(known, key=lambda tokens: (len(tokens), tokens))
         device = next(self.parameters()).device
@@ -92,8 +95,9 @@ class TappedAssistant(torch.nn.Module):
         keys = [tuple(row[:length]) for row, length in zip(input_ids.tolist(), lengths, strict=True)]
         new = [index for index, key in enumerate(keys) if key not in self._hidden]
         if new:
-            hidden_BTH, _ = self._run(input_ids[new], attention_mask[new])
-            for index, hidden_TH in zip(new, hidden_BTH, strict=True):
-                self._hidden[keys[index]] = hidden_TH[: lengths[index]].clone()
+            with torch.inference_mode(False):  # a check's may be trained on later
+                hidden_BTH, _ = self._run(input_ids[new].clone(), attention_mask[new].clone())
+                for index, hidden_TH in zip(new, hidden_BTH, strict=True):
+                    self._hidden[keys[index]] = hidden_TH[: lengths[index]].clone()
         rows = [self._hidden[key] for key in keys]
         return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)

@@ -87,6 +87,18 @@ def test_what_was_kept_beforehand_is_not_computed_again(target, monkeypatch):
     assert torch.allclose(found[inside], expected[inside], atol=1e-5)
 
 
+def test_what_a_check_reads_in_a_run_is_kept_too_and_can_be_trained_on(target, batch, monkeypatch):
+    assistant = disturb(tapped(target, 2, 2))
+    inputs = (batch.input_ids, batch.attention_mask)
+    with Progress(disable=True) as progress:
+        assistant.train().keep([], progress)
+    with torch.inference_mode():
+        first = logits_of(assistant.eval(), *(tensor.clone() for tensor in inputs))
+        monkeypatch.delattr(type(assistant), "_run")
+        assert torch.equal(logits_of(assistant, *inputs), first)
+    logits_of(assistant.train(), *inputs).square().mean().backward()
+
+
 def test_only_the_adapter_is_trained_and_saved(target, batch):
     assistant = disturb(tapped(target, 2, 2)).train()
     loss = logits_of(assistant, batch.input_ids, batch.attention_mask).square().mean()
