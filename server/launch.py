@@ -12,7 +12,7 @@ import signal
 import socket
 import tempfile
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, AsyncExitStack, closing, contextmanager
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -41,6 +41,7 @@ from unlearngate.server.sets.lifecycle import Lifecycle, keep_looking, keep_prov
 from unlearngate.server.sets.policy import Policy
 from unlearngate.server.sets.registry import Registry
 from unlearngate.server.sets.store import Store
+from unlearngate.server.starting import end_at_once, explained
 from unlearngate.target import identify_target
 
 logger = logging.getLogger(__name__)
@@ -62,6 +63,7 @@ def serve(config: ServerConfig) -> int:
     listener = _listen(config.host, config.port)
     try:
         with tempfile.TemporaryDirectory(prefix="unlearngate-") as scratch:
+            end_at_once(Path(scratch))
             target = identify_target(config.target, config.name)
             with _audit(config, target.model_id) as audit:
                 store = Store(config.state or Path(scratch) / "state")
@@ -94,7 +96,8 @@ def serve(config: ServerConfig) -> int:
                     max_model_len=engine_config.model_config.max_model_len,
                 )
                 accounting = Accounting(Meter(tally), audit)
-                return asyncio.run(_run(config, lifecycle, policy, access, accounting, arguments, listener))
+                start = explained(Path(scratch), compat.logging_config())
+                return asyncio.run(_run(config, lifecycle, policy, access, accounting, arguments, listener, start))
     finally:
         listener.close()
 
@@ -199,6 +202,7 @@ async def _run(
     accounting: Accounting,
     arguments: Any,
     listener: socket.socket,
+    start: AbstractContextManager[None],
 ) -> int:
     from starlette.datastructures import State
 
@@ -207,10 +211,11 @@ async def _run(
     from unlearngate.server.http.admin import admin_routes
     from unlearngate.server.http.app import Answerer, build_app
 
-    signal.signal(signal.SIGTERM, _interrupt)
-    async with compat.engine_client(arguments) as engine:
+    async with AsyncExitStack() as running:
         state = State()
-        await compat.init_handlers(engine, state, arguments)
+        with start:
+            engine = await running.enter_async_context(compat.engine_client(arguments))
+            await compat.init_handlers(engine, state, arguments)
         client.check_adapters(engine)
         compat.drop_adapter_info(engine)
         client.count_tokens(engine, accounting.meter)
@@ -251,10 +256,6 @@ async def _run(
 
 def _count_failure(name: str) -> None:
     CANARY_FAILURES.labels(name).inc()
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
 
 
 async def _stop_when_dead(engine: Any, server: uvicorn.Server) -> None:

@@ -122,6 +122,12 @@ class UnsupportedDeploymentError(UnlearngateError):
     code = "unsupported_deployment"
 
 
+class StartError(UnlearngateError):
+    """The engine did not start; the message says why, and where its log is."""
+
+    code = "start_failed"
+
+
 class KeysFileError(UnlearngateError):
     """A keys file that cannot be used; the message names the file, the field and the reason."""
 

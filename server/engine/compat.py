@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from argparse import Namespace
 from contextlib import AbstractAsyncContextManager
 from typing import Any
@@ -12,7 +13,10 @@ from vllm.lora.request import LoRARequest
 
 from unlearngate.errors import UnsupportedDeploymentError
 
+CPU_KV_CACHE_BYTES = 4 * 2**30
+
 __all__ = [
+    "CPU_KV_CACHE_BYTES",
     "ChatCompletionRequest",
     "LoRARequest",
     "VLLMError",
@@ -22,6 +26,7 @@ __all__ = [
     "engine_client",
     "engine_config",
     "init_handlers",
+    "logging_config",
     "parse_engine_arguments",
     "prometheus_text",
     "unbind_adapter",
@@ -29,14 +34,34 @@ __all__ = [
 
 
 def parse_engine_arguments(arguments: list[str]) -> Namespace:
-    """Parse the words with vLLM's own `vllm serve` parser; exit with its usage message if they are wrong."""
+    """Parse the words with vLLM's own `vllm serve` parser; exit with its usage message if they are wrong.
+
+    On a CPU the KV cache has CPU_KV_CACHE_BYTES unless the words or the environment say otherwise.
+    """
     from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     parser = make_arg_parser(FlexibleArgumentParser(prog="unlearngate serve MODEL --engine-args"))
     args = parser.parse_args(arguments)
     validate_parsed_serve_args(args)
+    _bound_memory(args, parser.get_default("gpu_memory_utilization"))
     return args
+
+
+def _bound_memory(args: Namespace, default_utilization: float) -> None:
+    """On a CPU, give the KV cache a fixed size if nothing says how large it is: vLLM takes 92 % of all memory there."""
+    from vllm.platforms import current_platform
+
+    said = args.kv_cache_memory_bytes or os.environ.get("VLLM_CPU_KVCACHE_SPACE")
+    if current_platform.is_cpu() and not said and args.gpu_memory_utilization == default_utilization:
+        args.kv_cache_memory_bytes = CPU_KV_CACHE_BYTES
+
+
+def logging_config() -> dict[str, Any]:
+    """How vLLM's processes log unless they are told otherwise, for `logging.config.dictConfig`."""
+    from vllm.logger import DEFAULT_LOGGING_CONFIG
+
+    return DEFAULT_LOGGING_CONFIG
 
 
 def engine_config(args: Namespace) -> Any:

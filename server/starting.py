@@ -1,0 +1,92 @@
+"""A start that a signal ends at once, and that says in one sentence why it failed."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import os
+import re
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from unlearngate.errors import StartError
+from unlearngate.server.contract.start_log import StartLog
+
+logger = logging.getLogger(__name__)
+
+_LOG_CONFIG = "VLLM_LOGGING_CONFIG_PATH"
+# vLLM's own words for "look further up".
+_NO_CAUSE = re.compile(r"initialization failed|See (root cause|stack trace)|Failed core proc")
+_RAISED = re.compile(r"\] (?:\w+\.)*(\w*(?:Error|Exception|Interrupt|Exit)): (\S.*)")
+
+
+def end_at_once(scratch: Path) -> None:
+    """Until others are installed, let SIGTERM and SIGINT end this process, its engine and what it wrote in `scratch`.
+
+    An exception would not do: vLLM's start catches some, and waits minutes for an engine that is gone. A signal that
+    a supervisor had ignored stays ignored.
+    """
+
+    def end(number: int, _frame: object) -> None:
+        logger.info("%s while starting: ending", signal.Signals(number).name)
+        for _ in range(2):  # an engine that was just killed may have started a worker meanwhile
+            for process in psutil.Process().children(recursive=True):
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+                    process.wait(5)
+        shutil.rmtree(scratch, ignore_errors=True)
+        os._exit(128 + number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, end)
+
+
+@contextmanager
+def explained(scratch: Path, logging_config: dict[str, Any]) -> Iterator[None]:
+    """Start an engine inside: if it fails, one sentence says why, and its log stays in a file.
+
+    Args:
+        scratch: a folder that lives as long as the server.
+        logging_config: vLLM's default, as `logging.config.dictConfig` takes it.
+
+    Raises: StartError with the cause.
+    """
+    log = (
+        None if _LOG_CONFIG in os.environ else _keep_log(scratch, logging_config)
+    )  # an operator's own logging has it all
+    try:
+        yield
+    except (RuntimeError, ValueError, OSError) as error:
+        cause = (log and _cause(log)) or str(error)
+        where = f"its log is kept in {log}" if log else f"its log is where {_LOG_CONFIG} says"
+        raise StartError(f"the engine did not start: {cause}; {where}") from error
+    if log:
+        log.unlink()
+
+
+def _keep_log(scratch: Path, logging_config: dict[str, Any]) -> Path:
+    handle, name = tempfile.mkstemp(prefix="unlearngate-start-", suffix=".log")
+    os.close(handle)
+    config = copy.deepcopy(logging_config)
+    kind = f"{StartLog.__module__}.{StartLog.__qualname__}"
+    config["handlers"]["start"] = {"class": kind, "formatter": "vllm", "filename": name}
+    config["loggers"]["vllm"]["handlers"].append("start")
+    (scratch / "logging.json").write_text(json.dumps(config))
+    os.environ[_LOG_CONFIG] = str(scratch / "logging.json")  # the engine's processes read it
+    return Path(name)
+
+
+def _cause(log: Path) -> str | None:
+    """The last exception in the log that says more than that there was one."""
+    raised = _RAISED.findall(log.read_text(encoding="utf-8", errors="replace"))
+    causes = [f"{message.rstrip('. ')} ({name})" for name, message in raised if not _NO_CAUSE.search(message)]
+    return causes[-1] if causes else None

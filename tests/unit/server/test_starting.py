@@ -1,0 +1,117 @@
+"""A start in a process of its own: ended by a signal, and explained when it fails."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+from vllm.logger import DEFAULT_LOGGING_CONFIG
+
+from unlearngate.errors import StartError
+from unlearngate.server.starting import explained
+
+STARTING = textwrap.dedent(
+    """
+    import multiprocessing, os, sys, threading, time
+    from pathlib import Path
+    from unlearngate.server.starting import end_at_once
+
+    def engine(places):
+        os.setpgid(0, 0)
+        worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
+        worker.start()
+        Path(places, "pids").write_text(f"{os.getpid()} {worker.pid}")
+        time.sleep(600)
+
+    if __name__ == "__main__":
+        scratch = Path(sys.argv[1]) / "scratch"
+        scratch.mkdir()
+        end_at_once(scratch)
+        multiprocessing.get_context("fork").Process(target=engine, args=(sys.argv[1],)).start()
+        try:
+            threading.Event().wait()
+        except BaseException:  # as a start that takes no exception for an answer
+            time.sleep(600)
+    """
+)
+
+FAILING = textwrap.dedent(
+    """
+    import logging
+    from vllm.config.logging import LoggingConfig
+    from vllm.logger import configure_logging
+
+    configure_logging(LoggingConfig())
+    log = logging.getLogger("vllm.v1.engine.core")
+    try:
+        try:
+            raise ValueError("Available memory on node 0 is less than requested.\\nReduce it.")
+        except ValueError:
+            log.exception("WorkerProc failed to start.")
+            raise RuntimeError("Engine core initialization failed. See root cause above.") from None
+    except RuntimeError:
+        log.exception("EngineCore failed to start.")
+    """
+)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_start_and_all_that_it_started(tmp_path, number):
+    (tmp_path / "start.py").write_text(STARTING)
+    start = subprocess.Popen([sys.executable, tmp_path / "start.py", tmp_path], start_new_session=True)
+    pids = tmp_path / "pids"
+    while not pids.exists() or not pids.read_text():
+        time.sleep(0.05)
+    os.kill(start.pid, number)
+    assert start.wait(timeout=20) == 128 + number
+    assert not (tmp_path / "scratch").exists()
+    for pid in pids.read_text().split():
+        assert not Path("/proc", pid).exists() or "Z" in Path("/proc", pid, "stat").read_text().split()[2]
+
+
+@pytest.fixture
+def logging_as_before(monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("VLLM_LOGGING_CONFIG_PATH", "")
+    monkeypatch.delenv("VLLM_LOGGING_CONFIG_PATH")
+    yield
+    os.environ.pop("VLLM_LOGGING_CONFIG_PATH", None)
+
+
+def run_an_engine_that_fails() -> int:
+    """In a process of its own, as vLLM's: it configures its logging from the environment, and logs why it ends."""
+    return subprocess.run([sys.executable, "-c", FAILING], capture_output=True).returncode
+
+
+def test_a_failed_start_is_one_sentence_with_the_cause_and_its_log_stays(tmp_path, logging_as_before):
+    with pytest.raises(StartError) as raised, explained(tmp_path, DEFAULT_LOGGING_CONFIG):
+        assert run_an_engine_that_fails() == 0
+        raise RuntimeError("Engine core initialization failed. See root cause above. Failed core proc(s): {}")
+    (log,) = tmp_path.glob("unlearngate-start-*.log")
+    assert str(raised.value) == (
+        "the engine did not start: Available memory on node 0 is less than requested (ValueError); "
+        f"its log is kept in {log}"
+    )
+    assert "EngineCore failed to start." in log.read_text()
+
+
+def test_the_log_of_a_start_is_gone_when_the_server_is_up_and_nothing_brings_it_back(tmp_path, logging_as_before):
+    with explained(tmp_path, DEFAULT_LOGGING_CONFIG):
+        pass
+    assert list(tmp_path.glob("unlearngate-start-*")) == []
+    assert run_an_engine_that_fails() == 0
+    assert list(tmp_path.glob("unlearngate-start-*")) == []
+
+
+def test_a_failure_without_a_cause_in_the_log_keeps_its_own_words(tmp_path, logging_as_before, monkeypatch):
+    with pytest.raises(StartError, match=r"did not start: Failed core proc\(s\): EngineCore_0: -9; its log is kept"):
+        with explained(tmp_path, DEFAULT_LOGGING_CONFIG):
+            raise RuntimeError("Failed core proc(s): EngineCore_0: -9")
+    monkeypatch.setenv("VLLM_LOGGING_CONFIG_PATH", "/etc/logging.json")
+    with pytest.raises(StartError, match="its log is where VLLM_LOGGING_CONFIG_PATH says"):
+        with explained(tmp_path, DEFAULT_LOGGING_CONFIG):
+            raise RuntimeError("no")
