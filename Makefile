@@ -41,7 +41,7 @@ test: install lint ## Everything CI runs: lint, types, unit tests, real engines,
 	$(KERNEL_TESTS)
 
 .PHONY: test-all
-test-all: test test-deploy soak ## All tests there are: also those that fetch more (test-deploy) or take long (soak)
+test-all: test test-parity test-deploy soak ## All tests there are: also those that fetch more (test-deploy) or take long (soak)
 
 .PHONY: test-unit
 test-unit: install ## The tests that start no engine (minutes)
@@ -52,8 +52,8 @@ test-kernels: install ## The Triton kernels: in Triton's interpreter, or compile
 	$(KERNEL_TESTS)
 
 .PHONY: test-parity
-test-parity: install ## The engine against Hugging Face + PEFT, token for token
-	$(PYTEST) tests/e2e/test_parity.py
+test-parity: install ## The engine against Hugging Face + PEFT, token for token, with more requests than in `make test`
+	PARITY_REQUESTS=200 $(PYTEST) tests/e2e/test_parity.py
 
 .PHONY: test-clients
 test-clients: install clients ## Other people's clients against the served demo

@@ -11,7 +11,7 @@ import pytest
 pytestmark = pytest.mark.e2e
 
 PROGRAM = Path(__file__).parents[1] / "support" / "engine" / "parity.py"
-REQUESTS = 200
+REQUESTS = int(os.environ.get("PARITY_REQUESTS", "80"))  # of each run; `make test-parity` asks 200
 # By default the target and the step in lockstep are compiled: each kind of set, from the embeddings and from a tap.
 RUNS = {
     "llama-eager": ["--family", "llama"],
