@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import multiprocessing
+import multiprocessing.spawn
 import os
 import signal
 import sys
+from typing import NoReturn
 
 from unlearngate.server.contract.branches import ARCHITECTURE
 from unlearngate.server.contract.options import OWN_GROUP_VARIABLE
@@ -22,6 +25,7 @@ def register() -> None:
         ModelRegistry.register_model(ARCHITECTURE, f"unlearngate.server.worker.model:{ARCHITECTURE}")
     if os.environ.get(OWN_GROUP_VARIABLE) == "1":
         leave_group_and_end_with_parent()
+        end_without_teardown()
 
 
 def leave_group_and_end_with_parent() -> None:
@@ -39,3 +43,18 @@ def leave_group_and_end_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent.pid:  # the parent ended before prctl
             os._exit(1)
+
+
+def end_without_teardown() -> None:
+    """Let a spawned process end when its work is done: Python takes seconds to tear down vLLM's modules first."""
+    leave = sys.exit
+
+    def exit_at_once(code: object = None) -> NoReturn:
+        if sys._getframe(1).f_code is not multiprocessing.spawn.spawn_main.__code__:
+            leave(code)  # type: ignore[arg-type]
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else 0)
+
+    sys.exit = exit_at_once

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -69,4 +70,7 @@ def serve(
 
         given = {name: value for name, value in options.items() if value is not None}
         code = run(ServerConfig(target=model, **given))
-    raise typer.Exit(code)
+    # All is closed, and Python would take seconds to tear down vLLM's modules.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -1,5 +1,7 @@
 """An option is said once: what the command line has, its settings have."""
 
+import os
+import sys
 from dataclasses import fields
 
 import pytest
@@ -46,6 +48,7 @@ GIVEN = {
 def started(monkeypatch):
     configs = []
     monkeypatch.setattr(launch, "serve", lambda config: configs.append(config) or 0)
+    monkeypatch.setattr(os, "_exit", sys.exit)  # it ends without Python's teardown
     return configs
 
 

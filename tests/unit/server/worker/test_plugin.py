@@ -46,6 +46,45 @@ def test_an_engine_and_its_workers_leave_the_group_of_their_server_and_end_when_
         time.sleep(0.05)
 
 
+QUICK = """
+import atexit, multiprocessing, os, sys
+from unlearngate.server.worker.plugin import end_without_teardown
+
+class Slow:
+    def __del__(self):
+        print("torn down", flush=True)
+
+def work(code):
+    global kept
+    kept = Slow()
+    kept.itself = kept
+    end_without_teardown()
+    atexit.register(print, "said goodbye")
+    try:
+        sys.exit(9)
+    except SystemExit as leaving:
+        print("still an exception", leaving.code)
+    if code:
+        raise ValueError("no")
+
+if __name__ == "__main__":
+    codes = []
+    for code in (0, 1):
+        process = multiprocessing.get_context("spawn").Process(target=work, args=(code,))
+        process.start()
+        process.join()
+        codes.append(process.exitcode)
+    print(codes)
+"""
+
+
+def test_a_spawned_process_ends_with_its_code_and_without_teardown(tmp_path):
+    (tmp_path / "quick.py").write_text(QUICK)
+    done = subprocess.run([sys.executable, tmp_path / "quick.py"], capture_output=True, text=True, timeout=120)
+    assert done.stdout.splitlines() == ["still an exception 9", "said goodbye"] * 2 + ["[0, 1]"], done.stderr
+    assert done.stderr.count("ValueError: no") == 1
+
+
 def _runs(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
