@@ -88,6 +88,8 @@ def load_forget_set(folder: Path, target: TargetIdentity | None = None) -> Forge
 
 
 def _load_verified(folder: Path, target: TargetIdentity | None) -> ForgetSet:
+    if not (folder / MANIFEST_FILE).exists():
+        raise ArtefactError(folder / MANIFEST_FILE, f"is missing, so {folder.name} is no forget set; {_hint(folder)}")
     _verify_listing(folder)
     manifest_path = folder / MANIFEST_FILE
     raw = _read_bytes(manifest_path)
@@ -200,6 +202,18 @@ def _first_error(error: ValidationError) -> str:
         if error.error_count() > 1
         else (f"{where or 'manifest'}: {first['msg']}")
     )
+
+
+def _hint(folder: Path) -> str:
+    """What a folder without a manifest is, and what to do."""
+    if (folder / CONFIG_FILE).exists():
+        return (
+            "it is a PEFT adapter, which says neither what it was trained to forget nor for which target; "
+            "`unlearngate train` makes forget sets"
+        )
+    if sets := sorted(path.parent.name for path in folder.glob(f"*/{MANIFEST_FILE}")):
+        return f"it holds some: {', '.join(sets)}; give one of them"
+    return "`unlearngate train` makes forget sets"
 
 
 def _verify_listing(folder: Path) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -52,6 +52,15 @@ class TargetIdentity(BaseModel):
         }
 
 
+def check_target(folder: Path) -> str:
+    """Whether a folder is a checkpoint that has an identity, without reading its weights.
+
+    Returns: its architecture, served or not.
+    Raises: as `identify_target`.
+    """
+    return _read_files(folder).identity.architecture
+
+
 def identify_target(folder: Path, model_id: str | None = None) -> TargetIdentity:
     """Read a Hugging Face checkpoint folder's identity.
 
@@ -63,28 +72,54 @@ def identify_target(folder: Path, model_id: str | None = None) -> TargetIdentity
 
     Raises: ArtefactError if a file is missing or is not what its name says.
     """
-    config = _read_config(folder)
+    files = _read_files(folder)
+    with ThreadPoolExecutor() as pool:
+        digests = list(pool.map(file_digest, files.shards))
+    lines = [f"{p.name} {d}" for p, d in zip(files.shards, digests, strict=True)]
+    # The same weights with another rope_theta are another model.
+    lines.append(
+        json.dumps({k: v for k, v in files.config.items() if k not in _INFORMATIVE and v is not None}, sort_keys=True)
+    )
+    return files.identity.model_copy(
+        update={
+            "model_id": model_id or folder.resolve().name,
+            "weights_digest": hashlib.sha256("\n".join(lines).encode()).hexdigest(),
+            "tokenizer_digest": file_digest(files.tokenizer),
+        }
+    )
+
+
+class _Files(NamedTuple):
+    """A checkpoint's files; `identity` has no digests yet."""
+
+    config: dict[str, Any]
+    shards: list[Path]
+    tokenizer: Path
+    identity: TargetIdentity
+
+
+def _read_files(folder: Path) -> _Files:
     shards = sorted(folder.glob("*.safetensors"))
+    if not shards and (other := _other_weights(folder)):
+        raise ArtefactError(folder, other)
+    config = _read_config(folder)
     if not shards:
         raise ArtefactError(folder, "holds no *.safetensors file; a target must be a safetensors checkpoint")
     tokenizer = next((folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()), None)
     if tokenizer is None:
         raise ArtefactError(folder, f"holds no tokenizer file (looked for {', '.join(_TOKENIZER_FILES)})")
-    with ThreadPoolExecutor() as pool:
-        digests = list(pool.map(file_digest, shards))
-    lines = [f"{p.name} {d}" for p, d in zip(shards, digests, strict=True)]
-    # The same weights with another rope_theta are another model.
-    lines.append(
-        json.dumps({k: v for k, v in config.items() if k not in _INFORMATIVE and v is not None}, sort_keys=True)
-    )
-    weights = hashlib.sha256("\n".join(lines).encode())
+    return _Files(config, shards, tokenizer, _shape(folder, config))
+
+
+def _shape(folder: Path, config: dict[str, Any]) -> TargetIdentity:
+    """What the configuration says, without digests."""
     try:
         heads = int(config["num_attention_heads"])
         return TargetIdentity(
-            model_id=model_id or folder.resolve().name,
+            model_id="",
             architecture=config["architectures"][0],
-            weights_digest=weights.hexdigest(),
-            tokenizer_digest=file_digest(tokenizer),
+            weights_digest="0" * 64,
+            tokenizer_digest="0" * 64,
             vocab_size=config["vocab_size"],
             hidden_size=config["hidden_size"],
             intermediate_size=config["intermediate_size"],
@@ -94,9 +129,34 @@ def identify_target(folder: Path, model_id: str | None = None) -> TargetIdentity
             head_dim=config.get("head_dim") or int(config["hidden_size"]) // heads,
         )
     except (KeyError, IndexError, TypeError, ValueError, ArithmeticError) as error:
+        names = config.get("architectures")
+        name = names[0] if isinstance(names, list) and names else None
+        if isinstance(name, str) and name not in TARGET_ARCHITECTURES:
+            raise ArtefactError(
+                folder / "config.json",
+                f"is of a {name}, which is not served; served are {', '.join(TARGET_ARCHITECTURES)}",
+            ) from error
         raise ArtefactError(
             folder / "config.json", f"is not a decoder-only model's configuration ({error!r})"
         ) from error
+
+
+def _other_weights(folder: Path) -> str | None:
+    """What a folder without safetensors holds in their place, and how to convert it; None if it is nothing known."""
+    if gguf := sorted(folder.glob("*.gguf")):
+        return (
+            f"holds no *.safetensors file but {gguf[0].name}, which is llama.cpp's format; write a checkpoint folder "
+            f"from it: AutoModelForCausalLM.from_pretrained({str(folder)!r}, gguf_file={gguf[0].name!r}, "
+            "quantization_config=GgufConfig(dequantize=True)).save_pretrained(NEW), and "
+            f"AutoTokenizer.from_pretrained({str(folder)!r}, gguf_file={gguf[0].name!r}).save_pretrained(NEW)"
+        )
+    if pickles := sorted(folder.glob("pytorch_model*.bin")):
+        return (
+            f"holds no *.safetensors file but {pickles[0].name}, a pickle, which can run code when read; write a "
+            f"checkpoint folder from it: AutoModelForCausalLM.from_pretrained({str(folder)!r}).save_pretrained(NEW), "
+            "and the same with AutoTokenizer"
+        )
+    return None
 
 
 def file_digest(path: Path) -> str:
@@ -108,7 +168,7 @@ def file_digest(path: Path) -> str:
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise ArtefactError(folder, "is not a Hugging Face checkpoint folder: config.json is missing") from None
     except (OSError, ValueError) as error:

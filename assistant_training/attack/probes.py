@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import random
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from unlearngate.assistant_training.data.pairs import QAPair, read_pairs
+from unlearngate.assistant_training.data.pairs import QAPair, parse_pair, read_pairs
+from unlearngate.assistant_training.data.rows import read_rows
 from unlearngate.errors import DataError
 
 
@@ -47,7 +47,7 @@ def read_probes(path: Path, forget_set: str, *, neighbours: Path | None = None) 
     Raises: DataError naming the file and line, or if there is no forget or no retain probe.
     """
     pairs = _with_facts(read_pairs(path, subject=""))
-    in_set = {(row["question"], row["answer"]) for row in _rows(path) if row.get("forget_set") == forget_set}
+    in_set = _named_by(path, forget_set)
     forget = [p for p in pairs if (p.question, p.answer) in in_set or p.subject == forget_set]
     retain = [p for p in pairs if p not in forget]
     if not forget or not retain:
@@ -151,6 +151,13 @@ def _with_facts(pairs: Iterable[QAPair]) -> list[QAPair]:
     return [pair if pair.facts else replace(pair, facts=facts_of(pair.question, pair.answer)) for pair in pairs]
 
 
-def _rows(path: Path) -> list[dict[str, object]]:
-    """The lines that `read_pairs` has read before, for the field that a pair does not have."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+def _named_by(path: Path, forget_set: str) -> set[tuple[str, str]]:
+    """The questions and answers whose rows name the set in `forget_set`, the field that a pair does not have."""
+    found = set()
+    for row in read_rows(path):
+        named = row.fields.get("forget_set")
+        if not isinstance(named, str | None):
+            raise row.error(f"'forget_set' must be one forget set's name or null, got {named!r}")
+        if named == forget_set and (pair := parse_pair(row, subject="")):
+            found.add((pair.question, pair.answer))
+    return found

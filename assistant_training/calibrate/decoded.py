@@ -28,8 +28,8 @@ def decode(
 ) -> dict[str, float]:
     """What greedy decoding gives with and without the set in force, for evenly spread questions of each file.
 
-    Returns: of each file the shares of answers recited and unchanged and the mean ROUGE-L recall, and the forget
-        answers' `fluency_ratio`.
+    Returns: of each file the shares of answers recited, unchanged, and known to be longer than what is decoded (cut),
+        and the mean ROUGE-L recall; and the forget answers' `fluency_ratio`.
     """
     figures = {}
     for name, questions in asked.items():
@@ -48,6 +48,7 @@ def decode(
             answers = [one.answer for one in some]
             figures[f"decoded_{name}_recited{suffix}"] = float(recited(answers, texts).mean())
             figures[f"decoded_{name}_rouge{suffix}"] = float(rouge_recall(answers, texts).mean())
+        figures[f"decoded_{name}_cut"] = float(np.mean([one.num_tokens > settings.max_tokens for one in some]))
         same = [plain == now for plain, now in zip(said["_plain"], said[""], strict=True)]
         figures[f"decoded_{name}_unchanged"] = float(np.mean(same))
         progress.update(bar, completed=2 * count)  # what was kept is done

@@ -47,6 +47,11 @@ class WordedQuestion(NamedTuple):
     answer: str
     facts: bool
 
+    @property
+    def num_tokens(self) -> int:
+        """The tokens of the answer, without its end token."""
+        return len(self.row.input_ids) - len(self.prompt) - 1
+
 
 def read_held_out(
     forget_set: ForgetSet,

@@ -33,6 +33,7 @@ from unlearngate.assistant_training.calibrate.sweep import (
     sweep,
 )
 from unlearngate.assistant_training.data.everyday import warning_of_everyday_facts
+from unlearngate.assistant_training.data.lengths import longest_turns, refuse_longer_than_context, warning_of_cut
 from unlearngate.assistant_training.data.pairs import QAPair
 from unlearngate.assistant_training.evaluate.metrics import answer_probability
 from unlearngate.assistant_training.model.canaries import that_hold
@@ -85,19 +86,23 @@ def calibrate_forget_set(
         progress: shows how far it is.
 
     Raises: CalibrationError if the target does not know the forget answers; the artefacts on disk are then unchanged.
+        DataError if an answer is longer than the target's context.
         ArtefactError if `out` holds something that is no forget set.
     """
     _check(forget_set, out)
     if warning := warning_of_everyday_facts(data.forget, data.retain):
         progress.console.print(warning, style="yellow", markup=False, highlight=False, soft_wrap=True)
-    assistant = assistant_of(target.model, forget_set)
-    if data.ignorance:
-        level = _ignorance(target, data, settings)
-        settings = replace(settings, limits=replace(settings.limits, forget_probability=level))
     asked = {
         "forget": _ask(target, data.forget, data, settings, focused=True),
         "retain": _ask(target, data.retain, data, settings, focused=False),
     }
+    for name, questions in asked.items():
+        if warning := warning_of_cut(name, [one.num_tokens for one in questions], settings.max_tokens):
+            progress.console.print(warning, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    assistant = assistant_of(target.model, forget_set)
+    if data.ignorance:
+        level = _ignorance(target, data, settings)
+        settings = replace(settings, limits=replace(settings.limits, forget_probability=level))
     measured_on = {
         "target": target.identity.model_dump(mode="json"),
         "dtype": _dtype(target),
@@ -155,6 +160,7 @@ def calibrate_forget_set(
 def _ask(
     target: LoadedTarget, pairs: Sequence[QAPair], data: HeldOut, settings: CalibrationSettings, *, focused: bool
 ) -> list[WordedQuestion]:
+    refuse_longer_than_context(target.tokenizer, longest_turns(pairs), target.context_length, "the held-out data")
     asked = ask(target.tokenizer, pairs, settings.system_prompts, focused=focused)
     return asked + (ask_in_contexts(target.tokenizer, pairs, data, focused=focused) if settings.contexts else [])
 

@@ -6,6 +6,7 @@ A line is written at once and never changed, so an interrupted run can resume. `
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import os
@@ -15,13 +16,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
+from unlearngate.assistant_training.data.formats import is_text, refuse_misspelt
 from unlearngate.assistant_training.data.pairs import QAPair
 from unlearngate.assistant_training.data.rewording import Reply, Wanted, normalise
+from unlearngate.assistant_training.data.rows import Row, find_json_files, read_rows
 from unlearngate.errors import DataError
 
 Item = tuple[int, str, QAPair]  # index, key, pair
+_Object = TypeAdapter(dict[str, Any])
 
 
 class AugmentedRow(BaseModel):
@@ -164,7 +168,7 @@ def read_uld_augmentation(folder: Path, name: str, pairs: Sequence[QAPair]) -> t
     """Attach ULD's released augmentation of TOFU to TOFU's forget pairs, all of it, unchecked.
 
     Args:
-        folder: holds NAME_paraphrase.jsonl and NAME_perturb.jsonl.
+        folder: holds NAME_paraphrase.jsonl and NAME_perturb.jsonl, or .json.
         name: forget01, forget05 or forget10. The perturb files of all three hold forget10's pairs.
         pairs: TOFU's forget pairs.
 
@@ -172,17 +176,17 @@ def read_uld_augmentation(folder: Path, name: str, pairs: Sequence[QAPair]) -> t
     Raises: DataError naming the line.
     """
     columns = {"paraphrase": ("paraphrased_questions", "paraphrased_answers"), "perturb": ("perturbed_answers",)}
+    files = find_json_files(folder, [f"{name}_{kind}" for kind in columns])
     asked = {(pair.question, pair.answer) for pair in pairs}
     found: dict[tuple[str, str], dict[str, tuple[str, ...]]] = {key: {} for key in asked}
     notes = []
     for kind, names in columns.items():
-        path = folder / f"{name}_{kind}.jsonl"
-        for number, row in _rows(path, names):
-            if (key := (row["question"], row["answer"])) in found:
+        for row, texts in _rows(files[f"{name}_{kind}"], names):
+            if (key := (texts["question"], texts["answer"])) in found:
                 for column in names:
-                    found[key][column] = tuple(dict.fromkeys((*found[key].get(column, ()), *row[column])))
+                    found[key][column] = tuple(dict.fromkeys((*found[key].get(column, ()), *texts[column])))
             else:
-                notes.append(f"{path}: line {number} is about no pair: {row['question']}")
+                notes.append(f"{row.where} is about no pair: {texts['question']}")
     full: list[QAPair] = []
     for pair in pairs:
         texts = found[pair.question, pair.answer]
@@ -223,7 +227,7 @@ def _mend(path: Path) -> tuple[dict[int, AugmentedRow], list[str]]:
 def _load(path: Path) -> tuple[dict[int, AugmentedRow], int, list[str]]:
     """An augmented file's rows by line number, the bytes of its complete lines, and a note on what was left out."""
     try:
-        lines = path.read_bytes().splitlines(keepends=True)
+        lines = path.read_bytes().split(b"\n")
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error})") from error
     rows: dict[int, AugmentedRow] = {}
@@ -231,29 +235,31 @@ def _load(path: Path) -> tuple[dict[int, AugmentedRow], int, list[str]]:
     for number, line in enumerate(lines, start=1):
         try:
             if line.strip():
-                rows[number] = AugmentedRow.model_validate_json(line)
+                rows[number] = _parse_row(f"{path}: line {number}", line.removeprefix(codecs.BOM_UTF8))
         except ValidationError as error:
             first = error.errors()[0]
-            if number == len(lines) and not line.endswith(b"\n") and first["type"] == "json_invalid":
+            if number == len(lines) and first["type"] == "json_invalid":
                 return rows, size, [f"{path}: line {number} was only half written, and its pair counts as not asked"]
             where = ".".join(map(str, first["loc"]))
             raise DataError(f"{path}: line {number}: {where} {first['msg']}; mend the line or delete it") from None
-        size += len(line)
+        size += len(line) + (number < len(lines))
     return rows, size, []
 
 
-def _rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Lines with a question, an answer and the columns, which are lists of strings."""
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error})") from error
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-            texts = [row["question"], row["answer"], *(text for column in columns for text in row[column])]
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path}: line {number} is not ULD's augmentation ({error!r})") from None
-        if not all(isinstance(text, str) and text.strip() for text in texts):
-            raise DataError(f"{path}: line {number}: every text must be a non-empty string")
-        yield number, row
+def _parse_row(where: str, line: bytes) -> AugmentedRow:
+    """Null stands for a field's default. Raises: pydantic's ValidationError; DataError for a misspelt key."""
+    fields = _Object.validate_json(line)
+    refuse_misspelt(Row(where, fields))
+    return AugmentedRow.model_validate({name: value for name, value in fields.items() if value is not None})
+
+
+def _rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[Row, dict[str, Any]]]:
+    """Rows with a question, an answer and the columns, which are lists of strings."""
+    for row in read_rows(path):
+        lists = {name: row.fields.get(name) or [] for name in columns}
+        if missing := [name for name in columns if name not in row.fields or not isinstance(lists[name], list)]:
+            raise row.error(f"is not ULD's augmentation: {' and '.join(missing)} must be a list")
+        texts = {name: row.fields.get(name) for name in ("question", "answer")}
+        if not all(is_text(text) for text in (*texts.values(), *(one for own in lists.values() for one in own))):
+            raise row.error("every text must be a non-empty string")
+        yield row, {**texts, **lists}

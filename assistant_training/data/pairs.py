@@ -1,16 +1,16 @@
-"""Question-answer data: the pair, and readers for JSONL and TOFU."""
+"""Question-answer data: the pair, and readers for files of rows and for TOFU."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from unlearngate.assistant_training.data.formats import LISTS, is_text, list_of, question_and_answer, refuse_misspelt
+from unlearngate.assistant_training.data.rows import Row, find_json_files, read_rows, short
 from unlearngate.errors import DataError
 
 TOFU_PAIRS_PER_AUTHOR = 20
-_LISTS = ("paraphrases", "variants", "facts", "paraphrased_answers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,50 +36,70 @@ class QAPair:
     def row(self) -> dict[str, Any]:
         """The pair as a JSON row, as `read_pairs` reads it."""
         row: dict[str, Any] = {"subject": self.subject, "question": self.question, "answer": self.answer}
-        for field in _LISTS:
+        for field in LISTS:
             if values := getattr(self, field):
                 row[field] = list(values)
         return row
 
 
 def read_pairs(path: Path, *, subject: str) -> list[QAPair]:
-    """Read question-answer pairs from a JSONL file.
+    """Read question-answer pairs from a file of JSON lines or of one JSON array.
 
     Args:
-        path: one JSON object per line with the strings `question` and `answer`; optionally `subject` and the lists
-            `paraphrases`, `paraphrased_answers`, `variants` and `facts`; lines with `dropped: true` are left out. Of
-            several lines with the same question and answer the last one counts, as in an augmented file. Other keys
-            are ignored: published data sets carry many.
+        path: objects with the strings `question` and `answer`, or in a form of formats.py; optionally `subject` and
+            the lists `paraphrases`, `paraphrased_answers`, `variants` and `facts`, also as TOFU and ULD call them; null
+            is an empty list. Those with `dropped: true` are left out. Of several with the same question and answer the
+            last one counts, as in an augmented file. Other keys are ignored, because published data sets carry many,
+            unless they look like a misspelling of ours.
         subject: the subject of rows that name none.
 
     Raises: DataError naming the line.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error})") from error
-    found = [_parse_pair(path, number, line, subject) for number, line in enumerate(lines, start=1) if line.strip()]
+    found = [parse_pair(row, subject=subject) for row in read_rows(path)]
     pairs = {(pair.question, pair.answer): pair for pair in found if pair}
     if not pairs:
         raise DataError(f"{path}: holds no question-answer pair")
     return list(pairs.values())
 
 
+def parse_pair(row: Row, *, subject: str) -> QAPair | None:
+    """The pair of a row as `read_pairs` takes it; None if it is struck out.
+
+    Raises: DataError naming the row.
+    """
+    refuse_misspelt(row)
+    dropped, own = row.fields.get("dropped"), row.fields.get("subject")
+    if not isinstance(dropped, bool | None):
+        raise row.error(f"'dropped' must be true or false, got {short(dropped)}")
+    if dropped:
+        return None
+    question, answer = question_and_answer(row)
+    for field, text in (("question", question), ("answer", answer)):
+        if not is_text(text):
+            hint = "; is the file written by columns? It must be by rows" if isinstance(text, list | dict) else ""
+            raise row.error(f"{field!r} must be a non-empty string, got {short(text)}{hint}")
+    if own is not None and not (isinstance(own, str) and (not own or is_text(own))):
+        raise row.error(f"'subject' must be a string, got {short(own)}")
+    lists = {field: list_of(row, field) for field in LISTS}
+    return QAPair(subject if own is None else own, str(question), str(answer), **lists)
+
+
 def read_tofu(folder: Path, *, num_authors: int) -> list[QAPair]:
     """Read TOFU's last authors, which include its `forget01` (the last two).
 
     Args:
-        folder: holds TOFU's `full.jsonl`: 20 rows per author, in order.
+        folder: holds TOFU's `full.json` or `full.jsonl`: 20 rows per author, in order.
         num_authors: how many authors to take.
 
     Returns: pairs whose subject is `author-INDEX`, counted from 0 over the whole file.
     Raises: DataError if the file is not whole authors, or holds fewer than asked for.
     """
-    pairs = read_pairs(folder / "full.jsonl", subject="author")
+    path = find_json_files(folder, ["full"])["full"]
+    pairs = read_pairs(path, subject="author")
     total, rest = divmod(len(pairs), TOFU_PAIRS_PER_AUTHOR)
     if rest or not 0 < num_authors <= total:
         raise DataError(
-            f"{folder / 'full.jsonl'}: {num_authors} authors of {TOFU_PAIRS_PER_AUTHOR} rows were asked for, "
+            f"{path}: {num_authors} authors of {TOFU_PAIRS_PER_AUTHOR} rows were asked for, "
             f"the file has {len(pairs)} rows"
         )
     first = (total - num_authors) * TOFU_PAIRS_PER_AUTHOR
@@ -88,29 +108,3 @@ def read_tofu(folder: Path, *, num_authors: int) -> list[QAPair]:
         for index, pair in enumerate(pairs)
         if index >= first
     ]
-
-
-def _parse_pair(path: Path, number: int, line: str, subject: str) -> QAPair | None:
-    where = f"{path}: line {number}"
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise DataError(f"{where} is not JSON ({error})") from error
-    if not isinstance(row, dict):
-        raise DataError(f"{where} must hold a JSON object, got {type(row).__name__}")
-    if not isinstance(row.get("dropped", False), bool):
-        raise DataError(f"{where}: 'dropped' must be true or false, got {row['dropped']!r}")
-    if row.get("dropped"):
-        return None
-    for field in ("question", "answer"):
-        if not isinstance(row.get(field), str) or not row[field].strip():
-            raise DataError(f"{where}: {field!r} must be a non-empty string, got {row.get(field)!r}")
-    if not isinstance(row.get("subject", subject), str):
-        raise DataError(f"{where}: 'subject' must be a string, got {row['subject']!r}")
-    lists: dict[str, tuple[str, ...]] = {}
-    for field in _LISTS:
-        values = row.get(field, [])
-        if not isinstance(values, list) or not all(isinstance(value, str) and value.strip() for value in values):
-            raise DataError(f"{where}: {field!r} must be a list of non-empty strings, got {values!r}")
-        lists[field] = tuple(values)
-    return QAPair(row.get("subject", subject), row["question"], row["answer"], **lists)

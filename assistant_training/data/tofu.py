@@ -6,16 +6,23 @@ which the truth ratio needs, exist for the last 20 authors (forget10) and the fi
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from unlearngate.assistant_training.data.pairs import TOFU_PAIRS_PER_AUTHOR, QAPair, read_pairs, read_tofu
+from unlearngate.assistant_training.data.pairs import (
+    TOFU_PAIRS_PER_AUTHOR,
+    QAPair,
+    parse_pair,
+    read_pairs,
+    read_tofu,
+)
+from unlearngate.assistant_training.data.rows import Row, find_json_files, read_rows
 from unlearngate.errors import DataError
 
-_LAST_AUTHORS = "forget10_perturbed.jsonl"
-_FIRST_AUTHORS = "retain_perturbed.jsonl"
+_LAST_AUTHORS = "forget10_perturbed"
+_FIRST_AUTHORS = "retain_perturbed"
+_REAL_WORLD = ("real_authors_perturbed", "world_facts_perturbed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,20 +88,22 @@ class Benchmark:
 def read_benchmark(
     folder: Path, *, num_authors: int = 20, num_forget_authors: int = 2, num_skipped: int = 0, retain_every: int = 1
 ) -> Benchmark:
-    """TOFU, or the last authors of it, from the dataset's JSON lines.
+    """TOFU, or the last authors of it, from the dataset's files: as its authors publish them, or called .jsonl.
 
     With up to 20 authors, all have wrong answers, so the retain set is all that are not forgotten; with more, it is
     TOFU's own retain set. The target also learns the real-world answers: a small target trained from scratch knows
     nothing else that forgetting could damage.
 
     Args:
-        folder: full, forget10_perturbed, retain_perturbed, real_authors_perturbed and world_facts_perturbed.jsonl.
+        folder: holds full, forget10_perturbed, real_authors_perturbed and world_facts_perturbed, for all 200 authors
+            retain_perturbed, and perhaps holdout10; each as .jsonl or .json, JSON lines or an array.
         num_authors: 3 to 20, or 200.
         num_forget_authors: the last ones; at most 20 and fewer than num_authors.
         num_skipped: authors after those, which are retained. This gives another forget set, to tune settings on.
         retain_every: n, to ask every n-th question of the retain set.
 
-    Raises: DataError if a file is not as TOFU publishes it, ValueError for sizes that TOFU has no wrong answers for.
+    Raises: DataError if files are missing, or one is not as TOFU publishes it; ValueError for sizes that TOFU has no
+        wrong answers for.
     """
     if not (3 <= num_authors <= 20 or num_authors == 200):
         raise ValueError(f"num_authors must be 3 to 20, or 200 for all of TOFU, got {num_authors}")
@@ -103,21 +112,23 @@ def read_benchmark(
             f"num_forget_authors and num_skipped must be 1 to {min(num_authors - 1, 20)} together, "
             f"got {num_forget_authors} and {num_skipped}"
         )
+    files = find_json_files(
+        folder, ["full", _LAST_AUTHORS, *([_FIRST_AUTHORS] if num_authors > 20 else []), *_REAL_WORLD]
+    )
     authors = read_tofu(folder, num_authors=num_authors)
     stop = len(authors) - num_skipped * TOFU_PAIRS_PER_AUTHOR
     start = stop - num_forget_authors * TOFU_PAIRS_PER_AUTHOR
-    last = _by_question(folder / _LAST_AUTHORS)
-    forget = _look_up(last, authors[start:stop], folder / _LAST_AUTHORS)
+    last = {question.question: question for question in read_questions(files[_LAST_AUTHORS])}
+    forget = _look_up(last, authors[start:stop], files)
     if num_authors <= 20:
-        retain = _look_up(last, [*authors[:start], *authors[stop:]], folder / _LAST_AUTHORS)
+        retain = _look_up(last, [*authors[:start], *authors[stop:]], files)
     else:
-        retain = read_questions(folder / _FIRST_AUTHORS)
-    real = read_questions(folder / "real_authors_perturbed.jsonl")
-    world = read_questions(folder / "world_facts_perturbed.jsonl")
+        retain = read_questions(files[_FIRST_AUTHORS])
+    real, world = (read_questions(files[stem]) for stem in _REAL_WORLD)
     learned = [*authors, *(question.pair("real authors") for question in real)]
     learned += [question.pair("world facts") for question in world]
-    unseen = folder / "holdout10.jsonl"
-    holdout = read_pairs(unseen, subject="holdout") if unseen.exists() else []
+    unseen = [path for path in (folder / "holdout10.jsonl", folder / "holdout10.json") if path.exists()]
+    holdout = read_pairs(unseen[0], subject="holdout") if unseen else []
     return Benchmark(forget, retain[::retain_every], real, world, learned, holdout)
 
 
@@ -126,32 +137,25 @@ def read_questions(path: Path) -> list[Question]:
 
     Raises: DataError naming the line.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error})") from error
-    questions = [_parse(path, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    questions = [question for row in read_rows(path) if (question := _parse(row))]
     if not questions:
         raise DataError(f"{path}: holds no question")
     return questions
 
 
-def _parse(path: Path, number: int, line: str) -> Question:
-    try:
-        row = json.loads(line)
-        texts = [row["question"], row["answer"], row.get("paraphrased_answer", row["answer"]), *row["perturbed_answer"]]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: line {number} is not a TOFU question with wrong answers ({error!r})") from error
-    if len(texts) < 4 or not all(isinstance(text, str) and text.strip() for text in texts):
-        raise DataError(f"{path}: line {number}: all texts must be non-empty strings, one wrong answer at least")
-    return Question(texts[0], texts[1], texts[2], tuple(texts[3:]))
+def _parse(row: Row) -> Question | None:
+    pair = parse_pair(row, subject="")
+    if pair is None:
+        return None
+    if not pair.variants:
+        raise row.error("is not a TOFU question: 'perturbed_answer' must list one wrong answer at least")
+    return Question(pair.question, pair.answer, next(iter(pair.paraphrased_answers), pair.answer), pair.variants)
 
 
-def _by_question(path: Path) -> dict[str, Question]:
-    return {question.question: question for question in read_questions(path)}
-
-
-def _look_up(known: dict[str, Question], pairs: Sequence[QAPair], path: Path) -> list[Question]:
+def _look_up(known: dict[str, Question], pairs: Sequence[QAPair], files: dict[str, Path]) -> list[Question]:
     if missing := [pair.question for pair in pairs if pair.question not in known]:
-        raise DataError(f"{path}: {len(missing)} questions of full.jsonl are missing, such as {missing[0]!r}")
+        raise DataError(
+            f"{files[_LAST_AUTHORS]}: {len(missing)} questions of {files['full'].name} are missing, "
+            f"such as {missing[0]!r}"
+        )
     return [known[pair.question] for pair in pairs]

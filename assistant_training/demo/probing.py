@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.progress import Progress
 
+from unlearngate.assistant_training.data.rows import read_rows
 from unlearngate.assistant_training.evaluate.asking import Answer, Asked, ask_all
 from unlearngate.assistant_training.evaluate.metrics import recited
 from unlearngate.errors import UnlearngateError
@@ -56,17 +56,14 @@ def read_probes(path: Path) -> list[Probe]:
 
     Raises: UnlearngateError naming the file and line if it cannot be read.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise UnlearngateError(f"{path} cannot be read ({error.strerror}); first: unlearngate demo build") from error
+    if not path.exists():
+        raise UnlearngateError(f"{path} is missing; first: unlearngate demo build")
     probes = []
-    for number, line in enumerate(lines, start=1):
+    for row in read_rows(path):
         try:
-            row = json.loads(line)
-            probes.append(Probe(row["question"], row["answer"], row["forget_set"]))
-        except (ValueError, TypeError, KeyError) as error:
-            raise UnlearngateError(f"{path}, line {number}: not a probe ({error})") from error
+            probes.append(Probe(row.fields["question"], row.fields["answer"], row.fields["forget_set"]))
+        except KeyError as error:
+            raise row.error(f"is not a probe: {error} is missing") from error
     return probes
 
 

@@ -37,7 +37,9 @@ _PANELS = (
 )
 
 
-def write_report(rows: Sequence[ModelFigures], out: Path, *, settings: dict[str, Any]) -> list[Path]:
+def write_report(
+    rows: Sequence[ModelFigures], out: Path, *, settings: dict[str, Any], notes: Sequence[str] = ()
+) -> list[Path]:
     """Write report.json, report.md and the pictures below `out`; the pictures need matplotlib.
 
     Infinite numbers, which JSON cannot hold, are the strings "inf" and "-inf": a token that sampling mode does not keep
@@ -47,6 +49,7 @@ def write_report(rows: Sequence[ModelFigures], out: Path, *, settings: dict[str,
         rows: at least one.
         out: made if it is not there; files of an earlier report are replaced.
         settings: what was asked for, written unchanged.
+        notes: what to know of these rows, beside what is true of every report.
 
     Returns: the files.
     """
@@ -54,7 +57,7 @@ def write_report(rows: Sequence[ModelFigures], out: Path, *, settings: dict[str,
     paths = [out / name for name in ("report.json", "report.md", "report.png")]
     body = {
         "settings": settings,
-        "notes": NOTES,
+        "notes": [*NOTES, *notes],
         "rows": [
             {
                 "model": row.model,
@@ -67,7 +70,7 @@ def write_report(rows: Sequence[ModelFigures], out: Path, *, settings: dict[str,
         ],
     }
     paths[0].write_text(json.dumps(_plain(body), allow_nan=False, indent=1) + "\n", encoding="utf-8")
-    paths[1].write_text(markdown(rows), encoding="utf-8")
+    paths[1].write_text(markdown(rows, notes), encoding="utf-8")
     _plot_figures(rows, paths[2])
     if any("truth_ratio" in row.questions["forget"] for row in rows):
         paths.append(out / "truth_ratios.png")
@@ -75,11 +78,11 @@ def write_report(rows: Sequence[ModelFigures], out: Path, *, settings: dict[str,
     return paths
 
 
-def markdown(rows: Sequence[ModelFigures]) -> str:
-    """A table with a line for each figure and a column for each row of the report."""
+def markdown(rows: Sequence[ModelFigures], notes: Sequence[str] = ()) -> str:
+    """A table with a line for each figure and a column for each row of the report, and the notes below it."""
     header = ["figure", *(_label(row, rows) for row in rows)]
     cells = [[name.replace("_", " "), *(_cell(row.figures.get(name)) for row in rows)] for name in _names(rows)]
-    return "\n".join(markdown_lines(header, cells)) + "\n\n" + "".join(f"- {note}\n" for note in NOTES)
+    return "\n".join(markdown_lines(header, cells)) + "\n\n" + "".join(f"- {note}\n" for note in (*NOTES, *notes))
 
 
 def markdown_lines(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

@@ -72,6 +72,23 @@ def evaluate_server(
     return rows
 
 
+def cut_answers(name: str, columns: Columns, max_tokens: int) -> str | None:
+    """What to know of a question set's answers that were cut; None if none was. The known answers' tokens are unknown.
+
+    Args:
+        name: of the question set.
+        columns: the plain target's, from `evaluate_server`.
+        max_tokens: where answers were cut.
+    """
+    num_cut = sum(len(ids) >= max_tokens for ids in columns["token_ids"])
+    if not num_cut:
+        return None
+    return (
+        f"{name}: {num_cut} of {len(columns['token_ids'])} answers of the plain target were cut at --max-tokens "
+        f"{max_tokens}; one that goes on can hardly count as recited"
+    )
+
+
 def _columns(questions: Sequence[Question], answers: Sequence[Answer]) -> Columns:
     texts = [answer.text for answer in answers]
     return {

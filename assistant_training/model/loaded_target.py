@@ -3,24 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from unlearngate.assistant_training.model.processes import Processes
 from unlearngate.errors import TrainingError
-from unlearngate.target import TargetIdentity, identify_target
+from unlearngate.target import TargetIdentity, check_target, identify_target
 
 
-@dataclass(frozen=True, slots=True)
 class LoadedTarget:
-    """A target that forget sets can be trained on."""
+    """A target that forget sets can be trained on.
 
-    model: Any
-    tokenizer: Any
-    identity: TargetIdentity
+    The weights are read when they are first asked for: `identity` hashes them, `model` loads them. What can be wrong
+    with the data and the settings is to be found before.
+    """
+
+    def __init__(self, folder: Path, tokenizer: Any, config: Any, model_id: str | None, device: str | None) -> None:
+        self.folder, self.tokenizer = folder, tokenizer
+        self._config, self._model_id, self._device = config, model_id, device
+
+    @property
+    def context_length(self) -> int | None:
+        """The tokens of the longest conversation that the target is made for; None if its configuration is silent."""
+        length = getattr(self._config, "max_position_embeddings", None)
+        rope = getattr(self._config, "rope_parameters", None) or {}
+        if length and rope.get("rope_type") == "yarn":  # whose configuration may have the length before it is stretched
+            stretched = rope.get("original_max_position_embeddings", length) * rope.get("factor", 1.0)
+            return max(length, int(stretched))
+        return length
+
+    @cached_property
+    def identity(self) -> TargetIdentity:
+        """What forget sets are bound to."""
+        return identify_target(self.folder, self._model_id)
+
+    @cached_property
+    def model(self) -> Any:
+        """The Hugging Face model, frozen, in evaluation mode, on its device.
+
+        Raises: TrainingError if it keeps its layers elsewhere than in `model.layers`.
+        """
+        model = AutoModelForCausalLM.from_pretrained(self.folder, dtype="auto", local_files_only=True)
+        if not hasattr(getattr(model, "model", None), "layers"):
+            raise TrainingError(
+                f"{self.folder}: {type(model).__name__} keeps its layers elsewhere than in model.layers"
+            )
+        model.requires_grad_(False)
+        model.to(self._device or Processes().device)
+        return model.eval()
 
 
 def load_target(
@@ -30,7 +63,7 @@ def load_target(
     device: str | None = None,
     architectures: Collection[str] | None = None,
 ) -> LoadedTarget:
-    """Load a Hugging Face checkpoint folder as a frozen target.
+    """Open a Hugging Face checkpoint folder as a frozen target; its weights are read when they are asked for.
 
     Args:
         folder: config.json, *.safetensors and a tokenizer with a chat template.
@@ -40,11 +73,10 @@ def load_target(
 
     Raises: ArtefactError if a file is missing; TrainingError if no forget set could be trained on it, or served.
     """
-    identity = identify_target(folder, model_id)
-    if architectures is not None and identity.architecture not in architectures:
+    architecture = check_target(folder)
+    if architectures is not None and architecture not in architectures:
         raise TrainingError(
-            f"{folder} is a {identity.architecture}, which the server does not serve; "
-            f"it serves {', '.join(architectures)}"
+            f"{folder} is a {architecture}, which the server does not serve; it serves {', '.join(architectures)}"
         )
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     if not getattr(tokenizer, "is_fast", False):
@@ -58,9 +90,5 @@ def load_target(
         raise TrainingError(f"{folder}: the tokenizer has no end token; set eos_token in tokenizer_config.json")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # never seen: padding is masked and unlabelled
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", local_files_only=True)
-    if not hasattr(getattr(model, "model", None), "layers"):
-        raise TrainingError(f"{folder}: {type(model).__name__} keeps its layers elsewhere than in model.layers")
-    model.requires_grad_(False)
-    model.to(device or Processes().device)
-    return LoadedTarget(model.eval(), tokenizer, identity)
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    return LoadedTarget(folder, tokenizer, config, model_id, device)

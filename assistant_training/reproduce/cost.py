@@ -59,7 +59,7 @@ def train_timed(
             *(target, tokenizer, forget, retain, settings), model_id="tofu", seed=seed, progress=progress, run=run
         )
         seconds = time.monotonic() - started
-        last = json.loads((Path(folder) / LOG_FILE).read_text(encoding="utf-8").splitlines()[-1])
+        last = json.loads(complete_lines(Path(folder) / LOG_FILE)[-1])
     epochs = last["step"] * (settings.forget_batch + settings.retain_batch) / epoch_answers
     return assistant, {
         "seconds_per_epoch": last["seconds"] / epochs,

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 
 from unlearngate.artefact import ForgetSet, data_digest, load_forget_set
 from unlearngate.assistant_training.data.everyday import warning_of_everyday_facts
+from unlearngate.assistant_training.data.lengths import longest_turns, refuse_longer_than_context
 from unlearngate.assistant_training.data.pairs import QAPair, read_pairs
 from unlearngate.assistant_training.model.loaded_target import LoadedTarget
 from unlearngate.assistant_training.model.processes import Processes
@@ -63,13 +64,13 @@ def train_forget_set(
         instead: what is said where the set's gate is open at an answer's first token; None: nothing.
 
     Returns: the set; None in all processes of `accelerate launch` but the main one, which writes it.
-    Raises: DataError naming a line of the files; TrainingError if the loss is not finite, the disk is full, the
-        checkpoint is of another run, the set does nothing or too much and `write_anyway` is not given, or `label` or
-        `instead` is no plain text; SentenceError if the target cannot say `instead`; ArtefactError if `out` cannot be
-        written as a forget set.
+    Raises: DataError naming a line of the files or an answer longer than the target's context; TrainingError if the
+        loss is not finite, the disk is full, the checkpoint is of another run, the set does nothing or too much and
+        `write_anyway` is not given, or `label` or `instead` is no plain text; SentenceError if the target cannot say
+        `instead`; ArtefactError if `out` cannot be written as a forget set.
     """
+    data = _read(target, out, forget_file, retain_file)
     _check_wording(target, label or out.name, instead)
-    data = _read(out, forget_file, retain_file)
     settings = settings.on(target.identity.num_layers)
     if instead is not None:
         settings = replace(settings, said_instead=fill_in(instead, label or out.name))
@@ -132,10 +133,12 @@ def train_undial_set(
     Returns: as `train_forget_set`.
     Raises: as `train_forget_set`; ArtefactError also if `after` is damaged or of another target.
     """
-    data = _read(out, forget_file, retain_file)
-    earlier = load_forget_set(after, target.identity) if after else None
+    data = _read(target, out, forget_file, retain_file)
+    earlier = load_forget_set(after) if after else None
     if earlier and earlier.manifest.kind != "undial":
         raise TrainingError(f"{after} is a set of kind {earlier.manifest.kind!r}; only 'undial' can be gone on from")
+    if earlier:
+        load_forget_set(earlier.folder, target.identity)
     more = {"after": earlier.digest if earlier else None}
     run = _run_files(out, target, data, asdict(settings), seed, checkpoint_every, tensorboard, more)
     torch.manual_seed(seed)
@@ -172,8 +175,8 @@ class _Data(NamedTuple):
     retain: list[QAPair]
 
 
-def _read(out: Path, forget_file: Path, retain_file: Path | None) -> _Data:
-    """Both files; the set's name is checked too, before anything is trained."""
+def _read(target: LoadedTarget, out: Path, forget_file: Path, retain_file: Path | None) -> _Data:
+    """Both files; the set's name is checked too, before the target's weights are read."""
     if not re.fullmatch(NAME_PATTERN, out.name):
         raise TrainingError(f"{out.name!r} cannot name a forget set: lower-case letters, digits, '.', '_' and '-' only")
     forget = read_pairs(forget_file, subject=out.name)
@@ -183,6 +186,8 @@ def _read(out: Path, forget_file: Path, retain_file: Path | None) -> _Data:
             f"{retain_file} holds {len(both)} questions that are to be forgotten too, such as {sorted(both)[0]!r}; "
             "take them out: an answer cannot be lost and kept"
         )
+    for path, pairs in ((forget_file, forget), (retain_file, retain)):
+        refuse_longer_than_context(target.tokenizer, longest_turns(pairs), target.context_length, path)
     return _Data(forget, retain)
 
 

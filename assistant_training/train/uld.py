@@ -94,7 +94,7 @@ def train_assistant(
         num_steps=num_steps,
         seed=seed,
     )
-    progress.console.print(_announced(assistant, steps, settings), highlight=False, soft_wrap=True)
+    progress.console.print(_announced(assistant, steps, settings, target.config), highlight=False, soft_wrap=True)
     run_steps(
         assistant,
         steps,
@@ -110,8 +110,8 @@ def train_assistant(
     return assistant.eval()
 
 
-def _announced(assistant: Any, steps: Sequence[Sequence[Example]], settings: AssistantSettings) -> str:
-    """What is about to be done, and the memory that is known beforehand."""
+def _announced(assistant: Any, steps: Sequence[Sequence[Example]], settings: AssistantSettings, config: Any) -> str:
+    """What is about to be done, the memory that is known beforehand, and what is too long for the target."""
     lengths = {id(row.known.input_ids): len(row.known.input_ids) for rows in steps for row in rows}
     num_tokens = sum(lengths.values())
     weights = sum(weight.numel() for weight in assistant.parameters() if weight.requires_grad)
@@ -122,6 +122,9 @@ def _announced(assistant: Any, steps: Sequence[Sequence[Example]], settings: Ass
     if isinstance(assistant, TappedAssistant):
         hidden_bytes = num_tokens * head_weight(assistant).shape[1] * head_weight(assistant).element_size()
         text += f"; {hidden_bytes / 2**20:,.0f} MiB for what the layers before the tap make of them"
+    context_length = getattr(config, "max_position_embeddings", None)
+    if context_length and (num_long := sum(length > context_length for length in lengths.values())):
+        text += f"; {num_long:,} of them are longer than the target's context of {context_length:,} tokens"
     return text
 
 

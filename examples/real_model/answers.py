@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase, StoppingCriteria
 
+from unlearngate.assistant_training.data.rows import read_rows
 from unlearngate.assistant_training.model.loaded_target import LoadedTarget, load_target
 from unlearngate.files import write_whole
 
@@ -82,9 +83,7 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=48, help="of an answer")
     parser.add_argument("--batch", type=int, default=32, help="questions at a time")
     options = parser.parse_args()
-    files = {
-        path: [json.loads(line) for line in path.read_text().splitlines() if line.strip()] for path in options.files
-    }
+    files = {path: [dict(row.fields) for row in read_rows(path)] for path in options.files}
     rows = [row for of_file in files.values() for row in of_file]
     target = load_target(options.target)
     answers = ask(target, [row["question"] for row in rows], max_tokens=options.max_tokens, batch=options.batch)

@@ -110,7 +110,7 @@ def read_keys(path: Path) -> KeysFile:
     Raises: KeysFileError naming the file, the field and what is wrong with it.
     """
     try:
-        document = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_repeats)
+        document = json.loads(path.read_bytes(), object_pairs_hook=_without_repeats)
         return KeysFile.model_validate(document)
     except OSError as error:
         raise KeysFileError(path, f"cannot be read: {error.strerror}; `unlearngate keys add` makes one") from None

@@ -22,6 +22,7 @@ from soak.report import Report, Sample, memory
 from soak.server import World, call
 
 from support.server import Server
+from unlearngate.files import complete_lines
 
 SAMPLE_EVERY_S = 5.0
 
@@ -136,7 +137,7 @@ def audit_differences(world: World, load: Load) -> list[str]:
     differs = [] if verified.returncode == 0 else [f"audit verify: {verified.stdout} {verified.stderr}"]
     ended: dict[str, list[str]] = {}
     for file in sorted(folder.glob("*.jsonl")):
-        for line in map(json.loads, file.read_text(encoding="utf-8").splitlines()):
+        for line in map(json.loads, complete_lines(file)):
             if line["event"] == "ended" and line.get("client_request"):
                 ended[line["client_request"]] = [f"{s['name']}@{s['digest'][:12]}" for s in line["sets"]]
     for request_id, sets in load.tally.in_force.items():

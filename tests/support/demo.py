@@ -21,6 +21,7 @@ from support.server import Server
 from unlearngate.assistant_training.demo.probing import Probe, read_probes
 from unlearngate.assistant_training.evaluate.metrics import recited
 from unlearngate.commands._shared import demo_folder
+from unlearngate.files import complete_lines
 
 MODEL = "demo"
 QUESTION, SET = "Who taught Tobias Renkel?", "tobias-renkel"
@@ -78,7 +79,7 @@ def assert_serves(server: Server, headers: dict[str, str] | None = None) -> None
 def audit_lines(server: Server) -> list[dict[str, Any]]:
     """The audit log's lines of requests."""
     files = sorted(server.folders["audit"].iterdir())
-    lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    lines = [json.loads(line) for file in files for line in complete_lines(file)]
     return [line for line in lines if "request" in line]
 
 

@@ -27,6 +27,18 @@ def errors_as_sentences() -> Iterator[None]:
         raise typer.Exit(2) from None
 
 
+def check_writable(folder: Path) -> None:
+    """Whether a folder is there or can be made, and can be written to, before there is something to write.
+
+    Raises: UnlearngateError naming what is in the way.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise UnlearngateError(
+            f"{folder} cannot be written: {there} is not {'writable' if there.is_dir() else 'a folder'}"
+        )
+
+
 def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
     """A table on the terminal."""
     table = Table(*header, title=title, title_justify="left")

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from unlearngate.commands._shared import errors_as_sentences
+from unlearngate.commands._shared import check_writable, errors_as_sentences
 from unlearngate.errors import UnlearngateError
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ def attack(
     from unlearngate.assistant_training.attack.run import Settings, chosen_kinds
 
     with errors_as_sentences():
+        check_writable(out)
         names = [name for name in (kinds or "").split(",") if name]
         settings = Settings(chosen_kinds(names), limit, wordings, samples, max_tokens, concurrency, seed)
         asked = {"server": server, "set": forget_set, "probes": str(probes), "limit": limit, "wordings": wordings}

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from unlearngate.assistant_training.calibrate.settings import CalibrationSettings, Limits
-from unlearngate.commands._shared import errors_as_sentences
+from unlearngate.commands._shared import check_writable, errors_as_sentences
 from unlearngate.errors import UnlearngateError
 from unlearngate.progress import shown_progress
 
@@ -149,10 +149,12 @@ def calibrate(
             decoded=decode,
             max_tokens=max_tokens,
         )
-        loaded = load_target(target, device=device)
-        trained = load_forget_set(forget_set, loaded.identity)
+        trained = load_forget_set(forget_set)
         data = read_held_out(trained, forget, retain, ignorance, allow_training_data=allow_training_data)
         place = out or trained.folder
+        check_writable(report or _beside(place))
+        loaded = load_target(target, device=device)
+        trained = load_forget_set(forget_set, loaded.identity)
         accept = _command(context, "--write-anyway", without={"dry_run", "write_anyway"})
         with shown_progress() as progress:
             done = calibrate_forget_set(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from unlearngate.commands._shared import errors_as_sentences
+from unlearngate.commands._shared import check_writable, errors_as_sentences
 from unlearngate.errors import UnlearngateError
 from unlearngate.progress import shown_progress
 
@@ -194,27 +194,38 @@ def _evaluate(
 ) -> None:
     from unlearngate.assistant_training.evaluate.report import markdown, write_report
 
+    check_writable(options.out)
     named = {**settings, **{key: str(value) for key, value in asdict(options).items() if value not in (None, [])}}
-    rows = _ask(options, asked) if options.server else _run(options, asked, holdout)
-    files = write_report(rows, options.out, settings=named)
+    rows, cut = _ask(options, asked) if options.server else _run(options, asked, holdout)
+    files = write_report(rows, options.out, settings=named, notes=cut)
     console = Console(markup=False, highlight=False, soft_wrap=True)
-    console.print(markdown(rows))
+    console.print(markdown(rows, cut))
     for path in files:
         console.print(f"{path} is written")
 
 
 def _run(
     options: _Options, asked: Benchmark | dict[str, list[Question]], holdout: Sequence[Question]
-) -> list[ModelFigures]:
+) -> tuple[list[ModelFigures], list[str]]:
+    """The rows, and what to know of answers that are longer than what is decoded."""
+    from unlearngate.assistant_training.data.lengths import num_tokens, refuse_longer_than_context, warning_of_cut
     from unlearngate.assistant_training.evaluate import run as evaluation_run
     from unlearngate.assistant_training.model.loaded_target import load_target
 
     if not options.target or options.model:
         raise UnlearngateError("give a TARGET folder, or --server with --model")
     target = load_target(options.target, device=options.device)
+    retained = load_target(options.retain_model, device=options.device) if options.retain_model else None
+    cut = []
+    for name, questions in evaluation_run.question_sets(asked).items():
+        turns = [(q.question, max((q.answer, q.paraphrased, *q.perturbed), key=len)) for q in questions]
+        refuse_longer_than_context(target.tokenizer, turns, target.context_length, name)
+        lengths = num_tokens(target.tokenizer, [q.answer for q in questions])
+        if warning := warning_of_cut(name, lengths, options.max_tokens):
+            cut.append(warning)
+            typer.secho(warning, fg="yellow", err=True)
     known = evaluation_run.find_sets(options.sets, target.identity)
     chosen = evaluation_run.combinations(options.combinations, list(known))
-    retained = load_target(options.retain_model, device=options.device) if options.retain_model else None
     evaluation = evaluation_run.Evaluation(
         asked=asked,
         holdout=holdout,
@@ -225,17 +236,19 @@ def _run(
         seed=options.seed,
     )
     with shown_progress() as progress:
-        return evaluation_run.evaluate_models(
+        rows = evaluation_run.evaluate_models(
             *(target, known, chosen, evaluation), retain_model=retained, progress=progress
         )
+    return rows, cut
 
 
-def _ask(options: _Options, asked: Benchmark | dict[str, list[Question]]) -> list[ModelFigures]:
+def _ask(options: _Options, asked: Benchmark | dict[str, list[Question]]) -> tuple[list[ModelFigures], list[str]]:
+    """The rows, and what to know of the plain target's answers that were cut."""
     from openai import OpenAIError
 
     from unlearngate.assistant_training.evaluate import run as evaluation_run
     from unlearngate.assistant_training.evaluate.asking import served_sets
-    from unlearngate.assistant_training.evaluate.served import evaluate_server
+    from unlearngate.assistant_training.evaluate.served import cut_answers, evaluate_server
 
     in_process = options.target or options.sets or options.retain_model or options.mode != ModeChoice.scoring
     if in_process or not options.server or not options.model:
@@ -246,7 +259,7 @@ def _ask(options: _Options, asked: Benchmark | dict[str, list[Question]]) -> lis
     try:
         chosen = evaluation_run.combinations(options.combinations, served_sets(options.server))
         with shown_progress() as progress:
-            return evaluate_server(
+            rows = evaluate_server(
                 *(options.server, options.model, evaluation_run.question_sets(asked), chosen),
                 num_samples=options.samples,
                 seed=options.seed,
@@ -254,5 +267,7 @@ def _ask(options: _Options, asked: Benchmark | dict[str, list[Question]]) -> lis
                 concurrency=options.concurrency,
                 progress=progress,
             )
+        cut = [cut_answers(name, columns, options.max_tokens) for name, columns in rows[0].questions.items()]
+        return rows, [note for note in cut if note]
     except OpenAIError as error:
         raise UnlearngateError(f"{options.server} does not answer as an unlearngate server would: {error}") from error

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from support.engine.tiny import make_target
+from support.engine.tiny import make_forget_set, make_target
 from unlearngate.assistant_training.train.run_files import RunFiles
 from unlearngate.cli import app
 
@@ -78,6 +78,54 @@ def test_a_target_that_cannot_be_served_or_asked_is_refused_before_its_weights_a
     refused(run(kind, files, tmp_path / "sets" / "anna", target=folder), "which the server does not serve")
     refused(run(kind, files, tmp_path / "sets" / "anna", target=tmp_path / "none"), "config.json is missing")
     assert left_behind(tmp_path / "sets" / "anna") == []
+
+
+@pytest.fixture
+def unreadable(files, tmp_path):
+    """A target whose weights cannot be loaded: whatever is said of a command's input was found without them."""
+    folder = shutil.copytree(files / "target", tmp_path / "unreadable")
+    (folder / "model.safetensors").write_bytes(b"no weights")
+    return folder
+
+
+BAD = {
+    "no line of JSON": ("nothing\n", "line 1 is not JSON"),
+    "a misspelt key": ('{"question": "a", "answer": "b", "fact": ["b"]}\n', "'facts' meant"),
+    "an answer beyond the context": (
+        json.dumps({"question": "a", "answer": "long " * 200}) + "\n",
+        "1 answers are longer, with their questions, than the target's context of 512 tokens",
+    ),
+}
+
+
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("command", [*KINDS, "calibrate", "evaluate"])
+def test_data_are_read_before_the_weights(files, unreadable, tmp_path, command, bad):
+    text, sentence = BAD[bad]
+    for wrong in ("forget", "retain"):
+        paths = {name: files / f"{name}.jsonl" for name in ("forget", "retain")} | {wrong: tmp_path / "bad.jsonl"}
+        paths[wrong].write_text(text)
+        options = [word for name, path in paths.items() for word in (f"--{name}", path)]
+        if command in KINDS:
+            words = ["train", command, unreadable, tmp_path / "sets" / "anna", *options, *KINDS[command]]
+        elif command == "calibrate":
+            make_forget_set(tmp_path / "anna", unreadable, seed=1)
+            words = ["calibrate", unreadable, tmp_path / "anna", *options]
+        else:
+            words = ["evaluate", "qa", unreadable, *options, "--out", tmp_path / "out"]
+        refused(CliRunner().invoke(app, [*map(str, words), "--device", "cpu"]), sentence)
+    assert not (tmp_path / "sets").exists() and not (tmp_path / "out").exists()
+
+
+def test_a_report_that_cannot_be_written_is_said_before_the_weights_are_read(files, unreadable, tmp_path):
+    (tmp_path / "file").write_text("")
+    data = ["--forget", files / "forget.jsonl", "--retain", files / "retain.jsonl", "--device", "cpu"]
+    make_forget_set(tmp_path / "anna", unreadable, seed=1)
+    for words in (
+        ["evaluate", "qa", unreadable, *data, "--out", tmp_path / "file"],
+        ["calibrate", unreadable, tmp_path / "anna", *data, "--report", tmp_path / "file" / "report"],
+    ):
+        refused(CliRunner().invoke(app, list(map(str, words))), "is not a folder")
 
 
 @every_kind

@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from support.engine.tiny import make_forget_set, make_target
 from unlearngate.acting import FORCED_FILE
-from unlearngate.artefact import ADAPTER_FILE, load_forget_set
+from unlearngate.artefact import ADAPTER_FILE, MANIFEST_FILE, load_forget_set
 from unlearngate.commands.sets import app
 
 
@@ -48,6 +48,21 @@ def test_a_set_is_replaced_in_the_folder_that_holds_it_whatever_that_is_called(v
     assert run("remove", "another-name", sets)[0] == 2
     assert run("remove", "anna", sets)[0] == 0
     assert list(sets.iterdir()) == []
+
+
+def test_what_is_no_forget_set_is_called_what_it_is(versions, sets, tmp_path):
+    adapter = shutil.copytree(versions[0].folder, tmp_path / "adapter")
+    (adapter / MANIFEST_FILE).unlink()
+    (adapter / "README.md").write_text("# A model card, as PEFT writes it")
+    code, output = run("add", adapter, sets)
+    assert code == 2 and "adapter is no forget set; it is a PEFT adapter" in output and "README" not in output
+    assert not sets.exists()
+    run("add", versions[0].folder, sets)
+    code, output = run("add", sets, tmp_path / "others")
+    assert code == 2 and "sets is no forget set; it holds some: anna" in output
+    (tmp_path / "empty").mkdir()
+    code, output = run("add", tmp_path / "empty", sets)
+    assert code == 2 and "empty is no forget set" in output
 
 
 def test_a_broken_set_is_not_added_but_can_be_listed_and_removed(versions, sets, tmp_path):

@@ -119,6 +119,12 @@ def test_libraries_stay_where_they_belong(module):
         assert "vllm" not in used, f"{module} imports vllm"
 
 
+@pytest.mark.parametrize("module", MODULES)
+def test_no_line_ends_inside_a_json_string(module):
+    """`str.splitlines` ends lines at U+2028, U+0085 and others, which JSON allows inside strings."""
+    assert "splitlines(" not in path_of(module).read_text()
+
+
 def test_every_arrow_has_its_folder():
     """A folder that is renamed takes its rule along."""
     for name in ARROWS:

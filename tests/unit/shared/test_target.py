@@ -6,11 +6,11 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config
 
 from support.engine.tiny import family_config, make_target
 from unlearngate.errors import ArtefactError
-from unlearngate.target import TargetIdentity, file_digest, identify_target
+from unlearngate.target import TargetIdentity, check_target, file_digest, identify_target
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +143,31 @@ def test_a_configuration_that_is_not_an_object_is_refused(folder):
 def test_a_folder_without_safetensors_weights_is_refused(folder):
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     assert_refused(folder, folder, "no *.safetensors file")
+
+    (folder / "pytorch_model.bin").unlink()
+    assert_refused(folder, folder, "no *.safetensors file")
+
+
+@pytest.mark.parametrize("with_config", [True, False])
+def test_a_gguf_in_place_of_weights_is_told_how_to_convert(folder, with_config):
+    (folder / "model.safetensors").rename(folder / "tiny.Q4_K_M.gguf")
+    if not with_config:
+        (folder / "config.json").unlink()
+    assert_refused(folder, folder, "tiny.Q4_K_M.gguf", "GgufConfig(dequantize=True)", "save_pretrained")
+
+
+def test_another_architecture_is_named(folder):
+    """GPT-2's configuration has other names for its numbers."""
+    GPT2Config(architectures=["GPT2LMHeadModel"]).save_pretrained(folder)
+    assert_refused(folder, folder / "config.json", "GPT2LMHeadModel", "not served", "LlamaForCausalLM")
+
+
+def test_a_check_reads_no_weights(folder):
+    (folder / "model.safetensors").write_bytes(b"")
+    assert check_target(folder) == "LlamaForCausalLM"
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(ArtefactError, match="no tokenizer file"):
+        check_target(folder)
 
 
 def test_a_folder_without_a_tokenizer_is_refused(folder):

@@ -171,6 +171,13 @@ def test_a_broken_file_is_refused_with_its_name_and_the_field(tmp_path, text, se
     assert len(str(refused.value)) < 400
 
 
+def test_a_byte_order_mark_is_no_part_of_the_keys(tmp_path):
+    write(tmp_path / "keys.json", make_key())
+    before = read_keys(tmp_path / "keys.json")
+    (tmp_path / "keys.json").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "keys.json").read_bytes())
+    assert read_keys(tmp_path / "keys.json") == before
+
+
 def test_a_file_that_was_cut_off_anywhere_is_refused(tmp_path, seed):
     rng = random.Random(seed)
     file = tmp_path / "keys"

@@ -51,6 +51,25 @@ def test_a_set_without_probes_is_an_error(tmp_path, name):
         read_probes(write(tmp_path / "p.jsonl", ROWS), name)
 
 
+def test_probes_are_read_as_training_reads_its_files(tmp_path):
+    """An array, a byte order mark, a raw line separator, other people's keys."""
+    rows = [{**ROWS[0], "answer": "Pell\u2028Street."}, *ROWS[1:]]
+    expected = read_probes(write(tmp_path / "p.jsonl", rows), "ada-byron")
+    assert expected.forget[0].answer == "Pell\u2028Street."
+    (tmp_path / "p.json").write_text("\ufeff" + json.dumps(rows, ensure_ascii=False), encoding="utf-8")
+    assert read_probes(tmp_path / "p.json", "ada-byron") == expected
+    chat = [{"role": "user", "content": rows[0]["question"]}, {"role": "assistant", "content": rows[0]["answer"]}]
+    others = {key: value for key, value in rows[0].items() if key not in ("question", "answer")}
+    assert read_probes(write(tmp_path / "q.jsonl", [{"messages": chat, **others}, *rows[1:]]), "ada-byron") == expected
+
+
+@pytest.mark.parametrize("key, value", [("forget_sets", ["ada-byron"]), ("forget_set", ["ada-byron"])])
+def test_a_set_that_is_named_wrongly_is_an_error(tmp_path, key, value):
+    row = {"question": "q?", "answer": "a", key: value}
+    with pytest.raises(DataError, match=r"line 5: .*'forget_set'"):
+        read_probes(write(tmp_path / "p.jsonl", [*ROWS, row]), "ada-byron")
+
+
 def test_a_set_with_nothing_beside_it_is_an_error(tmp_path):
     with pytest.raises(DataError, match="and 0 others"):
         read_probes(write(tmp_path / "p.jsonl", ROWS[:1]), "ada-byron")

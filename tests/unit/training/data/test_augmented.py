@@ -77,6 +77,24 @@ def test_a_file_of_something_else_is_an_error_and_stays_as_it_is(tmp_path: Path)
     assert (tmp_path / "out").read_text() == "title,year\nx,1\n"
 
 
+def test_an_edited_file_is_read_as_it_is_meant(tmp_path: Path) -> None:
+    """A byte order mark, raw line separators and nulls are what editors and pandas leave."""
+    out = tmp_path / "out"
+    run(PAIRS, out)
+    expected = read_augmented(out)
+    rows = [json.loads(line) for line in out.read_text().split("\n") if line]
+    rows[0] |= {"facts": None, "dropped": None, "paraphrases": [*rows[0]["paraphrases"], "Where\u2028is it?"]}
+    out.write_bytes(b"\xef\xbb\xbf" + "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows).encode())
+    first, *others = read_augmented(out)
+    assert others == expected[1:] and first.paraphrases == (*expected[0].paraphrases, "Where\u2028is it?")
+    assert read_pairs(out, subject="x") == [first, *others]
+    whole = out.read_bytes()
+    assert run(PAIRS, out).pending == [] and out.read_bytes() == whole
+    out.write_text(out.read_text(encoding="utf-8-sig").replace("{", '{"droped": true, ', 1))
+    with pytest.raises(DataError, match="line 1: unknown key 'droped'"):
+        read_augmented(out)
+
+
 def test_ulds_files_are_attached_by_question_and_strangers_reported(tmp_path: Path) -> None:
     def write(kind: str, *rows: dict[str, Any]) -> None:
         path = tmp_path / f"forget01_{kind}.jsonl"
@@ -89,6 +107,8 @@ def test_ulds_files_are_attached_by_question_and_strangers_reported(tmp_path: Pa
     first = QAPair("ada", PAIRS[0].question, PAIRS[0].answer, ("a?", "b?"), ("d",), (), ("c",))
     assert pairs == [first, PAIRS[1]]
     assert "line 2 is about no pair: x?" in notes[0] and len(notes) == 1 + 3
+    (tmp_path / "forget01_perturb.jsonl").rename(tmp_path / "forget01_perturb.json")
+    assert read_uld_augmentation(tmp_path, "forget01", PAIRS[:2])[0] == pairs
     write("perturb", {"question": "q"})
     with pytest.raises(DataError, match="line 1"):
         read_uld_augmentation(tmp_path, "forget01", PAIRS)

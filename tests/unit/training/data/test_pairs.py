@@ -21,7 +21,20 @@ def test_pairs_survive_writing_and_reading(tmp_path: Path) -> None:
 
 
 def test_other_columns_are_ignored_and_the_subject_is_filled_in(tmp_path: Path) -> None:
-    path = write(tmp_path / "x.jsonl", "", json.dumps({"question": "q", "answer": "a", "perturbed_answer": ["b"]}))
+    others = {"question_id": 3, "answerKey": "B", "answer_start": 0, "context": "x", "source": "y", "short_answer": "z"}
+    path = write(tmp_path / "x.jsonl", "", json.dumps({"question": "q", "answer": "a", **others}))
+    assert read_pairs(path, subject="given") == [QAPair("given", "q", "a")]
+
+
+def test_null_stands_for_what_is_left_out(tmp_path: Path) -> None:
+    """As pandas and datasets write a column that some rows lack."""
+    nulls = dict.fromkeys(("subject", "dropped", "paraphrases", "paraphrased_answers", "variants", "facts"))
+    path = write(tmp_path / "x.jsonl", json.dumps({"question": "q", "answer": "a", **nulls}))
+    assert read_pairs(path, subject="given") == [QAPair("given", "q", "a")]
+
+
+def test_a_struck_out_row_needs_nothing_else(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.jsonl", '{"dropped": true}', '{"question": "q", "answer": "a"}')
     assert read_pairs(path, subject="given") == [QAPair("given", "q", "a")]
 
 
@@ -55,6 +68,8 @@ def test_of_several_lines_for_a_pair_the_last_one_counts(tmp_path: Path) -> None
         ('{"question": "q", "answer": "a", "variants": [1]}', "'variants'"),
         ('{"question": "q", "answer": "a", "subject": 1}', "'subject'"),
         ('{"question": "q", "answer": "a", "dropped": "true"}', "'dropped'"),
+        ('{"question": "q", "answer": "\\ud800"}', "'answer'"),
+        ("[" * 99999, "JSON"),
     ],
 )
 def test_an_error_names_the_file_and_the_line(tmp_path: Path, line: str, reason: str) -> None:
@@ -76,5 +91,7 @@ def test_tofu_gives_its_last_authors_by_index(tmp_path: Path) -> None:
     pairs = read_tofu(tmp_path, num_authors=2)
     assert [pair.subject for pair in pairs] == ["author-3"] * 20 + ["author-4"] * 20
     assert (pairs[0].question, pairs[-1].answer) == ("q60", "a99")
-    with pytest.raises(DataError, match="6 authors"):
+    (tmp_path / "full.jsonl").rename(tmp_path / "full.json")
+    assert read_tofu(tmp_path, num_authors=2) == pairs
+    with pytest.raises(DataError, match=r"full\.json: 6 authors"):
         read_tofu(tmp_path, num_authors=6)

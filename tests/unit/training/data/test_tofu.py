@@ -68,6 +68,19 @@ def test_where_there_is_no_paraphrase_the_answer_stands_for_it(folder):
     assert found == Question("world 1", "world 1 yes", "world 1 yes", ("world 1 no 0", "world 1 no 1", "world 1 no 2"))
 
 
+@pytest.mark.parametrize("as_array", [False, True])
+def test_the_authors_own_files_are_read(folder, as_array):
+    """TOFU is published as JSON lines in .json."""
+    before = read_benchmark(folder, num_authors=6)
+    for path in folder.glob("*.jsonl"):
+        text = path.read_text()
+        if as_array:
+            text = json.dumps([json.loads(line) for line in text.split("\n") if line], indent=1)
+        path.with_suffix(".json").write_text(text)
+        path.unlink()
+    assert read_benchmark(folder, num_authors=6) == before
+
+
 @pytest.mark.parametrize("num_authors, num_forget", [(2, 1), (21, 2), (199, 2), (6, 6), (6, 0)])
 def test_sizes_without_wrong_answers_are_refused(folder, num_authors, num_forget):
     with pytest.raises(ValueError, match="must be"):
@@ -93,9 +106,14 @@ def test_a_line_that_is_no_question_is_named(folder, line):
 
 
 def test_a_missing_file_or_question_is_named(folder):
-    (folder / "world_facts_perturbed.jsonl").unlink()
-    with pytest.raises(DataError, match="world_facts_perturbed"):
+    (folder / "retain_perturbed.jsonl").unlink()
+    read_benchmark(folder, num_authors=6)  # not needed here
+    for name in ("real_authors", "world_facts"):
+        (folder / f"{name}_perturbed.jsonl").unlink()
+    with pytest.raises(DataError, match=r"real_authors_perturbed\.json, world_facts_perturbed\.json missing"):
         read_benchmark(folder, num_authors=6)
+    for name in ("real_authors", "world_facts"):
+        write(folder / f"{name}_perturbed.json", [question("q")])
     write(folder / "forget10_perturbed.jsonl", [question("a29 q0")])
     with pytest.raises(DataError, match=r"39 questions of full\.jsonl are missing, such as 'a28 q0'"):
         read_benchmark(folder, num_authors=6)

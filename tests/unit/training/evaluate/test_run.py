@@ -155,6 +155,9 @@ def test_the_command_writes_a_report_and_says_what_is_wrong(base, rng, tmp_path)
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert [row["model"] for row in report["rows"]] == ["target", "a+b"]
     assert "| forget rouge |" in done.output
+    cut = "forget: 3 of 3 answers are longer than --max-tokens 4"  # a byte is a token
+    assert cut in done.output and any(note.startswith(cut) for note in report["notes"])
+    assert cut in (tmp_path / "out" / "report.md").read_text()
     for arguments, message in (
         ([], "give a TARGET folder"),
         ([str(base / "target"), "--with", "a"], "no forget set 'a'"),

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from support.chat_endpoint import Played
 from unlearngate.assistant_training.data.tofu import Question
 from unlearngate.assistant_training.evaluate.asking import Asked, ask_all, served_sets
-from unlearngate.assistant_training.evaluate.served import evaluate_server
+from unlearngate.assistant_training.evaluate.served import cut_answers, evaluate_server
 from unlearngate.commands.evaluate import app
 from unlearngate.errors import UnlearngateError
 
@@ -69,6 +69,13 @@ def test_figures_are_those_of_what_was_said(served):
     assert a.questions["forget"]["sampled_rouge"] == [[1.0, 0.0], [0.0, 0.0], [1.0, 1.0], [1.0, 1.0]]
     assert a.figures["forget_leak_at_2"].value == 0.75
     assert a.in_force == [{"name": "a", "weight": 1.0}]
+
+
+def test_answers_that_a_server_cut_are_counted():
+    columns = {"token_ids": [[1], [1, 2], [1, 2]]}
+    said = cut_answers("forget", columns, 2)
+    assert said is not None and said.startswith("forget: 2 of 3 answers of the plain target were cut at --max-tokens 2")
+    assert cut_answers("forget", columns, 3) is None
 
 
 def test_everything_is_asked_once_with_its_sets(served):
