@@ -243,16 +243,23 @@ def _ask(options: _Options, asked: Benchmark | dict[str, list[Question]]) -> lis
             "--server needs --model, and takes no TARGET, --sets, --retain-model or --mode: it has its own sets, "
             "and gives no probabilities"
         )
+    answers, asking = options.out / "answers.jsonl", False
     try:
         chosen = evaluation_run.combinations(options.combinations, served_sets(options.server))
-        with shown_progress() as progress:
+        options.out.mkdir(parents=True, exist_ok=True)
+        asking = True
+        with answers.open("w", encoding="utf-8", buffering=1) as kept, shown_progress() as progress:
             return evaluate_server(
                 *(options.server, options.model, evaluation_run.question_sets(asked), chosen),
                 num_samples=options.samples,
                 seed=options.seed,
                 max_tokens=options.max_tokens,
                 concurrency=options.concurrency,
+                kept=kept,
                 progress=progress,
             )
     except OpenAIError as error:
-        raise UnlearngateError(f"{options.server} does not answer as an unlearngate server would: {error}") from error
+        kept_in = f"; what it answered until then is in {answers}" if asking else ""
+        raise UnlearngateError(
+            f"{options.server} does not answer as an unlearngate server would: {error}{kept_in}"
+        ) from error
