@@ -32,6 +32,7 @@ from unlearngate.assistant_training.calibrate.sweep import (
     read_positions,
     sweep,
 )
+from unlearngate.assistant_training.data.chat import warning_of_no_system
 from unlearngate.assistant_training.data.everyday import warning_of_everyday_facts
 from unlearngate.assistant_training.data.pairs import QAPair
 from unlearngate.assistant_training.evaluate.metrics import answer_probability
@@ -84,12 +85,20 @@ def calibrate_forget_set(
         accept: the command that does so, for the report.
         progress: shows how far it is.
 
-    Raises: CalibrationError if the target does not know the forget answers; the artefacts on disk are then unchanged.
+    Raises: CalibrationError if the target does not know the forget answers, or its chat template has no place for
+        the system prompts; the artefacts on disk are then unchanged.
         ArtefactError if `out` holds something that is no forget set.
     """
     _check(forget_set, out)
-    if warning := warning_of_everyday_facts(data.forget, data.retain):
-        progress.console.print(warning, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    no_system = warning_of_no_system(target.tokenizer)
+    if no_system and settings.system_prompts:
+        raise CalibrationError(
+            "the target's chat template has no place for a system prompt, so nothing can be asked below one; leave "
+            "--system out"
+        )
+    for warning in (warning_of_everyday_facts(data.forget, data.retain), no_system):
+        if warning:
+            progress.console.print(warning, style="yellow", markup=False, highlight=False, soft_wrap=True)
     assistant = assistant_of(target.model, forget_set)
     if data.ignorance:
         level = _ignorance(target, data, settings)

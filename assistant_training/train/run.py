@@ -15,6 +15,7 @@ from rich.progress import Progress
 from safetensors import SafetensorError
 
 from unlearngate.artefact import ForgetSet, data_digest, load_forget_set
+from unlearngate.assistant_training.data.chat import warning_of_no_system
 from unlearngate.assistant_training.data.everyday import warning_of_everyday_facts
 from unlearngate.assistant_training.data.pairs import QAPair, read_pairs
 from unlearngate.assistant_training.model.loaded_target import LoadedTarget
@@ -73,8 +74,7 @@ def train_forget_set(
     settings = settings.on(target.identity.num_layers)
     if instead is not None:
         settings = replace(settings, said_instead=fill_in(instead, label or out.name))
-    if Processes().is_main and (warning := warning_of_everyday_facts(data.forget, data.retain)):
-        progress.console.print(warning, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    _warn(progress, warning_of_everyday_facts(data.forget, data.retain), warning_of_no_system(target.tokenizer))
     run = _run_files(out, target, data, asdict(settings), seed, checkpoint_every, tensorboard)
     torch.manual_seed(seed)
     assistant = train_assistant(
@@ -136,6 +136,7 @@ def train_undial_set(
     earlier = load_forget_set(after, target.identity) if after else None
     if earlier and earlier.manifest.kind != "undial":
         raise TrainingError(f"{after} is a set of kind {earlier.manifest.kind!r}; only 'undial' can be gone on from")
+    _warn(progress, warning_of_no_system(target.tokenizer))
     more = {"after": earlier.digest if earlier else None}
     run = _run_files(out, target, data, asdict(settings), seed, checkpoint_every, tensorboard, more)
     torch.manual_seed(seed)
@@ -184,6 +185,13 @@ def _read(out: Path, forget_file: Path, retain_file: Path | None) -> _Data:
             "take them out: an answer cannot be lost and kept"
         )
     return _Data(forget, retain)
+
+
+def _warn(progress: Progress, *warnings: str | None) -> None:
+    """Say each once, whatever the number of processes."""
+    for warning in warnings:
+        if warning and Processes().is_main:
+            progress.console.print(warning, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def _check_wording(target: LoadedTarget, label: str, instead: str | None) -> None:
