@@ -26,6 +26,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
+from unlearngate.checkpoint import refuse_pointers
 from unlearngate.errors import ArtefactError
 from unlearngate.manifest import ForgetSetManifest
 from unlearngate.target import TargetIdentity, file_digest
@@ -89,6 +90,7 @@ def load_forget_set(folder: Path, target: TargetIdentity | None = None) -> Forge
 
 def _load_verified(folder: Path, target: TargetIdentity | None) -> ForgetSet:
     _verify_listing(folder)
+    refuse_pointers(folder / name for name in (MANIFEST_FILE, ADAPTER_FILE, CONFIG_FILE))
     manifest_path = folder / MANIFEST_FILE
     raw = _read_bytes(manifest_path)
     manifest = _parse_manifest(manifest_path, raw)
