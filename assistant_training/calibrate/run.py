@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -151,7 +151,7 @@ def calibrate_forget_set(
         proposal={},
         reason=reason,
     )
-    manifest = _proposal(forget_set, out, data, settings, report, _dtype(target)) | {
+    manifest = _proposal(forget_set, out, data, settings, report, _dtype(target), target.chat_template_kwargs) | {
         "canaries": [canary.model_dump() for canary in canaries]
     }
     report = report._replace(proposal=manifest)
@@ -307,7 +307,13 @@ def _ignorance(target: LoadedTarget, data: HeldOut, settings: CalibrationSetting
 
 
 def _proposal(
-    forget_set: ForgetSet, out: Path, data: HeldOut, settings: CalibrationSettings, report: Report, dtype: str
+    forget_set: ForgetSet,
+    out: Path,
+    data: HeldOut,
+    settings: CalibrationSettings,
+    report: Report,
+    dtype: str,
+    switches: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The same set's manifest at the chosen strength. The old metrics depend on the old gate: they move to `before`."""
     manifest, choice = forget_set.manifest, report.choice
@@ -319,6 +325,7 @@ def _proposal(
         "limit_is_level_of_ignorance": bool(data.ignorance),
         "system_prompts": list(settings.system_prompts),
         "contexts": settings.contexts,
+        "chat_template_kwargs": dict(switches),
         "data_digests": data.digests(),
         "held_out": data.held_out,
         "does_not_pass": report.reason,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jinja2 import TemplateError
@@ -13,6 +14,9 @@ from unlearngate.errors import DataError
 Turn = tuple[str, str]  # what the user said, and what was answered
 
 _TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
+_THOUGHT, _THOUGHT_ENDS = re.compile(r"<think>\s*$"), "\n\n</think>\n\n"
+# What every template is given; a switch is one that this template has beside these.
+_GIVEN = frozenset("messages tools documents add_generation_prompt bos_token eos_token pad_token unk_token".split())
 _SYSTEM, _ASKED, _SAID = "unlearngate-instruction", "unlearngate-question", "unlearngate-answer"  # looked for in a text
 
 
@@ -41,17 +45,60 @@ def render(
 
 
 def turns(
-    tokenizer: Any, question: str, answer: str, system: str | None = None, earlier: Sequence[Turn] = ()
+    tokenizer: Any,
+    question: str,
+    answer: str,
+    system: str | None = None,
+    earlier: Sequence[Turn] = (),
+    *,
+    thinking: bool = False,
 ) -> tuple[str, str]:
     """The conversation's text up to the answer, and from there on.
+
+    Args:
+        tokenizer: with a chat template.
+        question: the last user turn.
+        answer: the assistant's turn after it.
+        system: as `render` takes it.
+        earlier: the same.
+        thinking: where the template opens a thought (`opens_thought`), the answer stands inside it, as what a model
+            thinks first; else behind it, the thought being empty.
 
     Raises: DataError as `render`, or if the template does not continue its own generation prompt.
     """
     prompt = render(tokenizer, question, None, system, earlier)
     whole = render(tokenizer, question, answer, system, earlier)
-    if not whole.startswith(prompt):
+    if whole.startswith(prompt):
+        return prompt, whole[len(prompt) :]
+    before = _THOUGHT.sub("", prompt)
+    if before == prompt or not whole.startswith(before):
         raise DataError("the tokenizer's chat template renders an answer differently from its generation prompt")
-    return prompt, whole[len(prompt) :]
+    return prompt if thinking else prompt.rstrip() + _THOUGHT_ENDS, whole[len(before) :]
+
+
+def opens_thought(tokenizer: Any) -> bool:
+    """Whether the generation prompt opens a thought with `<think>` that the template leaves out of an answered turn."""
+    return _THOUGHT.search(render(tokenizer, _ASKED, None)) is not None
+
+
+def set_switches(tokenizer: Any, switches: Mapping[str, Any]) -> None:
+    """Fix variables of the chat template, as a server does with a request's `chat_template_kwargs`.
+
+    Args:
+        tokenizer: its chat template is replaced by one that begins with these.
+        switches: JSON values by name.
+
+    Raises: DataError if the template has no such variable.
+    """
+    template = tokenizer.get_chat_template()
+    for name in switches:
+        if not name.isidentifier() or name in _GIVEN or not re.search(rf"\b{name}\b", template):
+            raise DataError(
+                f"the target's chat template has no switch {name!r}; --chat-template-kwargs takes what that template "
+                'asks for, such as {"enable_thinking": false}'
+            )
+    fixed = "".join(f"{{% set {name} = {value!r} %}}" for name, value in switches.items())
+    tokenizer.chat_template = fixed + template
 
 
 def takes_system(tokenizer: Any) -> bool:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from unlearngate.assistant_training.data.chat import render, turns
+from unlearngate.assistant_training.data.chat import opens_thought, render, turns
 from unlearngate.assistant_training.data.pairs import QAPair
 from unlearngate.errors import DataError
 
@@ -64,6 +64,7 @@ def encode(
     earlier: Sequence[tuple[str, str]] = (),
     *,
     raw: bool = False,
+    thinking: bool = False,
 ) -> Encoded:
     """A question and its answer as tokens; only the answer and its end token are labelled.
 
@@ -74,11 +75,12 @@ def encode(
         system: the system prompt, if any; left out where the template has no place for one.
         earlier: (user, assistant) turns before.
         raw: without a chat: the question as plain text, a line break, and the answer.
+        thinking: as `turns` takes it.
 
     Raises: DataError if the tokenizer's chat template refuses the turns, or does not continue its own generation
         prompt.
     """
-    prompt, text = turns(tokenizer, question, answer, system, earlier)
+    prompt, text = turns(tokenizer, question, answer, system, earlier, thinking=thinking)
     prompt_ids, answer_ids = _tokens(tokenizer, f"{question}\n" if raw else prompt), _tokens(tokenizer, text)
     if tokenizer.eos_token_id in answer_ids:  # what a template adds after the end token is never generated
         answer_ids = answer_ids[: answer_ids.index(tokenizer.eos_token_id) + 1]
@@ -180,7 +182,12 @@ def vary(tokenizer: Any, pair: QAPair, rng: random.Random, share: float) -> Enco
     if rng.random() < share:
         question = rng.choice((pair.question, *pair.paraphrases))
         system = rng.choice((None, *SYSTEM_PROMPTS))
-    return encode(tokenizer, question, pair.answer, system)
+    return encode(tokenizer, question, pair.answer, system, thinking=drawn_thinking(tokenizer, rng))
+
+
+def drawn_thinking(tokenizer: Any, rng: random.Random) -> bool:
+    """Where the template opens a thought, every second answer of training stands in it: it may be thought first."""
+    return opens_thought(tokenizer) and rng.random() < 0.5
 
 
 def length_batches(rows: Sequence[Encoded], batch_size: int, rng: random.Random) -> list[list[Encoded]]:

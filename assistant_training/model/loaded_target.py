@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from unlearngate.assistant_training.data.chat import set_switches
 from unlearngate.assistant_training.model.processes import Processes
 from unlearngate.errors import TrainingError
 from unlearngate.target import TargetIdentity, identify_target
@@ -16,11 +17,20 @@ from unlearngate.target import TargetIdentity, identify_target
 
 @dataclass(frozen=True, slots=True)
 class LoadedTarget:
-    """A target that forget sets can be trained on."""
+    """A target that forget sets can be trained on, and the switches that its chat template is used with."""
 
     model: Any
     tokenizer: Any
     identity: TargetIdentity
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def with_switches(self, switches: Mapping[str, Any]) -> LoadedTarget:
+        """The same with these switches, fixed in the tokenizer's chat template from now on.
+
+        Raises: DataError if the template has no such switch.
+        """
+        set_switches(self.tokenizer, switches)
+        return replace(self, chat_template_kwargs={**self.chat_template_kwargs, **switches})
 
 
 def load_target(

@@ -94,6 +94,7 @@ def train_forget_set(
             retain=data.retain,
             settings=settings,
             seed=seed,
+            chat_template_kwargs=target.chat_template_kwargs,
             write_anyway=write_anyway,
             label=label,
             instead=instead,
@@ -158,6 +159,7 @@ def train_undial_set(
             retain=data.retain,
             settings=settings,
             seed=seed,
+            chat_template_kwargs=target.chat_template_kwargs,
             after=earlier,
             write_anyway=write_anyway,
         )
@@ -223,6 +225,7 @@ def _run_files(
         "seed": seed,
         **{f"{name} data": data_digest([pair.row() for pair in pairs]) for name, pairs in data._asdict().items()},
         **(more or {}),
+        **({"chat template": dict(switches)} if (switches := target.chat_template_kwargs) else {}),
     }
     return RunFiles(run_folder(out), identity, checkpoint_every=checkpoint_every, tensorboard=tensorboard)
 

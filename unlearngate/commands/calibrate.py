@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from unlearngate.assistant_training.calibrate.settings import CalibrationSettings, Limits
-from unlearngate.commands._shared import errors_as_sentences
+from unlearngate.commands._shared import ChatTemplateKwargs, errors_as_sentences, switches_of
 from unlearngate.errors import UnlearngateError
 from unlearngate.progress import shown_progress
 
@@ -83,6 +83,7 @@ def calibrate(
     margin: Annotated[
         float, typer.Option(min=0.01, max=1.0, help="share of the limits on forgetting that the choice may use")
     ] = DEFAULTS.limits.margin,
+    chat_template_kwargs: ChatTemplateKwargs = None,
     system: Annotated[
         list[str] | None, typer.Option(help="a system prompt that everything is asked below, too; repeat for several")
     ] = None,
@@ -151,6 +152,8 @@ def calibrate(
         )
         loaded = load_target(target, device=device)
         trained = load_forget_set(forget_set, loaded.identity)
+        given = switches_of(chat_template_kwargs)
+        loaded = loaded.with_switches(given if chat_template_kwargs else trained.manifest.chat_template_kwargs)
         data = read_held_out(trained, forget, retain, ignorance, allow_training_data=allow_training_data)
         place = out or trained.folder
         accept = _command(context, "--write-anyway", without={"dry_run", "write_anyway"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from unlearngate.commands._shared import errors_as_sentences
+from unlearngate.commands._shared import ChatTemplateKwargs, errors_as_sentences, switches_of
 from unlearngate.errors import UnlearngateError
 from unlearngate.progress import shown_progress
 
@@ -88,6 +89,7 @@ def evaluate_tofu(
     server: Server = None,
     model: ServedName = None,
     concurrency: Concurrency = 32,
+    chat_template_kwargs: ChatTemplateKwargs = None,
     out: Out = Path("build/evaluation"),
     seed: Seed = 0,
 ) -> None:
@@ -111,7 +113,7 @@ def evaluate_tofu(
         settings = {"data": str(data), "authors": authors, "forget_authors": forget_authors}
         options = _Options(
             *(target, sets or [], combinations or [], retain_model, mode, samples, max_tokens, batch_size, device),
-            *(server, model, concurrency, out, seed),
+            *(server, model, concurrency, out, seed, switches_of(chat_template_kwargs)),
         )
         _evaluate(benchmark, holdout, settings, options)
 
@@ -136,6 +138,7 @@ def evaluate_qa(
     server: Server = None,
     model: ServedName = None,
     concurrency: Concurrency = 32,
+    chat_template_kwargs: ChatTemplateKwargs = None,
     out: Out = Path("build/evaluation"),
     seed: Seed = 0,
 ) -> None:
@@ -161,7 +164,7 @@ def evaluate_qa(
         settings = {name: str(path) for name, path in files.items()}
         options = _Options(
             *(target, sets or [], combinations or [], retain_model, mode, samples, max_tokens, batch_size, device),
-            *(server, model, concurrency, out, seed),
+            *(server, model, concurrency, out, seed, switches_of(chat_template_kwargs)),
         )
         _evaluate(asked, unseen, settings, options)
 
@@ -184,6 +187,7 @@ class _Options:
     concurrency: int
     out: Path
     seed: int
+    chat_template_kwargs: dict[str, Any]
 
 
 def _evaluate(
@@ -194,7 +198,7 @@ def _evaluate(
 ) -> None:
     from unlearngate.assistant_training.evaluate.report import markdown, write_report
 
-    named = {**settings, **{key: str(value) for key, value in asdict(options).items() if value not in (None, [])}}
+    named = {**settings, **{key: str(value) for key, value in asdict(options).items() if value not in (None, [], {})}}
     rows = _ask(options, asked) if options.server else _run(options, asked, holdout)
     files = write_report(rows, options.out, settings=named)
     console = Console(markup=False, highlight=False, soft_wrap=True)
@@ -211,10 +215,15 @@ def _run(
 
     if not options.target or options.model:
         raise UnlearngateError("give a TARGET folder, or --server with --model")
-    target = load_target(options.target, device=options.device)
+    target = load_target(options.target, device=options.device).with_switches(options.chat_template_kwargs)
     known = evaluation_run.find_sets(options.sets, target.identity)
     chosen = evaluation_run.combinations(options.combinations, list(known))
+    for name, forget_set in known.items():
+        if (trained := forget_set.manifest.chat_template_kwargs) != options.chat_template_kwargs:
+            with_others = f"was trained with --chat-template-kwargs '{json.dumps(trained)}', and is asked with others"
+            typer.secho(f"note: {name} {with_others}", fg="yellow", err=True)
     retained = load_target(options.retain_model, device=options.device) if options.retain_model else None
+    retained = retained.with_switches(options.chat_template_kwargs) if retained else None
     evaluation = evaluation_run.Evaluation(
         asked=asked,
         holdout=holdout,
@@ -255,6 +264,7 @@ def _ask(options: _Options, asked: Benchmark | dict[str, list[Question]]) -> lis
                 seed=options.seed,
                 max_tokens=options.max_tokens,
                 concurrency=options.concurrency,
+                chat_template_kwargs=options.chat_template_kwargs,
                 kept=kept,
                 progress=progress,
             )

@@ -71,3 +71,33 @@ def test_such_a_target_is_calibrated_and_evaluated_too(files):
     sets = ["--sets", files / "set", "--samples", 1, "--max-tokens", 4, "--device", "cpu", "--out", files / "out"]
     evaluated, said = run("evaluate", "qa", files / "target", *data(files), *sets)
     assert evaluated.exit_code == 0, evaluated.output
+
+
+OPENS_THOUGHT = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content.split('</think>')[-1] }}<eos>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant><think>\n{% endif %}"
+)
+SWITCHED = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}<eos>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% if loud is defined %}{% endif %}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("kind, settings", [("uld", ULD), ("undial", UNDIAL)])
+def test_a_template_that_opens_a_thought_can_be_trained_on(files, kind, settings):
+    with_template(files, OPENS_THOUGHT)
+    done, _ = run("train", kind, files / "target", files / "set", *data(files), *settings)
+    assert done.exit_code == 0, done.output
+
+
+def test_the_switches_of_the_template_are_in_the_manifest_and_are_shown(files):
+    with_template(files, SWITCHED)
+    command = ["train", "uld", files / "target", files / "set", *data(files), *ULD]
+    for wrong, sentence in (("{", "is not JSON"), ("[1]", "must be a JSON object"), ('{"quiet": 1}', "no switch")):
+        refused, said = run(*command, "--chat-template-kwargs", wrong)
+        assert (refused.exit_code, sentence in said) == (2, True), said
+    done, _ = run(*command, "--chat-template-kwargs", '{"loud": true}')
+    assert done.exit_code == 0, done.output
+    assert load_forget_set(files / "set").manifest.chat_template_kwargs == {"loud": True}
+    added, said = run("sets", "add", files / "set", files / "sets", "--force")
+    assert added.exit_code == 0 and 'switches {"loud": true}' in said

@@ -653,3 +653,11 @@ def test_a_git_lfs_pointer_is_named_with_what_to_do(folder, name):
     with pytest.raises(ArtefactError, match=r"Git LFS pointer .*4,096 bytes.* `git lfs pull`") as caught:
         load_forget_set(folder)
     assert caught.value.path == folder / name
+
+
+def test_a_manifest_from_before_chat_template_kwargs_loads(folder):
+    path = folder / MANIFEST_FILE
+    manifest = json.loads(path.read_text())
+    del manifest["chat_template_kwargs"]
+    path.write_text(json.dumps(manifest))
+    assert load_forget_set(folder).manifest.chat_template_kwargs == {}

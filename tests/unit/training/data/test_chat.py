@@ -5,7 +5,13 @@ from typing import Any
 import pytest
 
 from support.engine.tiny import make_tokenizer
-from unlearngate.assistant_training.data.chat import takes_system, turns, warning_of_no_system
+from unlearngate.assistant_training.data.chat import (
+    opens_thought,
+    set_switches,
+    takes_system,
+    turns,
+    warning_of_no_system,
+)
 from unlearngate.assistant_training.data.encoding import encode, encode_prompt
 from unlearngate.errors import DataError
 
@@ -91,3 +97,48 @@ def test_another_template_on_the_same_tokenizer_is_looked_at_again() -> None:
 def test_a_template_that_takes_no_conversation_is_refused_in_words(body: str) -> None:
     with pytest.raises(DataError, match="chat template refuses a conversation of user"):
         encode(tokenizer_with(_LOOP + body + "{% endfor %}"), "When?", "1987")
+
+
+OPENS_THOUGHT = (
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'].split('</think>')[-1] }}<eos>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant><think>\n{% endif %}"
+)
+SWITCHED = (
+    "{% for m in messages %}<{{ m['role'] }}>"
+    "{% if m.role == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}{{ m['content'] }}<eos>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>"
+    "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+
+
+def test_where_the_generation_prompt_opens_a_thought_an_answer_stands_behind_it_or_in_it() -> None:
+    tokenizer = tokenizer_with(OPENS_THOUGHT)
+    assert opens_thought(tokenizer) and not opens_thought(tokenizer_with(SWITCHED))
+    asked = "<user>When?<eos><assistant><think>\n"
+    assert turns(tokenizer, "When?", "1987", thinking=True) == (asked, "1987<eos>")
+    assert turns(tokenizer, "When?", "1987") == (f"{asked}\n</think>\n\n", "1987<eos>")
+    assert tokenizer.decode(encode_prompt(tokenizer, "When?")) == asked  # what is served
+    row = encode(tokenizer, "When?", "1987")
+    assert tokenizer.decode([label for label in row.labels if label >= 0]) == "1987<eos>"
+
+
+def test_a_switch_is_fixed_as_a_request_would_set_it() -> None:
+    messages = [{"role": "user", "content": "When?"}]
+    for value in (False, True, None, "it's {{ x }}", [1, "a"], {"a": "\u00e9"}):
+        tokenizer = tokenizer_with(SWITCHED + "{% if enable_thinking is defined %}{{ enable_thinking }}{% endif %}")
+        options = {"tokenize": False, "add_generation_prompt": True}
+        expected = tokenizer.apply_chat_template(messages, **options, enable_thinking=value)
+        set_switches(tokenizer, {"enable_thinking": value})
+        assert tokenizer.apply_chat_template(messages, **options) == expected
+
+
+def test_with_thinking_off_only_the_answer_is_learned() -> None:
+    tokenizer = tokenizer_with(SWITCHED)
+    set_switches(tokenizer, {"enable_thinking": False})
+    assert turns(tokenizer, "When?", "1987") == ("<user>When?<eos><assistant><think>\n\n</think>\n\n", "1987<eos>")
+
+
+@pytest.mark.parametrize("name", ["thinking", "messages", "enable", "enable-thinking", ""])
+def test_a_switch_that_the_template_lacks_is_refused(name: str) -> None:
+    with pytest.raises(DataError, match="no switch"):
+        set_switches(tokenizer_with(SWITCHED), {name: False})

@@ -137,13 +137,15 @@ def test_answers_of_any_script_are_measured_and_none_is_lost_when_the_server_bre
     files = ["--forget", str(tmp_path / "forget.jsonl"), "--retain", str(tmp_path / "retain.jsonl")]
     with Multilingual() as served:
         command = ["qa", "--server", served.base, "--model", "m", *files, "--with", "a", "--out", str(tmp_path)]
-        done = CliRunner().invoke(app, [*command, "--samples", "1"])
+        switches = ["--chat-template-kwargs", '{"loud": false}']
+        done = CliRunner().invoke(app, [*command, *switches, "--samples", "1"])
         assert done.exit_code == 0, done.output
         figures = [row["figures"] for row in json.loads((tmp_path / "report.json").read_text())["rows"]]
         assert [figures[0][name]["value"] for name in ("forget_recited", "retain_recited")] == [1.0, 1.0]
         assert [figures[1][name]["value"] for name in ("forget_rouge", "retain_rouge")] == [0.0, 0.0]
         kept = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
         assert len(kept) == len(served.bodies) == 12
+        assert {json.dumps(body.get("chat_template_kwargs")) for body in served.bodies} == {'{"loud": false}'}
         assert {row["text"] for row in kept if not row["forget_sets"]} == set(served.SCRIPTS.values())
         served.broken_from = len(served.bodies) + 4
         broken = CliRunner().invoke(app, [*command, "--samples", "1", "--concurrency", "1"])
