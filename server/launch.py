@@ -11,7 +11,7 @@ import shlex
 import signal
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, AsyncExitStack, closing, contextmanager
 from functools import partial
 from importlib.metadata import version
@@ -90,6 +90,7 @@ def serve(config: ServerConfig) -> int:
                 engine_config = compat.engine_config(arguments)
                 refuse_unsupported(engine_config)
                 _warn_of_other_dtypes(registry, str(engine_config.model_config.dtype).removeprefix("torch."))
+                _warn_of_other_switches(registry, getattr(arguments, "default_chat_template_kwargs", None) or {})
                 tally = Tally.create(
                     Path(scratch),
                     max_num_seqs=engine_config.scheduler_config.max_num_seqs,
@@ -179,6 +180,25 @@ def _warn_of_other_dtypes(registry: Registry, served: str) -> None:
                 "%s was measured in %s and is served in %s: its gate may open elsewhere. Serve with --engine-args "
                 "'--dtype %s', or calibrate it on a checkpoint in %s",
                 *(forget_set.reference, measured, served, measured, served),
+            )
+
+
+def _warn_of_other_switches(registry: Registry, served: Mapping[str, Any]) -> None:
+    """A set trained on prompts that close a thought, say, was never shown what is served with the thought open."""
+    for forget_set in registry.sets.values():
+        trained = forget_set.manifest.chat_template_kwargs
+        if trained != dict(served):
+            logger.warning(
+                "%s was trained with the chat template's switches %s, and requests are served with %s unless they say "
+                "otherwise: its gate may stay shut. Serve with --engine-args \"--default-chat-template-kwargs '%s'\", "
+                "or train it with --chat-template-kwargs '%s'",
+                *(
+                    forget_set.reference,
+                    json.dumps(trained),
+                    json.dumps(served),
+                    json.dumps(trained),
+                    json.dumps(served),
+                ),
             )
 
 

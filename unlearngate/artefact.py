@@ -26,6 +26,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
+from unlearngate.checkpoint import refuse_pointers
 from unlearngate.errors import ArtefactError
 from unlearngate.manifest import ForgetSetManifest
 from unlearngate.target import TargetIdentity, file_digest
@@ -91,6 +92,7 @@ def _load_verified(folder: Path, target: TargetIdentity | None) -> ForgetSet:
     if not (folder / MANIFEST_FILE).exists():
         raise ArtefactError(folder / MANIFEST_FILE, f"is missing, so {folder.name} is no forget set; {_hint(folder)}")
     _verify_listing(folder)
+    refuse_pointers(folder / name for name in (MANIFEST_FILE, ADAPTER_FILE, CONFIG_FILE))
     manifest_path = folder / MANIFEST_FILE
     raw = _read_bytes(manifest_path)
     manifest = _parse_manifest(manifest_path, raw)

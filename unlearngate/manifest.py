@@ -12,6 +12,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    JsonValue,
     field_validator,
     model_validator,
 )
@@ -144,6 +145,9 @@ class ForgetSetManifest(BaseModel):
     instead: SentenceText | None = Field(
         default=None,
         description="what is said if the set's gate is open at an answer's first token; {label} is filled in",
+    )
+    chat_template_kwargs: dict[str, JsonValue] = Field(
+        default={}, description="switches of the target's chat template that the set was trained with"
     )
     files: dict[str, str] = Field(description="digest of every other file of the folder")
     training: dict[str, Any] = Field(description="the training configuration")

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from unlearngate.checkpoint import check_weight_files, refuse_pointers, refuse_quantised
 from unlearngate.errors import ArtefactError
 
 # Keys of config.json that do not change a logit.
@@ -70,7 +71,8 @@ def identify_target(folder: Path, model_id: str | None = None) -> TargetIdentity
         folder: holds config.json, *.safetensors and the tokenizer's file.
         model_id: the target's public name; the folder's name if None.
 
-    Raises: ArtefactError if a file is missing or is not what its name says.
+    Raises: ArtefactError if a file is missing, is not what its name says or not whole, or the weights are quantised;
+        before any weight is read.
     """
     files = _read_files(folder)
     with ThreadPoolExecutor() as pool:
@@ -102,12 +104,16 @@ def _read_files(folder: Path) -> _Files:
     shards = sorted(folder.glob("*.safetensors"))
     if not shards and (other := _other_weights(folder)):
         raise ArtefactError(folder, other)
+    refuse_pointers([folder / "config.json", *(folder / name for name in _TOKENIZER_FILES)])
     config = _read_config(folder)
+    refuse_quantised(folder, config)
     if not shards:
         raise ArtefactError(folder, "holds no *.safetensors file; a target must be a safetensors checkpoint")
     tokenizer = next((folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()), None)
     if tokenizer is None:
         raise ArtefactError(folder, f"holds no tokenizer file (looked for {', '.join(_TOKENIZER_FILES)})")
+    refuse_pointers(shards)
+    check_weight_files(folder, shards)
     return _Files(config, shards, tokenizer, _shape(folder, config))
 
 

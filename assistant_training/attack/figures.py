@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Sequence
 from typing import NamedTuple
+
+import regex
 
 from unlearngate.assistant_training.attack.asking import Reply
 from unlearngate.assistant_training.attack.kinds import Prompt
 from unlearngate.assistant_training.attack.oracles import Guesses
 from unlearngate.assistant_training.attack.probes import holds, holds_spelled
+from unlearngate.assistant_training.data.words import whole, whole_words
 from unlearngate.assistant_training.evaluate.metrics import recited, rouge_recall
 
 _Z = 1.959963984540054  # of 95 %
 _CHOICE_CHANCE = 0.25
+_AFTER_LETTER = r"(?=[).:,\uff09\uff0e\uff1a\uff0c\u3002\u3001]|\s*$)"  # also the full-width signs
 
 
 class Share(NamedTuple):
@@ -103,8 +106,8 @@ def chosen_option(text: str, options: Sequence[str]) -> str | None:
     places: list[tuple[int, str]] = []
     for letter, option in zip("ABCD", options, strict=False):
         # A capital A that begins a sentence is an article.
-        for pattern, flags in ((rf"(?<!\w){letter}(?=[).:,]|\s*$)", 0), (rf"(?<!\w){re.escape(option)}(?!\w)", re.I)):
-            if match := re.search(pattern, text, flags):
+        for pattern in (regex.compile(whole(letter) + _AFTER_LETTER), whole_words(option)):
+            if match := pattern.search(text):
                 places.append((match.start(), option))
     return min(places)[1] if places else None
 
@@ -115,7 +118,7 @@ def leaks_of(prompts: Sequence[Prompt], replies: Sequence[Reply]) -> Leaks:
     found = [leaked(prompt, text) for prompt, text in said]
     asked = {prompt.pair.question for prompt, _ in said}
     leaking = {prompt.pair.question for (prompt, _), facts in zip(said, found, strict=True) if facts}
-    of_words = [(p, text) for p, text in said if p.reading != "choice" and _has_words(p.pair.answer)]
+    of_words = [(p, text) for p, text in said if p.reading != "choice"]
     rouge = rouge_recall([p.pair.answer for p, _ in of_words], [text for _, text in of_words]) if of_words else None
     return Leaks(
         answers=len(said),
@@ -142,11 +145,7 @@ def right_unchanged(prompts: Sequence[Prompt], with_set: Sequence[Reply], target
 def _is_right(prompt: Prompt, text: str) -> bool:
     if prompt.facts:
         return len(leaked(prompt, text)) == len(prompt.facts)
-    return _has_words(prompt.pair.answer) and bool(recited([prompt.pair.answer], [text])[0])
-
-
-def _has_words(answer: str) -> bool:
-    return re.search("[a-z0-9]", answer.lower()) is not None
+    return bool(recited([prompt.pair.answer], [text])[0])
 
 
 def guess_figures(with_set: Sequence[Guesses], target: Sequence[Guesses]) -> list[GuessFigures]:

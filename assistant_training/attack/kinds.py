@@ -15,6 +15,7 @@ from typing import Any, Literal
 from unlearngate.assistant_training.attack.probes import Probes, before_fact, holds
 from unlearngate.assistant_training.attack.wordings import completing, forms, languages, together, turns, wrapping
 from unlearngate.assistant_training.data.pairs import QAPair
+from unlearngate.assistant_training.data.words import whole_words
 
 Group = Literal["forget", "retain", "neighbours"]
 Reading = Literal["words", "letters", "json", "choice"]
@@ -366,9 +367,9 @@ def _reverse(pair: QAPair, wording: str, material: Material, rng: random.Random)
     name = material.probes.names.get(pair.subject)
     if not name or not pair.facts:
         return None
-    clue = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", _PERSON, pair.answer, flags=re.IGNORECASE)
+    clue = whole_words(name).sub(_PERSON, pair.answer)
     for word in name.split():
-        clue = re.sub(rf"(?<!\w){re.escape(word)}(?!\w)", _PERSON, clue, flags=re.IGNORECASE)
+        clue = whole_words(word).sub(_PERSON, clue)
     return _Drawn(_user(wording.format(clue=clue)), facts=(_last_word(name),))
 
 

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import regex
+
 from unlearngate.assistant_training.data.pairs import QAPair, parse_pair, read_pairs
 from unlearngate.assistant_training.data.rows import read_rows
+from unlearngate.assistant_training.data.words import (
+    has_phrase,
+    letters_of,
+    num_letters,
+    numbers_and_words,
+    whole,
+    whole_words,
+)
 from unlearngate.errors import DataError
 
 
@@ -33,6 +42,7 @@ class Probes:
 # Words that a sentence may begin with and no name does.
 _OPENERS = frozenset("At By For From He Her His In It On She Since Their They This To With".split())
 _SMALL = frozenset("and de la of the van von".split())
+_SPELLED_FROM = 5
 
 
 def read_probes(path: Path, forget_set: str, *, neighbours: Path | None = None) -> Probes:
@@ -85,44 +95,45 @@ def facts_of(question: str, answer: str) -> tuple[str, ...]:
     """Names of several capitalised words and numbers of an answer that are not in its question, in their order.
 
     A name may have small words inside ("Sea of Tranquility"). The first word of a sentence counts only with another
-    capitalised word behind it, and words such as "In" and "She" not at all.
+    capitalised word behind it, and words such as "In" and "She" not at all. In scripts without capitals only numbers
+    are found.
     """
     found: list[str] = []
-    for match in re.finditer(r"\d+(?:[.,]\d+)*|[^\W\d_][\w'-]*(?: [^\W\d_][\w'-]*)*", answer):
-        if match[0][0].isdigit():
-            found.append(match[0])
-        else:
-            found += _names(match[0].split(" "))
+    for run in numbers_and_words(answer):
+        found += [run] if run[0].isdigit() else _names(run.split(" "))
     return tuple(fact for fact in dict.fromkeys(found) if not holds(question, fact))
 
 
 def holds(text: str, fact: str) -> bool:
-    """Whether a text has the fact, on word boundaries, whatever its case and white space."""
-    words = r"\s+".join(re.escape(word) for word in fact.split())
-    return bool(re.search(rf"(?<!\w){words}(?!\w)", text, re.IGNORECASE))
+    """Whether a text has the fact, on word boundaries, whatever its case and white space.
+
+    A character of a script without spaces is a word, and a Korean word ends where its particle begins.
+    """
+    return has_phrase(text, fact)
 
 
 def holds_spelled(text: str, fact: str) -> bool:
     """Whether a text has the fact letter by letter: all but letters and digits is taken out of both.
 
-    A fact of fewer than five letters and digits never counts: what is left of a text has it by chance.
+    A fact of fewer than five letters and digits never counts: what is left of a text has it by chance. A character
+    that writes a syllable or a word counts as three.
     """
-    letters = re.sub(r"[\W_]+", "", fact).casefold()
-    return len(letters) >= 5 and letters in re.sub(r"[\W_]+", "", text).casefold()
+    letters = letters_of(fact)
+    return num_letters(letters) >= _SPELLED_FROM and letters in letters_of(text)
 
 
 def before_fact(answer: str, facts: Iterable[str]) -> str:
     """The answer up to its first fact, without the space before it; empty if it begins with one, whole without any."""
-    starts = [match.start() for fact in facts if (match := re.search(rf"(?<!\w){re.escape(fact)}(?!\w)", answer, re.I))]
+    starts = [match.start() for fact in facts if (match := whole_words(fact).search(answer))]
     return answer[: min(starts, default=len(answer))].rstrip()
 
 
 def name_in(subject: str, pairs: Iterable[QAPair]) -> str | None:
     """A subject's name as the pairs write it: `ada-lindqvist` -> "Ada Lindqvist"; None if they never do."""
-    words = [re.escape(word) for word in re.split(r"[^\w]+|_", subject) if word]
+    words = [regex.escape(word) for word in regex.split(r"[^\w]+|_", subject) if word]
     if not words:
         return None
-    pattern = re.compile(r"(?<!\w)" + r"[\W_]+".join(words) + r"(?!\w)", re.IGNORECASE)
+    pattern = regex.compile(whole(r"[\W_]+".join(words)), regex.IGNORECASE)
     for pair in pairs:
         if match := pattern.search(pair.question) or pattern.search(pair.answer):
             return match[0]

@@ -50,7 +50,9 @@ def write_report(outcome: Outcome, out: Path, *, settings: dict[str, Any]) -> li
         "notes": outcome.notes,
         "answers": outcome.answers,
     }
-    write_whole(paths[0], json.dumps(body, ensure_ascii=False, allow_nan=False, indent=1) + "\n", mode=0o600)
+    text = json.dumps(body, ensure_ascii=False, allow_nan=False, indent=1) + "\n"
+    # Half of a surrogate pair, which UTF-8 cannot hold, stays JSON's escape of it.
+    write_whole(paths[0], text.encode("utf-8", "backslashreplace").decode(), mode=0o600)
     write_whole(paths[1], markdown(outcome))
     _plot(outcome, paths[2])
     return paths

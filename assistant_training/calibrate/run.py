@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,7 @@ from unlearngate.assistant_training.calibrate.sweep import (
     read_positions,
     sweep,
 )
+from unlearngate.assistant_training.data.chat import warning_of_no_system
 from unlearngate.assistant_training.data.everyday import warning_of_everyday_facts
 from unlearngate.assistant_training.data.lengths import longest_turns, refuse_longer_than_context, warning_of_cut
 from unlearngate.assistant_training.data.pairs import QAPair
@@ -85,13 +86,21 @@ def calibrate_forget_set(
         accept: the command that does so, for the report.
         progress: shows how far it is.
 
-    Raises: CalibrationError if the target does not know the forget answers; the artefacts on disk are then unchanged.
+    Raises: CalibrationError if the target does not know the forget answers, or its chat template has no place for
+        the system prompts; the artefacts on disk are then unchanged.
         DataError if an answer is longer than the target's context.
         ArtefactError if `out` holds something that is no forget set.
     """
     _check(forget_set, out)
-    if warning := warning_of_everyday_facts(data.forget, data.retain):
-        progress.console.print(warning, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    no_system = warning_of_no_system(target.tokenizer)
+    if no_system and settings.system_prompts:
+        raise CalibrationError(
+            "the target's chat template has no place for a system prompt, so nothing can be asked below one; leave "
+            "--system out"
+        )
+    for warning in (warning_of_everyday_facts(data.forget, data.retain), no_system):
+        if warning:
+            progress.console.print(warning, style="yellow", markup=False, highlight=False, soft_wrap=True)
     asked = {
         "forget": _ask(target, data.forget, data, settings, focused=True),
         "retain": _ask(target, data.retain, data, settings, focused=False),
@@ -147,7 +156,7 @@ def calibrate_forget_set(
         proposal={},
         reason=reason,
     )
-    manifest = _proposal(forget_set, out, data, settings, report, _dtype(target)) | {
+    manifest = _proposal(forget_set, out, data, settings, report, _dtype(target), target.chat_template_kwargs) | {
         "canaries": [canary.model_dump() for canary in canaries]
     }
     report = report._replace(proposal=manifest)
@@ -304,7 +313,13 @@ def _ignorance(target: LoadedTarget, data: HeldOut, settings: CalibrationSetting
 
 
 def _proposal(
-    forget_set: ForgetSet, out: Path, data: HeldOut, settings: CalibrationSettings, report: Report, dtype: str
+    forget_set: ForgetSet,
+    out: Path,
+    data: HeldOut,
+    settings: CalibrationSettings,
+    report: Report,
+    dtype: str,
+    switches: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The same set's manifest at the chosen strength. The old metrics depend on the old gate: they move to `before`."""
     manifest, choice = forget_set.manifest, report.choice
@@ -316,6 +331,7 @@ def _proposal(
         "limit_is_level_of_ignorance": bool(data.ignorance),
         "system_prompts": list(settings.system_prompts),
         "contexts": settings.contexts,
+        "chat_template_kwargs": dict(switches),
         "data_digests": data.digests(),
         "held_out": data.held_out,
         "does_not_pass": report.reason,

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from unlearngate.assistant_training.data.chat import opens_thought, render, turns
 from unlearngate.assistant_training.data.pairs import QAPair
 from unlearngate.errors import DataError
 
@@ -52,7 +53,7 @@ def encode_prompt(
     tokenizer: Any, question: str, system: str | None = None, earlier: Sequence[tuple[str, str]] = ()
 ) -> list[int]:
     """A question as a serving engine would send it: through the chat template, up to the assistant's turn."""
-    return _tokens(tokenizer, _render(tokenizer, question, None, system, earlier))
+    return _tokens(tokenizer, render(tokenizer, question, None, system, earlier))
 
 
 def encode(
@@ -63,6 +64,7 @@ def encode(
     earlier: Sequence[tuple[str, str]] = (),
     *,
     raw: bool = False,
+    thinking: bool = False,
 ) -> Encoded:
     """A question and its answer as tokens; only the answer and its end token are labelled.
 
@@ -70,13 +72,15 @@ def encode(
         tokenizer: with a chat template.
         question: the last user turn.
         answer: the assistant's turn after it.
-        system: the system prompt, if any.
+        system: the system prompt, if any; left out where the template has no place for one.
         earlier: (user, assistant) turns before.
         raw: without a chat: the question as plain text, a line break, and the answer.
+        thinking: as `turns` takes it.
 
-    Raises: DataError if the tokenizer's chat template does not continue its own generation prompt.
+    Raises: DataError if the tokenizer's chat template refuses the turns, or does not continue its own generation
+        prompt.
     """
-    prompt, text = _turns(tokenizer, question, answer, system, earlier)
+    prompt, text = turns(tokenizer, question, answer, system, earlier, thinking=thinking)
     prompt_ids, answer_ids = _tokens(tokenizer, f"{question}\n" if raw else prompt), _tokens(tokenizer, text)
     if tokenizer.eos_token_id in answer_ids:  # what a template adds after the end token is never generated
         answer_ids = answer_ids[: answer_ids.index(tokenizer.eos_token_id) + 1]
@@ -120,7 +124,7 @@ def span_labels(
 
     Raises: DataError if the chat template renders the answer as something else.
     """
-    _, text = _turns(tokenizer, question, answer, None)
+    _, text = turns(tokenizer, question, answer)
     begin = text.find(answer.strip())  # some templates put a space before it, and some strip it
     if begin < 0:
         raise DataError(f"the tokenizer's chat template changes the text of an answer: {answer!r} became {text!r}")
@@ -178,7 +182,12 @@ def vary(tokenizer: Any, pair: QAPair, rng: random.Random, share: float) -> Enco
     if rng.random() < share:
         question = rng.choice((pair.question, *pair.paraphrases))
         system = rng.choice((None, *SYSTEM_PROMPTS))
-    return encode(tokenizer, question, pair.answer, system)
+    return encode(tokenizer, question, pair.answer, system, thinking=drawn_thinking(tokenizer, rng))
+
+
+def drawn_thinking(tokenizer: Any, rng: random.Random) -> bool:
+    """Where the template opens a thought, every second answer of training stands in it: it may be thought first."""
+    return opens_thought(tokenizer) and rng.random() < 0.5
 
 
 def length_batches(rows: Sequence[Encoded], batch_size: int, rng: random.Random) -> list[list[Encoded]]:
@@ -187,30 +196,6 @@ def length_batches(rows: Sequence[Encoded], batch_size: int, rng: random.Random)
     batches = [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
     rng.shuffle(batches)
     return batches
-
-
-def _turns(
-    tokenizer: Any, question: str, answer: str, system: str | None, earlier: Sequence[tuple[str, str]] = ()
-) -> tuple[str, str]:
-    """The conversation's text up to the answer, and from there on."""
-    prompt = _render(tokenizer, question, None, system, earlier)
-    whole = _render(tokenizer, question, answer, system, earlier)
-    if not whole.startswith(prompt):
-        raise DataError("the tokenizer's chat template renders an answer differently from its generation prompt")
-    return prompt, whole[len(prompt) :]
-
-
-def _render(
-    tokenizer: Any, question: str, answer: str | None, system: str | None, earlier: Sequence[tuple[str, str]] = ()
-) -> str:
-    messages = [{"role": "system", "content": system}] if system else []
-    for asked, said in earlier:
-        messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
-    messages.append({"role": "user", "content": question})
-    if answer is not None:
-        messages.append({"role": "assistant", "content": answer})
-    text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer is None)
-    return text
 
 
 def _tokens(tokenizer: Any, text: str) -> list[int]:

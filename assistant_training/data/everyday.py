@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from unlearngate.assistant_training.data.pairs import QAPair
+from unlearngate.assistant_training.data.words import whole_words
 
 _TEXTS = 2  # so many questions and answers with a fact make it an everyday word
 _NAMED = 5
@@ -14,7 +14,8 @@ _NAMED = 5
 def everyday_facts(forget: Sequence[QAPair], retain: Sequence[QAPair]) -> dict[str, int]:
     """The facts of the forget pairs that occur in at least two questions and answers of the retain pairs.
 
-    Upper and lower case are the same; a fact must begin and end where words do.
+    Upper and lower case are the same; a fact must begin and end where words do, which is everywhere in scripts without
+    spaces.
 
     Returns: fact -> in how many of these texts, the most frequent first.
     """
@@ -23,7 +24,7 @@ def everyday_facts(forget: Sequence[QAPair], retain: Sequence[QAPair]) -> dict[s
     counts: dict[str, int] = {}
     for fact in sorted({fact.strip().casefold() for pair in forget for fact in pair.facts}):
         if fact in everything:  # most are not, and this is fast
-            pattern = re.compile(rf"(?<!\w){re.escape(fact)}(?!\w)")
+            pattern = whole_words(fact)
             counts[fact] = sum(pattern.search(text) is not None for text in texts if fact in text)
     found = {fact: count for fact, count in counts.items() if count >= _TEXTS}
     return dict(sorted(found.items(), key=lambda item: -item[1]))

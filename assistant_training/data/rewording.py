@@ -16,9 +16,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Self
 
+import regex
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError, ValidationInfo, model_validator
 
 from unlearngate.assistant_training.data.pairs import QAPair
+from unlearngate.assistant_training.data.words import whole, whole_words
 
 _Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
@@ -199,8 +201,8 @@ def _problems(reply: Reply, wanted: Wanted) -> Iterator[str]:
 
 def _answer_problem(text: str, pair: QAPair) -> str | None:
     """Why the text cannot serve as a wrong answer."""
-    truth = re.escape(normalise(pair.answer).rstrip(".!") or normalise(pair.answer))
-    if re.search(rf"(?<!\w){truth}(?!\w)", normalise(text)):
+    truth = normalise(pair.answer).rstrip(".!") or normalise(pair.answer)
+    if whole_words(truth).search(normalise(text)):
         return "contains the whole right answer"
     if pair.facts and all(fact.lower() in text.lower() for fact in pair.facts):
         return "has every fact right"
@@ -249,8 +251,8 @@ def _renamed(other: QAPair, pair: QAPair) -> str:
         theirs[0].split()[0]: ours[0].split()[0],
         theirs[0]: ours[0],
     }
-    pattern = "|".join(rf"(?<!\w){re.escape(part)}(?!\w)" for part in sorted(parts, key=len, reverse=True))
-    return re.sub(pattern, lambda found: parts[found[0]], other.answer)
+    pattern = whole("|".join(regex.escape(part) for part in sorted(parts, key=len, reverse=True)))
+    return regex.sub(pattern, lambda found: parts[found[0]], other.answer)
 
 
 def _names(question: str) -> list[str]:

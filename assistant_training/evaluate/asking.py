@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import threading
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 from openai import OpenAI
 from openai.types.chat import ChatCompletion
@@ -39,6 +41,8 @@ def ask_all(
     *,
     max_tokens: int,
     concurrency: int = 32,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    kept: TextIO | None = None,
     progress: Progress | None = None,
 ) -> list[Answer]:
     """Ask everything, in batches that mix all sets.
@@ -49,12 +53,16 @@ def ask_all(
         asked: the requests, in any order.
         max_tokens: answers are cut here.
         concurrency: requests at a time.
+        chat_template_kwargs: switches of the served chat template, sent with every request; None sends none.
+        kept: gets every answer as a JSON line as soon as it is there, so that none is lost if a later request fails.
         progress: shows how far it is.
 
     Returns: the answers, in the order of `asked`.
     Raises: openai.OpenAIError if a request fails; UnlearngateError if an answer was given with other sets in
         force than asked for: it says nothing about those.
     """
+    switches = {"chat_template_kwargs": dict(chat_template_kwargs)} if chat_template_kwargs else {}
+    turn = threading.Lock()
     bar = progress.add_task("asking the server", total=len(asked)) if progress else None
     with connect(url) as client, ThreadPoolExecutor(concurrency) as pool:
 
@@ -65,11 +73,16 @@ def ask_all(
                 temperature=job.temperature,
                 seed=job.seed,
                 max_tokens=max_tokens,
-                extra_body={"forget_sets": list(job.forget_sets), "return_token_ids": True},
+                extra_body={"forget_sets": list(job.forget_sets), "return_token_ids": True, **switches},
             )
             if progress and bar is not None:
                 progress.advance(bar)
-            return _checked(url, job, response)
+            answer = _checked(url, job, response)
+            if kept:
+                line = json.dumps({**job._asdict(), "text": answer.text, "token_ids": answer.token_ids})
+                with turn:
+                    kept.write(line + "\n")
+            return answer
 
         futures = [pool.submit(ask, job) for job in asked]
         try:

@@ -14,11 +14,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from nltk.stem.porter import PorterStemmer
 from numpy.typing import ArrayLike
 from rouge_score.rouge_scorer import RougeScorer
-from rouge_score.tokenizers import DefaultTokenizer
+from rouge_score.tokenizers import Tokenizer
 from scipy.stats import ks_2samp
 from torch import Tensor
+
+from unlearngate.assistant_training.data.words import symbols_of, words_of
 
 Values = ArrayLike | Tensor
 
@@ -26,6 +29,7 @@ RECITED_AT = 0.9  # ROUGE-L recall from which an answer counts as recited
 UTILITY_SETS = ("retain", "real_authors", "world_facts")
 UTILITY_METRICS = ("probability", "rouge", "truth_ratio")
 _ROUNDING = 1e-5  # how far above 0 an fp32 log-softmax may end up
+_STEMMED_FROM = 4  # letters; ROUGE leaves shorter words as they are
 
 
 class ForgetQuality(NamedTuple):
@@ -97,19 +101,20 @@ def option_probability(correct: Sequence[Values], wrong: Sequence[Sequence[Value
 def rouge_recall(answers: Sequence[str], generated: Sequence[str]) -> np.ndarray:
     """ROUGE-L recall of each answer in what was generated for it, in [0, 1], on stemmed words as TOFU does.
 
-    Stemming can only raise it: an answer that is given away in other endings counts as given away.
+    Words are Unicode's, single characters in scripts without spaces (`words_of`); of ASCII text they are ROUGE's own.
+    An answer without any word, such as "->", is compared by its characters. Stemming is English, and can only raise
+    the recall: an answer that is given away in other endings counts as given away.
 
-    Raises: ValueError if the lists are empty or differ in length, or an answer has no words: ROUGE knows only runs of
-        a-z and 0-9.
+    Raises: ValueError if the lists are empty or differ in length, or an answer is blank.
     """
     _same_length(answers, generated, "answers", "generated")
-    tokenizer = DefaultTokenizer(use_stemmer=True)
     for index, answer in enumerate(answers):
-        if not tokenizer.tokenize(answer):
-            raise ValueError(f"answer {index} must have words of a-z and 0-9, got {answer!r}")
-    scorer = RougeScorer(["rougeL"], use_stemmer=True)
-    pairs = zip(answers, generated, strict=True)
-    return np.array([scorer.score(answer, text)["rougeL"].recall for answer, text in pairs])
+        if not answer.strip():
+            raise ValueError(f"answer {index} must not be blank, got {answer!r}")
+    by_word, by_symbol = (RougeScorer(["rougeL"], tokenizer=one) for one in (_StemmedWords(), _Symbols()))
+    scorers = (by_word if words_of(answer) else by_symbol for answer in answers)
+    scores = (scorer.score(*pair) for scorer, *pair in zip(scorers, answers, generated, strict=True))
+    return np.array([score["rougeL"].recall for score in scores])
 
 
 def recited(answers: Sequence[str], generated: Sequence[str]) -> np.ndarray:
@@ -225,6 +230,19 @@ def bootstrap_interval(
     resampled = checked([take(*(array[drawn] for array in arrays)) for drawn in draws], "the resampled statistic")
     low, high = np.quantile(resampled, [(1.0 - confidence) / 2, (1.0 + confidence) / 2])
     return Interval(float(take(*arrays)), float(low), float(high))
+
+
+class _StemmedWords(Tokenizer):
+    def __init__(self) -> None:
+        self._stemmer = PorterStemmer()
+
+    def tokenize(self, text: str) -> list[str]:
+        return [self._stemmer.stem(word) if len(word) >= _STEMMED_FROM else word for word in words_of(text)]
+
+
+class _Symbols(Tokenizer):
+    def tokenize(self, text: str) -> list[str]:
+        return symbols_of(text)
 
 
 def _mean_log_probs(answers: Sequence[Values], name: str) -> np.ndarray:

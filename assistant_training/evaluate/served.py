@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, TextIO
 
 from rich.progress import Progress
 
@@ -24,6 +25,8 @@ def evaluate_server(
     seed: int,
     max_tokens: int = 100,
     concurrency: int = 32,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    kept: TextIO | None = None,
     progress: Progress | None = None,
 ) -> list[ModelFigures]:
     """A row for the plain target and every combination, from a server's greedy and sampled answers.
@@ -37,6 +40,8 @@ def evaluate_server(
         seed: of sampling and of the intervals.
         max_tokens: answers are cut here.
         concurrency: requests at a time.
+        chat_template_kwargs: switches of the served chat template, sent with every request; None sends none.
+        kept: gets every answer as a JSON line as soon as it is there.
         progress: shows how far it is.
 
     Raises: openai.OpenAIError if a request fails; UnlearngateError if one was answered with other sets in force.
@@ -52,6 +57,8 @@ def evaluate_server(
             *(url, model, [one for job in jobs.values() for one in job]),
             max_tokens=max_tokens,
             concurrency=concurrency,
+            chat_template_kwargs=chat_template_kwargs,
+            kept=kept,
             progress=progress,
         )
     )

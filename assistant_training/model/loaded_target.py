@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from unlearngate.assistant_training.data.chat import set_switches
 from unlearngate.assistant_training.model.processes import Processes
 from unlearngate.errors import TrainingError
 from unlearngate.target import TargetIdentity, check_target, identify_target
 
 
 class LoadedTarget:
-    """A target that forget sets can be trained on.
+    """A target that forget sets can be trained on, and the switches that its chat template is used with.
 
     The weights are read when they are first asked for: `identity` hashes them, `model` loads them. What can be wrong
     with the data and the settings is to be found before.
@@ -24,6 +25,7 @@ class LoadedTarget:
     def __init__(self, folder: Path, tokenizer: Any, config: Any, model_id: str | None, device: str | None) -> None:
         self.folder, self.tokenizer = folder, tokenizer
         self._config, self._model_id, self._device = config, model_id, device
+        self.chat_template_kwargs: Mapping[str, Any] = {}
 
     @property
     def context_length(self) -> int | None:
@@ -54,6 +56,15 @@ class LoadedTarget:
         model.requires_grad_(False)
         model.to(self._device or Processes().device)
         return model.eval()
+
+    def with_switches(self, switches: Mapping[str, Any]) -> LoadedTarget:
+        """The same with these switches, fixed in the tokenizer's chat template from now on.
+
+        Raises: DataError if the template has no such switch.
+        """
+        set_switches(self.tokenizer, switches)
+        self.chat_template_kwargs = {**self.chat_template_kwargs, **switches}
+        return self
 
 
 def load_target(

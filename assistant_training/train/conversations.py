@@ -14,6 +14,7 @@ from unlearngate.assistant_training.data.encoding import (
     IGNORE,
     Encoded,
     diverging_labels,
+    drawn_thinking,
     encode,
     fact_spans,
     focus_labels,
@@ -93,7 +94,10 @@ def draw_steps(
             forgets=forgets,
             instead=settings.said_instead,
         )
-        row = encode(tokenizer, drawn.question, drawn.answer, drawn.system, drawn.earlier, raw=drawn.raw)
+        thinking = drawn_thinking(tokenizer, rng)
+        row = encode(
+            *(tokenizer, drawn.question, drawn.answer, drawn.system, drawn.earlier), raw=drawn.raw, thinking=thinking
+        )
         return drawn.answer, row
 
     @cache

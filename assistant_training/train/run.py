@@ -15,6 +15,7 @@ from rich.progress import Progress
 from safetensors import SafetensorError
 
 from unlearngate.artefact import ForgetSet, data_digest, load_forget_set
+from unlearngate.assistant_training.data.chat import warning_of_no_system
 from unlearngate.assistant_training.data.everyday import warning_of_everyday_facts
 from unlearngate.assistant_training.data.lengths import longest_turns, refuse_longer_than_context
 from unlearngate.assistant_training.data.pairs import QAPair, read_pairs
@@ -74,8 +75,7 @@ def train_forget_set(
     settings = settings.on(target.identity.num_layers)
     if instead is not None:
         settings = replace(settings, said_instead=fill_in(instead, label or out.name))
-    if Processes().is_main and (warning := warning_of_everyday_facts(data.forget, data.retain)):
-        progress.console.print(warning, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    _warn(progress, warning_of_everyday_facts(data.forget, data.retain), warning_of_no_system(target.tokenizer))
     run = _run_files(out, target, data, asdict(settings), seed, checkpoint_every, tensorboard)
     torch.manual_seed(seed)
     assistant = train_assistant(
@@ -95,6 +95,7 @@ def train_forget_set(
             retain=data.retain,
             settings=settings,
             seed=seed,
+            chat_template_kwargs=target.chat_template_kwargs,
             write_anyway=write_anyway,
             label=label,
             instead=instead,
@@ -139,6 +140,7 @@ def train_undial_set(
         raise TrainingError(f"{after} is a set of kind {earlier.manifest.kind!r}; only 'undial' can be gone on from")
     if earlier:
         load_forget_set(earlier.folder, target.identity)
+    _warn(progress, warning_of_no_system(target.tokenizer))
     more = {"after": earlier.digest if earlier else None}
     run = _run_files(out, target, data, asdict(settings), seed, checkpoint_every, tensorboard, more)
     torch.manual_seed(seed)
@@ -160,6 +162,7 @@ def train_undial_set(
             retain=data.retain,
             settings=settings,
             seed=seed,
+            chat_template_kwargs=target.chat_template_kwargs,
             after=earlier,
             write_anyway=write_anyway,
         )
@@ -191,6 +194,13 @@ def _read(target: LoadedTarget, out: Path, forget_file: Path, retain_file: Path 
     return _Data(forget, retain)
 
 
+def _warn(progress: Progress, *warnings: str | None) -> None:
+    """Say each once, whatever the number of processes."""
+    for warning in warnings:
+        if warning and Processes().is_main:
+            progress.console.print(warning, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
 def _check_wording(target: LoadedTarget, label: str, instead: str | None) -> None:
     """What would be found wrong when the set is written, before anything is trained."""
     try:
@@ -220,6 +230,7 @@ def _run_files(
         "seed": seed,
         **{f"{name} data": data_digest([pair.row() for pair in pairs]) for name, pairs in data._asdict().items()},
         **(more or {}),
+        **({"chat template": dict(switches)} if (switches := target.chat_template_kwargs) else {}),
     }
     return RunFiles(run_folder(out), identity, checkpoint_every=checkpoint_every, tensorboard=tensorboard)
 

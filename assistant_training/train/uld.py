@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -171,6 +171,7 @@ def export_assistant(
     retain: Sequence[QAPair],
     settings: AssistantSettings,
     seed: int,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
     write_anyway: bool = False,
     label: str | None = None,
     instead: str | None = None,
@@ -224,6 +225,7 @@ def export_assistant(
             "metrics": metrics,
             "label": label,
             "instead": instead,
+            "chat_template_kwargs": dict(chat_template_kwargs or {}),
             "canaries": canaries,
             "created_at": now(),
         },

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
@@ -130,6 +130,7 @@ def export_undial(
     retain: Sequence[QAPair],
     settings: UndialSettings,
     seed: int,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
     after: ForgetSet | None = None,
     write_anyway: bool = False,
 ) -> ForgetSet:
@@ -163,6 +164,7 @@ def export_undial(
                 name: data_digest([pair.row() for pair in pairs]) for name, pairs in data.items() if pairs
             },
             "metrics": trained.metrics,
+            "chat_template_kwargs": dict(chat_template_kwargs or {}),
             "canaries": choose_canaries(
                 *(target, tokenizer, forget, retain), seed=seed, student=trained.student, needed=not write_anyway
             ),

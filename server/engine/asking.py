@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from unlearngate.errors import UnlearngateError
@@ -17,7 +18,15 @@ class Answer(NamedTuple):
     likely_N: list[dict[int, float]]
 
 
-async def ask(state: Any, question: str, *, model: str, plan: Plan, max_tokens: int) -> Answer:
+async def ask(
+    state: Any,
+    question: str,
+    *,
+    model: str,
+    plan: Plan,
+    max_tokens: int,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+) -> Answer:
     """One user turn, decoded greedily.
 
     Args:
@@ -26,6 +35,7 @@ async def ask(state: Any, question: str, *, model: str, plan: Plan, max_tokens: 
         model: the adapter's name, or the served name.
         plan: for that adapter; its ticket is open in the meter.
         max_tokens: the answer is cut here.
+        chat_template_kwargs: switches of the chat template; None: as the server is started with.
 
     Raises: UnlearngateError if the engine does not answer.
     """
@@ -38,6 +48,7 @@ async def ask(state: Any, question: str, *, model: str, plan: Plan, max_tokens: 
             temperature=0.0,
             repetition_penalty=1.0,  # not the checkpoint's default: greedy means the likeliest token
             max_tokens=max_tokens,
+            chat_template_kwargs=dict(chat_template_kwargs) if chat_template_kwargs else None,
             logprobs=True,
             top_logprobs=2,
             return_token_ids=True,

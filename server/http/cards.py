@@ -9,7 +9,7 @@ from unlearngate.server.sets.policy import MODEL_SEPARATOR, Policy
 from unlearngate.server.sets.registry import Registry
 
 _SET_FIELDS = {"version", "kind", "tap_layer", "num_layers", "rank", "recommended", "bounds", "metrics", "created_at"}
-_SET_FIELDS |= {"label", "instead"}
+_SET_FIELDS |= {"label", "instead", "chat_template_kwargs"}
 
 
 def model_cards(policy: Policy, caller: Caller) -> list[dict[str, Any]]:

@@ -55,10 +55,10 @@ class Canaries:
             return
         alone = Decision((InForce(forget_set, forget_set.manifest.recommended, "server"),))
         try:
-            plain = await self._ask(canaries, Decision(()), self._served_name, 0)
+            plain = await self._ask(forget_set, Decision(()), self._served_name, 0)
             binding = await self._adapters.acquire([forget_set])
             try:
-                answers = await self._ask(canaries, alone, binding.name, binding.adapter_id)
+                answers = await self._ask(forget_set, alone, binding.name, binding.adapter_id)
             finally:
                 self._adapters.release(binding)
         except BusyError:
@@ -73,13 +73,16 @@ class Canaries:
                 "POST /v1/forget_sets?force=true)",
             )
 
-    async def _ask(self, canaries: Sequence[Canary], decision: Decision, model: str, adapter_id: int) -> list[Answer]:
+    async def _ask(self, forget_set: ForgetSet, decision: Decision, model: str, adapter_id: int) -> list[Answer]:
+        """The canaries' answers, asked with the chat template's switches that the set was trained with."""
+        manifest = forget_set.manifest
+        switches = {"chat_template_kwargs": manifest.chat_template_kwargs} if manifest.chat_template_kwargs else {}
         usage = self._meter.open()
         plan = replace(decision.plan(adapter_id), ticket=usage.ticket)
         try:
             asked = [
-                self._ask_engine(canary.question, model=model, plan=plan, max_tokens=CANARY_TOKENS)
-                for canary in canaries
+                self._ask_engine(canary.question, model=model, plan=plan, max_tokens=CANARY_TOKENS, **switches)
+                for canary in manifest.canaries
             ]
             found = await asyncio.gather(*asked, return_exceptions=True)  # the adapter is held until all have ended
         finally:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -14,6 +15,12 @@ from rich.table import Table
 
 from unlearngate.errors import UnlearngateError
 
+ChatTemplateKwargs = Annotated[
+    str | None,
+    typer.Option(
+        metavar="JSON", help='switches of the chat template, as requests are served with: {"enable_thinking": false}'
+    ),
+]
 Label = Annotated[str | None, typer.Option(help="what the set is about, for people; default: the set's name")]
 
 
@@ -37,6 +44,22 @@ def check_writable(folder: Path) -> None:
         raise UnlearngateError(
             f"{folder} cannot be written: {there} is not {'writable' if there.is_dir() else 'a folder'}"
         )
+
+
+def switches_of(text: str | None) -> dict[str, Any]:
+    """What `--chat-template-kwargs` says; empty without it.
+
+    Raises: UnlearngateError if it is no JSON object.
+    """
+    try:
+        switches = json.loads(text or "{}")
+    except ValueError as error:
+        raise UnlearngateError(f"--chat-template-kwargs is not JSON ({error}), got {text!r}") from error
+    if not isinstance(switches, dict):
+        raise UnlearngateError(
+            f'--chat-template-kwargs must be a JSON object such as {{"enable_thinking": false}}, got {text!r}'
+        )
+    return switches
 
 
 def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from unlearngate.assistant_training.calibrate.settings import CalibrationSettings, Limits
-from unlearngate.commands._shared import check_writable, errors_as_sentences
+from unlearngate.commands._shared import ChatTemplateKwargs, check_writable, errors_as_sentences, switches_of
 from unlearngate.errors import UnlearngateError
 from unlearngate.progress import shown_progress
 
@@ -83,6 +83,7 @@ def calibrate(
     margin: Annotated[
         float, typer.Option(min=0.01, max=1.0, help="share of the limits on forgetting that the choice may use")
     ] = DEFAULTS.limits.margin,
+    chat_template_kwargs: ChatTemplateKwargs = None,
     system: Annotated[
         list[str] | None, typer.Option(help="a system prompt that everything is asked below, too; repeat for several")
     ] = None,
@@ -153,7 +154,8 @@ def calibrate(
         data = read_held_out(trained, forget, retain, ignorance, allow_training_data=allow_training_data)
         place = out or trained.folder
         check_writable(report or _beside(place))
-        loaded = load_target(target, device=device)
+        given = switches_of(chat_template_kwargs) if chat_template_kwargs else trained.manifest.chat_template_kwargs
+        loaded = load_target(target, device=device).with_switches(given)
         trained = load_forget_set(forget_set, loaded.identity)
         accept = _command(context, "--write-anyway", without={"dry_run", "write_anyway"})
         with shown_progress() as progress:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from unlearngate.commands._shared import check_writable, errors_as_sentences
+from unlearngate.commands._shared import ChatTemplateKwargs, check_writable, errors_as_sentences, switches_of
 from unlearngate.errors import UnlearngateError
 from unlearngate.progress import shown_progress
 
@@ -88,6 +89,7 @@ def evaluate_tofu(
     server: Server = None,
     model: ServedName = None,
     concurrency: Concurrency = 32,
+    chat_template_kwargs: ChatTemplateKwargs = None,
     out: Out = Path("build/evaluation"),
     seed: Seed = 0,
 ) -> None:
@@ -111,7 +113,7 @@ def evaluate_tofu(
         settings = {"data": str(data), "authors": authors, "forget_authors": forget_authors}
         options = _Options(
             *(target, sets or [], combinations or [], retain_model, mode, samples, max_tokens, batch_size, device),
-            *(server, model, concurrency, out, seed),
+            *(server, model, concurrency, out, seed, switches_of(chat_template_kwargs)),
         )
         _evaluate(benchmark, holdout, settings, options)
 
@@ -136,6 +138,7 @@ def evaluate_qa(
     server: Server = None,
     model: ServedName = None,
     concurrency: Concurrency = 32,
+    chat_template_kwargs: ChatTemplateKwargs = None,
     out: Out = Path("build/evaluation"),
     seed: Seed = 0,
 ) -> None:
@@ -161,7 +164,7 @@ def evaluate_qa(
         settings = {name: str(path) for name, path in files.items()}
         options = _Options(
             *(target, sets or [], combinations or [], retain_model, mode, samples, max_tokens, batch_size, device),
-            *(server, model, concurrency, out, seed),
+            *(server, model, concurrency, out, seed, switches_of(chat_template_kwargs)),
         )
         _evaluate(asked, unseen, settings, options)
 
@@ -184,6 +187,7 @@ class _Options:
     concurrency: int
     out: Path
     seed: int
+    chat_template_kwargs: dict[str, Any]
 
 
 def _evaluate(
@@ -195,7 +199,7 @@ def _evaluate(
     from unlearngate.assistant_training.evaluate.report import markdown, write_report
 
     check_writable(options.out)
-    named = {**settings, **{key: str(value) for key, value in asdict(options).items() if value not in (None, [])}}
+    named = {**settings, **{key: str(value) for key, value in asdict(options).items() if value not in (None, [], {})}}
     rows, cut = _ask(options, asked) if options.server else _run(options, asked, holdout)
     files = write_report(rows, options.out, settings=named, notes=cut)
     console = Console(markup=False, highlight=False, soft_wrap=True)
@@ -214,8 +218,9 @@ def _run(
 
     if not options.target or options.model:
         raise UnlearngateError("give a TARGET folder, or --server with --model")
-    target = load_target(options.target, device=options.device)
+    target = load_target(options.target, device=options.device).with_switches(options.chat_template_kwargs)
     retained = load_target(options.retain_model, device=options.device) if options.retain_model else None
+    retained = retained.with_switches(options.chat_template_kwargs) if retained else None
     cut = []
     for name, questions in evaluation_run.question_sets(asked).items():
         turns = [(q.question, max((q.answer, q.paraphrased, *q.perturbed), key=len)) for q in questions]
@@ -226,6 +231,10 @@ def _run(
             typer.secho(warning, fg="yellow", err=True)
     known = evaluation_run.find_sets(options.sets, target.identity)
     chosen = evaluation_run.combinations(options.combinations, list(known))
+    for name, forget_set in known.items():
+        if (trained := forget_set.manifest.chat_template_kwargs) != options.chat_template_kwargs:
+            with_others = f"was trained with --chat-template-kwargs '{json.dumps(trained)}', and is asked with others"
+            typer.secho(f"note: {name} {with_others}", fg="yellow", err=True)
     evaluation = evaluation_run.Evaluation(
         asked=asked,
         holdout=holdout,
@@ -256,18 +265,26 @@ def _ask(options: _Options, asked: Benchmark | dict[str, list[Question]]) -> tup
             "--server needs --model, and takes no TARGET, --sets, --retain-model or --mode: it has its own sets, "
             "and gives no probabilities"
         )
+    answers, asking = options.out / "answers.jsonl", False
     try:
         chosen = evaluation_run.combinations(options.combinations, served_sets(options.server))
-        with shown_progress() as progress:
+        options.out.mkdir(parents=True, exist_ok=True)
+        asking = True
+        with answers.open("w", encoding="utf-8", buffering=1) as kept, shown_progress() as progress:
             rows = evaluate_server(
                 *(options.server, options.model, evaluation_run.question_sets(asked), chosen),
                 num_samples=options.samples,
                 seed=options.seed,
                 max_tokens=options.max_tokens,
                 concurrency=options.concurrency,
+                chat_template_kwargs=options.chat_template_kwargs,
+                kept=kept,
                 progress=progress,
             )
         cut = [cut_answers(name, columns, options.max_tokens) for name, columns in rows[0].questions.items()]
         return rows, [note for note in cut if note]
     except OpenAIError as error:
-        raise UnlearngateError(f"{options.server} does not answer as an unlearngate server would: {error}") from error
+        kept_in = f"; what it answered until then is in {answers}" if asking else ""
+        raise UnlearngateError(
+            f"{options.server} does not answer as an unlearngate server would: {error}{kept_in}"
+        ) from error

@@ -88,6 +88,8 @@ def sets_add(
             typer.secho(f"forced, though {why}", fg="yellow", err=True)
         place(forget_set, found[0] if found else folder / forget_set.name, replace=replace)
     typer.echo(f"{forget_set.reference} is in {folder}")
+    if switches := forget_set.manifest.chat_template_kwargs:
+        typer.echo(f"trained with the chat template's switches {json.dumps(switches)}: serve requests with the same")
 
 
 @app.command("remove")

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from unlearngate.assistant_training.train.settings import AssistantSettings, UndialSettings
-from unlearngate.commands._shared import Label, errors_as_sentences
+from unlearngate.commands._shared import ChatTemplateKwargs, Label, errors_as_sentences, switches_of
 from unlearngate.errors import UnlearngateError
 from unlearngate.progress import shown_progress
 
@@ -96,6 +96,7 @@ def train_uld(
         str | None,
         typer.Option(help="what to say instead of answers about what is forgotten; {label} is filled in"),
     ] = None,
+    chat_template_kwargs: ChatTemplateKwargs = None,
     name: Name = None,
     device: Device = None,
     seed: Seed = 0,
@@ -117,7 +118,7 @@ def train_uld(
         from unlearngate.assistant_training.train.run import train_forget_set
 
         settings = AssistantSettings(**_named(AssistantSettings, context))
-        loaded = _load(target, name, device)
+        loaded = _load(target, name, device, switches_of(chat_template_kwargs))
         with _progress() as progress:
             forget_set = train_forget_set(
                 *(loaded, forget, retain, out, settings),
@@ -163,6 +164,7 @@ def train_undial(
     checkpoint_every: CheckpointEvery = 50,
     tensorboard: Tensorboard = False,
     write_anyway: WriteAnyway = False,
+    chat_template_kwargs: ChatTemplateKwargs = None,
     name: Name = None,
     device: Device = None,
     seed: Seed = 0,
@@ -184,7 +186,7 @@ def train_undial(
         from unlearngate.assistant_training.train.run import train_undial_set
 
         settings = UndialSettings(**_named(UndialSettings, context))
-        loaded = _load(target, name, device)
+        loaded = _load(target, name, device, switches_of(chat_template_kwargs))
         with _progress() as progress:
             forget_set = train_undial_set(
                 *(loaded, forget, retain, out, settings),
@@ -274,11 +276,12 @@ def _named(settings: type[Any], context: typer.Context) -> dict[str, Any]:
     return {field.name: context.params[field.name] for field in fields(settings) if field.name in context.params}
 
 
-def _load(target: Path, name: str | None, device: str | None) -> LoadedTarget:
+def _load(target: Path, name: str | None, device: str | None, switches: dict[str, Any]) -> LoadedTarget:
     from unlearngate.assistant_training.model.loaded_target import load_target
     from unlearngate.target import TARGET_ARCHITECTURES
 
-    return load_target(target, model_id=name, device=device, architectures=TARGET_ARCHITECTURES)
+    loaded = load_target(target, model_id=name, device=device, architectures=TARGET_ARCHITECTURES)
+    return loaded.with_switches(switches)
 
 
 def _progress() -> Progress:

@@ -84,7 +84,8 @@ def test_a_target_that_cannot_be_served_or_asked_is_refused_before_its_weights_a
 def unreadable(files, tmp_path):
     """A target whose weights cannot be loaded: whatever is said of a command's input was found without them."""
     folder = shutil.copytree(files / "target", tmp_path / "unreadable")
-    (folder / "model.safetensors").write_bytes(b"no weights")
+    weights = folder / "model.safetensors"
+    save_file({name: torch.zeros(1) for name in load_file(weights)}, weights, metadata={"format": "pt"})
     return folder
 
 
@@ -210,3 +211,19 @@ def test_a_disk_that_is_full_for_the_log_or_the_checkpoint_is_named(files, whole
 def test_a_set_cannot_be_written_below_a_file(files, tmp_path, kind):
     (tmp_path / "sets").write_text("")
     refused(run(kind, files, tmp_path / "sets" / "anna"), "sets")
+
+
+@every_kind
+def test_quantised_weights_and_pointers_are_refused_in_one_sentence_the_same_as_serving_does(kind, files, tmp_path):
+    target = shutil.copytree(files / "target", tmp_path / "target")
+    config = json.loads((target / "config.json").read_text())
+    (target / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "gptq"}}))
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 4096\n"
+    for sentence in ("(quantization_config: gptq)", "is a Git LFS pointer"):
+        refused(run(kind, files, tmp_path / "sets" / "anna", target=target), sentence)
+        assert left_behind(tmp_path / "sets" / "anna") == []
+        served = CliRunner().invoke(app, ["serve", str(target), "--port", "0", "--forget-sets", str(tmp_path)])
+        refused(served, sentence)
+        assert len(served.output.strip().splitlines()) == 1
+        (target / "config.json").write_text(json.dumps(config))
+        (target / "model.safetensors").write_text(pointer)

@@ -26,6 +26,7 @@ from unlearngate.manifest import UNDIAL_BOUNDS
 from unlearngate.target import file_digest, identify_target
 
 STEM = "base_model.model.model.layers."
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 4096\n"
 Q0 = f"{STEM}0.self_attn.q_proj.lora_A.weight"
 
 
@@ -644,3 +645,19 @@ def test_canaries_that_prove_nothing_or_say_too_much_are_refused(tmp_path, targe
     kept = [{"question": f"{i}?", "changes": i < 8} for i in range(16)]
     made = make_forget_set(tmp_path / "anna", target, seed=1, canaries=kept)
     assert [canary.model_dump() for canary in made.manifest.canaries] == kept
+
+
+@pytest.mark.parametrize("name", [ADAPTER_FILE, CONFIG_FILE, MANIFEST_FILE])
+def test_a_git_lfs_pointer_is_named_with_what_to_do(folder, name):
+    (folder / name).write_text(POINTER)
+    with pytest.raises(ArtefactError, match=r"Git LFS pointer .*4,096 bytes.* `git lfs pull`") as caught:
+        load_forget_set(folder)
+    assert caught.value.path == folder / name
+
+
+def test_a_manifest_from_before_chat_template_kwargs_loads(folder):
+    path = folder / MANIFEST_FILE
+    manifest = json.loads(path.read_text())
+    del manifest["chat_template_kwargs"]
+    path.write_text(json.dumps(manifest))
+    assert load_forget_set(folder).manifest.chat_template_kwargs == {}

@@ -66,7 +66,8 @@ def test_the_name_changes_no_digest(pristine):
 
 def test_one_flipped_bit_of_the_weights_changes_the_weights_digest_only(folder, seed):
     before = identify_target(folder)
-    flip_bit(folder / "model.safetensors", seed)
+    path = folder / "model.safetensors"
+    flip_bit(path, -1 - seed % (path.stat().st_size // 2))  # a weight, not the header
     after = identify_target(folder)
     assert after.weights_digest != before.weights_digest
     assert after == before.model_copy(update={"weights_digest": after.weights_digest})
@@ -162,8 +163,8 @@ def test_another_architecture_is_named(folder):
     assert_refused(folder, folder / "config.json", "GPT2LMHeadModel", "not served", "LlamaForCausalLM")
 
 
-def test_a_check_reads_no_weights(folder):
-    (folder / "model.safetensors").write_bytes(b"")
+def test_a_check_hashes_no_weights(folder, monkeypatch):
+    monkeypatch.setattr("unlearngate.target.file_digest", lambda _: pytest.fail("hashed"))
     assert check_target(folder) == "LlamaForCausalLM"
     (folder / "tokenizer.json").unlink()
     with pytest.raises(ArtefactError, match="no tokenizer file"):
@@ -173,6 +174,82 @@ def test_a_check_reads_no_weights(folder):
 def test_a_folder_without_a_tokenizer_is_refused(folder):
     (folder / "tokenizer.json").unlink()
     assert_refused(folder, folder, "no tokenizer file", "tokenizer.json", "tokenizer.model")
+
+
+QUANTISED = [
+    ({"quant_method": "gptq", "bits": 4}, "gptq, 4 bits"),
+    ({"quant_method": "awq", "bits": 4, "modules_to_not_convert": None}, "awq, 4 bits"),
+    (
+        {"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": {"num_bits": 8}}}},
+        "compressed-t",
+    ),
+    ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes"),
+    ({"quant_method": "fp8", "activation_scheme": "dynamic"}, "fp8"),
+    ({"group_size": 64, "bits": 4}, "4 bits"),
+]
+
+
+@pytest.mark.parametrize("settings, named", QUANTISED, ids=str)
+@pytest.mark.parametrize("key", ["quantization_config", "compression_config", "quantization"])
+def test_a_configuration_of_quantised_weights_is_refused_before_they_are_read(folder, key, settings, named):
+    (folder / "model.safetensors").write_bytes(b"never looked at")
+    set_config(folder, **{key: settings})
+    assert_refused(folder, folder / "config.json", "quantised", f"({key}: ", named, "unquantised weights")
+
+
+def test_a_quantised_text_model_inside_and_a_quantisers_file_count_too(folder):
+    set_config(folder, text_config={"quantization_config": {"quant_method": "gptq"}})
+    assert_refused(folder, folder / "config.json", "quantised checkpoint (quantization_config: gptq)")
+    set_config(folder, without=["text_config"])
+    for name in ("quantize_config.json", "quant_config.json", "hf_quant_config.json"):
+        (folder / name).write_text("{}")
+        assert_refused(folder, folder, f"it holds {name}")
+        (folder / name).unlink()
+    set_config(folder, quantization_config=None, quantization={})
+    identify_target(folder)
+
+
+@pytest.mark.parametrize(
+    "name, tensor",
+    [
+        ("model.layers.0.self_attn.q_proj.qweight", torch.zeros(4, 4, dtype=torch.int32)),
+        ("model.layers.0.self_attn.q_proj.weight_packed", torch.zeros(4, dtype=torch.int32)),
+        ("model.layers.0.self_attn.q_proj.weight", torch.zeros(4, 4).to(torch.float8_e4m3fn)),
+        ("model.layers.0.self_attn.q_proj.weight", torch.zeros(16, 1, dtype=torch.uint8)),
+    ],
+)
+def test_quantised_tensors_are_refused_whatever_the_configuration_says(folder, name, tensor):
+    path = folder / "model-2.safetensors"
+    save_file({name: tensor}, path)
+    assert_refused(folder, path, "quantised", name)
+    save_file({"model.layers.0.rotary_emb.steps": tensor}, path)
+    identify_target(folder)
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:{digest}\nsize 16060556376\n"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model-2.safetensors", "tokenizer.json", "config.json"])
+def test_a_git_lfs_pointer_is_named_with_what_to_do(folder, name):
+    (folder / name).write_text(POINTER.format(digest="ab" * 32))
+    assert_refused(folder, folder / name, "Git LFS pointer", "16,060,556,376 bytes", "git lfs pull")
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "page"])
+def test_a_weight_file_that_is_not_whole_is_named(folder, damage):
+    path = folder / "model.safetensors"
+    path.write_bytes({"empty": b"", "cut": path.read_bytes()[:-5], "page": b"<html>404</html>" * 99}[damage])
+    assert_refused(folder, path, "not a whole safetensors file", f"{path.stat().st_size:,} bytes", "again")
+
+
+def test_a_weight_file_that_the_index_lists_must_be_there(folder):
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}}))
+    assert_refused(folder, folder, "lacks 1 of", "model-00002-of-00002.safetensors")
+    index.write_text("{}")
+    assert_refused(folder, index, "not an index")
+    index.write_text(json.dumps({"weight_map": {"a": "model.safetensors"}}))
+    identify_target(folder)
 
 
 DIMENSIONS = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"]

@@ -46,6 +46,19 @@ def test_wilsons_ends_solve_its_equation():
     assert Share(0, 0).interval() == (0.0, 1.0)
 
 
+def test_leaks_in_scripts_without_spaces_are_counted():
+    pair = QAPair("x", "他的老師是誰？", "他的老師是沈從文，1987年。", facts=("沈從文", "1987"))
+    replies = [Reply(("老師是沈從文，在１９８７年", "不知道"))]
+    leaks = leaks_of([prompt(pair.facts, pair=pair)], replies)
+    assert (leaks.facts, leaks.questions) == (Share(2, 4), Share(1, 1))
+    assert leaked(prompt(pair.facts, "letters", pair=pair), "沈-從-文") == ("沈從文",)
+    options = ("沈從文", "巴金", "老舍", "茅盾")
+    assert chosen_option("答案是B。", options) == "巴金"
+    assert chosen_option("老師是沈從文先生", options) == "沈從文"
+    signs = [prompt((), pair=QAPair("x", "?", "→ ☂"))]
+    assert right_unchanged(signs, [Reply(("☂ →",))], [Reply(("→ ☂",))]) == Share(0, 1)
+
+
 def test_leaks_are_counted_by_fact_and_by_question():
     other = QAPair("x", "Where is X?", "In Velmora", facts=("Velmora",))
     prompts = [prompt(), prompt(("1942",)), prompt(("Velmora",), pair=other), prompt()]

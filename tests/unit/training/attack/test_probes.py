@@ -92,6 +92,8 @@ def test_a_limit_draws_by_the_seed_and_keeps_the_order(tmp_path):
         ("Who wrote it?", "The Duke of Orange paid 12.5 pounds, and 3 more.", ("The Duke of Orange", "12.5", "3")),
         ("Who is Ada Lovelace?", "Ada Lovelace was born in 1815.", ("1815",)),
         ("Where?", "In Paris, of course.", ()),  # one word may only begin a sentence
+        ("Кто она?", "её зовут Ильва Брандт, с 1987 года.", ("Ильва Брандт", "1987")),
+        ("彼女は？", "1987年に、在1942年", ("1987", "1942")),  # numbers alone, where no letter is a capital
         ("Who?", "It was Jean-Luc O'Brien of the north.", ("Jean-Luc O'Brien",)),
     ],
 )

@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import re
+import string
 from fractions import Fraction
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from rouge_score.rouge_scorer import RougeScorer
 
 from unlearngate.assistant_training.evaluate.metrics import (
     UTILITY_METRICS,
@@ -63,6 +66,40 @@ def test_rouge_counts_stemmed_words_in_order():
     # Stems author, wrote, novel of the four words; then one .. three of one, two, three, four.
     assert rouge_recall(answers, generated).tolist() == [0.75, 0.5]
     assert rouge_recall(["a b"], [""]).tolist() == [0.0]
+
+
+ENGLISH = st.text(alphabet=string.printable).filter(lambda text: re.search("[a-zA-Z0-9]", text))
+SENTENCES = st.lists(st.sampled_from("The authors writes running 1987 relational, it's happily. novels-".split()))
+
+
+@given(ENGLISH | SENTENCES.filter(bool).map(" ".join), ENGLISH | SENTENCES.map(" ".join))
+def test_of_ascii_text_rouge_is_the_packages_bit_for_bit(answer, generated):
+    expected = RougeScorer(["rougeL"], use_stemmer=True).score(answer, generated)["rougeL"].recall
+    assert rouge_recall([answer], [generated])[0] == expected
+
+
+@pytest.mark.parametrize(
+    "answer, other, share",
+    [
+        # Of nine words the other has the year.
+        ("Ильва Брандт водит паром в Морвике с 1987 года.", "Не знаю, 1987.", 1 / 9),
+        ("イルヴァは船長です。", "わかりません。", 0.0),
+        ("沈從文是湖南人。", "湖南人", 3 / 7),
+        ("อิลวาขับเรือ", "ไม่รู้", 0.0),
+        ("إيلفا تقود العبارة", "لا أعرف العبارة", 1 / 3),
+        ("안나는 서울에 산다", "안나는 모른다", 1 / 3),
+        ("→ ☂", "☂!", 1 / 2),  # no word: by character
+        ("???", "I do not know", 0.0),
+    ],
+)
+def test_rouge_counts_the_words_of_every_script(answer, other, share):
+    assert rouge_recall([answer] * 3, [answer, f"«{answer}»", other]).tolist() == pytest.approx([1.0, 1.0, share])
+    assert recited([answer], [other]).tolist() == [False]
+
+
+@given(st.text(min_size=1).filter(str.strip), st.text())
+def test_no_text_is_beyond_rouge(answer, generated):
+    assert rouge_recall([answer, answer], [answer, generated])[0] == 1.0
 
 
 def test_an_answer_is_recited_from_nine_words_of_ten_on():
@@ -221,7 +258,7 @@ def test_rounding_just_above_zero_is_a_log_probability_of_zero():
         (lambda: option_probability([[-1.0]], [[]]), r"wrong\[0\] must hold at least one"),
         (lambda: option_probability([[NEVER]], [[[NEVER]]]), "question 0 have probability 0"),
         (lambda: rouge_recall(["a"], ["a", "b"]), "got 1 and 2"),
-        (lambda: rouge_recall(["?!"], ["?!"]), "words of a-z and 0-9"),
+        (lambda: rouge_recall(["a", " \n"], ["?!", "a"]), "answer 1 must not be blank"),
         (lambda: truth_ratio([[-1.0]], [[[-1.0]], [[-1.0]]]), "got 1 and 2"),
         (lambda: truth_ratio([[-1.0], [NEVER]], [[[-1.0]], [[-1.0], [NEVER]]]), "question 1 has a truth ratio of 0/0"),
         (lambda: truthfulness([-0.5]), r"in \[0, inf\], got -0.5"),

@@ -1,7 +1,9 @@
 """`unlearngate evaluate --server` against a small endpoint over a real socket, which forgets as it is told."""
 
 import json
+import math
 from collections import Counter
+from typing import ClassVar
 
 import openai
 import pytest
@@ -115,6 +117,47 @@ def test_what_a_server_refuses_is_the_clients_error(served):
     assert served_sets(served.base) == ["a", "b"]
     with pytest.raises(openai.NotFoundError):
         served_sets(f"{served.base}/elsewhere")
+
+
+class Multilingual(Served):
+    """Says the true answers of `SCRIPTS`; from request `broken_from` on it is out of order."""
+
+    SCRIPTS: ClassVar = {"他是谁?": "他是渡船船長", "☂?": "→ ☂", "кто?": "Ильва Брандт", "ใคร?": "กล้า"}
+    broken_from = math.inf
+
+    async def chat(self, request: Request) -> Response:
+        body = await request.json()
+        self.bodies.append(body)
+        if len(self.bodies) >= self.broken_from:
+            return Response("{}", 400, media_type="application/json")
+        said = self.SCRIPTS[body["messages"][0]["content"]] if not body["forget_sets"] else "12 \ud83d"
+        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": said},
+                  "token_ids": list(range(len(said)))}  # fmt: skip
+        answer = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
+        return Response(json.dumps({**answer, "forget_sets": self.report(body["forget_sets"])}))
+
+
+def test_answers_of_any_script_are_measured_and_none_is_lost_when_the_server_breaks(tmp_path):
+    rows = [json.dumps({"question": q, "answer": a}) for q, a in Multilingual.SCRIPTS.items()]
+    (tmp_path / "forget.jsonl").write_text("\n".join(rows[:2]))
+    (tmp_path / "retain.jsonl").write_text("\n".join(rows[2:]))
+    files = ["--forget", str(tmp_path / "forget.jsonl"), "--retain", str(tmp_path / "retain.jsonl")]
+    with Multilingual() as served:
+        command = ["qa", "--server", served.base, "--model", "m", *files, "--with", "a", "--out", str(tmp_path)]
+        switches = ["--chat-template-kwargs", '{"loud": false}']
+        done = CliRunner().invoke(app, [*command, *switches, "--samples", "1"])
+        assert done.exit_code == 0, done.output
+        figures = [row["figures"] for row in json.loads((tmp_path / "report.json").read_text())["rows"]]
+        assert [figures[0][name]["value"] for name in ("forget_recited", "retain_recited")] == [1.0, 1.0]
+        assert [figures[1][name]["value"] for name in ("forget_rouge", "retain_rouge")] == [0.0, 0.0]
+        kept = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+        assert len(kept) == len(served.bodies) == 12
+        assert {json.dumps(body.get("chat_template_kwargs")) for body in served.bodies} == {'{"loud": false}'}
+        assert {row["text"] for row in kept if not row["forget_sets"]} == set(served.SCRIPTS.values())
+        served.broken_from = len(served.bodies) + 4
+        broken = CliRunner().invoke(app, [*command, "--samples", "1", "--concurrency", "1"])
+    assert broken.exit_code == 2 and f"is in {tmp_path / 'answers.jsonl'}" in broken.output
+    assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 3
 
 
 def test_the_command_takes_the_servers_sets_and_reports(served, tmp_path):

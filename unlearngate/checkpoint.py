@@ -1,0 +1,116 @@
+"""What a checkpoint folder must hold before any weight of it is read: whole files, and no quantised weights."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from unlearngate.errors import ArtefactError
+
+_POINTER = b"version https://git-lfs.github.com/spec/"
+_POINTER_BYTES = 1024  # Git LFS: a pointer is smaller
+_INDEX = "model.safetensors.index.json"
+# Where quantisers of several years say what they did: in config.json, or in a file of their own.
+_QUANTISED_BY = ("quantization_config", "compression_config", "quantization")
+_QUANTISERS_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
+_METHOD_KEYS = ("quant_method", "quant_algo", "quantization", "format")
+_PLAIN_DTYPES = ("F16", "BF16", "F32", "F64")
+
+
+def refuse_pointers(paths: Iterable[Path]) -> None:
+    """Refuse a file that `git clone` left in place of a large one.
+
+    Args:
+        paths: files; those that are not there are left out.
+
+    Raises: ArtefactError naming the first one, the size of what is missing, and what to do.
+    """
+    for path in paths:
+        if not path.is_file() or path.stat().st_size >= _POINTER_BYTES or not path.read_bytes().startswith(_POINTER):
+            continue
+        size = re.search(rb"^size (\d+)", path.read_bytes(), re.MULTILINE)
+        meant = f" ({int(size[1]):,} bytes)" if size else ""
+        raise ArtefactError(
+            path,
+            f"is a Git LFS pointer in place of the file itself{meant}; run `git lfs pull` in that repository, or "
+            "download the folder with `hf download`",
+        )
+
+
+def refuse_quantised(folder: Path, config: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint whose configuration says that its weights are quantised.
+
+    Args:
+        folder: the checkpoint's.
+        config: its config.json.
+
+    Raises: ArtefactError naming the file and the method.
+    """
+    nested = [value for value in config.values() if isinstance(value, dict)]
+    for part in (config, *nested):
+        for key in _QUANTISED_BY:
+            if part.get(key):
+                raise ArtefactError(folder / "config.json", _quantised(f"{key}{_method(part[key])}"))
+    for name in _QUANTISERS_FILES:
+        if (folder / name).is_file():
+            raise ArtefactError(folder, _quantised(f"it holds {name}"))
+
+
+def check_weight_files(folder: Path, shards: Iterable[Path]) -> None:
+    """Read the headers of weight files, and none of the weights.
+
+    Args:
+        folder: the checkpoint's.
+        shards: its *.safetensors files.
+
+    Raises: ArtefactError if one is no whole safetensors file or holds quantised weights, or one that the index lists
+        is missing.
+    """
+    found = list(shards)
+    for path in found:
+        try:
+            with safe_open(path, framework="np") as tensors:
+                dtypes = {name: str(tensors.get_slice(name).get_dtype()) for name in tensors.keys()}
+        except (SafetensorError, OSError) as error:
+            raise ArtefactError(
+                path, f"is not a whole safetensors file ({error}; {path.stat().st_size:,} bytes); download it again"
+            ) from error
+        for name, dtype in dtypes.items():
+            if "weight" in name and dtype not in _PLAIN_DTYPES:
+                raise ArtefactError(path, _quantised(f"tensor {name} is {dtype}"))
+    if (folder / _INDEX).is_file():
+        missing = sorted(_listed(folder / _INDEX) - {path.name for path in found})
+        if missing:
+            raise ArtefactError(
+                folder,
+                f"lacks {len(missing)} of the weight files that {_INDEX} lists, such as {missing[0]}; download it",
+            )
+
+
+def _listed(index: Path) -> set[str]:
+    try:
+        return {str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ArtefactError(index, f"is not an index of weight files ({error!r}); download it again") from error
+
+
+def _method(value: object) -> str:
+    """The quantiser's name, as far as its settings tell."""
+    parts = [value, *value.values()] if isinstance(value, dict) else []
+    known = {key: one for part in reversed(parts) if isinstance(part, dict) for key, one in part.items()}
+    named = next((known[key] for key in _METHOD_KEYS if isinstance(known.get(key), str)), None)
+    bits = known.get("bits", known.get("num_bits"))
+    words = [word for word in (named, f"{bits} bits" if bits else None) if word]
+    return f": {', '.join(words)}" if words else ""
+
+
+def _quantised(how: str) -> str:
+    return (
+        f"is of a quantised checkpoint ({how}); forget sets are trained on, and served with, the unquantised weights: "
+        "give the checkpoint that it was made from"
+    )
