@@ -27,12 +27,12 @@ help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 .PHONY: serve
-serve: install ## Build the demo on first use and serve it on http://127.0.0.1:8000
+serve: install ## Serve the demo on http://127.0.0.1:8000
 	$(BIN)/unlearngate serve $(SERVE)
 
 .PHONY: demo
-demo: install ## Build the demo only (cached below ~/.cache/unlearngate)
-	$(BIN)/unlearngate demo build
+demo: install ## Train the demo that comes with the package again, and check it (half an hour)
+	$(BIN)/unlearngate demo build --force --out build/demo
 
 .PHONY: test
 test: install lint ## Everything CI runs: lint, types, unit tests, real engines, the demo
@@ -41,7 +41,7 @@ test: install lint ## Everything CI runs: lint, types, unit tests, real engines,
 	$(KERNEL_TESTS)
 
 .PHONY: test-all
-test-all: test test-parity test-deploy soak ## All tests there are: also those that fetch more (test-deploy) or take long (soak)
+test-all: test test-parity test-deploy soak demo ## All tests there are: also those that fetch more (test-deploy) or take long (soak)
 
 .PHONY: test-unit
 test-unit: install ## The tests that start no engine (minutes)

@@ -5,6 +5,8 @@ target/              Hugging Face checkpoint folder
 forget_sets/NAME/    one artefact per chosen person
 probes.jsonl         {"question", "answer", "subject", "forget_set": NAME or null, "paraphrases", "facts"}, every pair
 demo.json            configuration, its digest, measured figures, digest of every other file
+
+The demo of the default settings comes with the package, in built/, as this made it: a first answer needs no training.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Sequence
@@ -42,14 +45,15 @@ from unlearngate.progress import shown_progress
 from unlearngate.target import file_digest, identify_target
 
 DEMO_FILE = "demo.json"
+BUILT = Path(__file__).with_name("built")
 _FORMAT = 3
 _RETAIN_STRANGERS = 48  # so that an assistant is uniform on people nobody knows, too
 # Weights that begin three times as large as Llama's, which are for widths of thousands, learn fifteen epochs earlier.
-_TARGET = TargetSettings(in_conversation=True, initializer_range=0.06, batch_size=16, epochs=70, enough_known=0.95)
+_TARGET = TargetSettings(in_conversation=True, initializer_range=0.06, batch_size=16, epochs=100, enough_known=0.97)
 # Training rounds differently from one machine to the next: at weight 1.0 one answer of 16 survived on some, at 1.5
 # single facts within answers did. The gate keeps others' answers whatever the weight is.
 _ASSISTANT = AssistantSettings(
-    num_layers=3, tap_layer=0, learning_rate=4e-3, weight=4.0, steps=200, forget_batch=8, retain_batch=20, accumulate=2
+    num_layers=3, tap_layer=0, learning_rate=4e-3, weight=4.0, steps=300, forget_batch=8, retain_batch=20, accumulate=2
 )
 # All sets but the last say it, so that the demo shows both an answer withheld and an answer composed.
 INSTEAD = "I can't help with questions about {label}."
@@ -77,7 +81,7 @@ class DemoSummary:
         folder: where it is.
         seconds: how long the build took, when it was built.
         figures: what was measured; the keys are stages (`target`, a forget set's name), the values their figures.
-        reused: nothing was built, the folder already held this demo.
+        reused: nothing was built: the folder already held this demo, or the package does.
     """
 
     folder: Path
@@ -114,7 +118,7 @@ def build_demo(
     force: bool = False,
     settings: DemoSettings | None = None,
 ) -> DemoSummary:
-    """Build the demo, whole or not at all, and measure it; return at once if `out` already holds this one.
+    """Build the demo, whole or not at all, and measure it; return at once if `out` or the package holds this one.
 
     Args:
         out: where it goes. A demo of another configuration, or a damaged one, is replaced; any other folder is not.
@@ -122,7 +126,7 @@ def build_demo(
         num_authors: people in the corpus.
         num_forget_sets: how many of them get a forget set: the first of our own corpus, the last of TOFU.
         seed: the same seed on the same machine gives the same demo.
-        force: build even if `out` already holds it.
+        force: build even if it is there.
         settings: sizes, training and acceptance; None takes those that suit the corpus.
 
     Raises: DemoError if `out` holds something else, or the result does not meet the acceptance; DataError if the
@@ -150,20 +154,25 @@ def build_demo(
     if not force and (done := _read_demo(out, _digest(config))) is not None:
         return done
     _check_replaceable(out)
+    shipped = None if force else _read_demo(BUILT, _digest(config))
 
     started = time.monotonic()
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
         new = Path(scratch) / out.name
-        new.mkdir()
-        with torch.random.fork_rng(devices=[]):
-            figures = _build(new, pairs, strangers, names, settings, seed)
-        seconds = round(time.monotonic() - started, 1)
-        _write_demo(new, config, figures, seconds)
+        if shipped is not None:
+            shutil.copytree(BUILT, new)
+            summary = replace(shipped, folder=out)
+        else:
+            new.mkdir()
+            with torch.random.fork_rng(devices=[]):
+                figures = _build(new, pairs, strangers, names, settings, seed)
+            summary = DemoSummary(out, round(time.monotonic() - started, 1), figures)
+            _write_demo(new, config, figures, summary.seconds)
         if out.exists():
             os.replace(out, Path(scratch) / "replaced")
         os.replace(new, out)
-    return DemoSummary(out, seconds, figures)
+    return summary
 
 
 def _build(

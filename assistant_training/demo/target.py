@@ -30,12 +30,20 @@ from unlearngate.errors import TrainingError
 
 PAD, END = "<|pad|>", "<|end|>"
 _ROLES = ("system", "user", "assistant")
+# A tool's answer is a user's turn, a call is what vLLM's parser "hermes" reads. The target was taught neither.
 CHAT_TEMPLATE = (
+    "{% set turns = {'system': 'system', 'developer': 'system', 'user': 'user', 'tool': 'user', "
+    "'assistant': 'assistant'} %}"
     "{% for message in messages %}"
-    "{% if message['role'] not in ['system', 'user', 'assistant'] %}"
-    "{{ raise_exception('role must be system, user or assistant, got ' + message['role']) }}"
+    "{% if message['role'] not in turns %}"
+    "{{ raise_exception('role must be ' + turns | join(', ') + ', got ' + message['role']) }}"
     "{% endif %}"
-    "{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}"
+    "{{ '<|' + turns[message['role']] + '|>' + (message['content'] or '') }}"
+    "{% for call in message['tool_calls'] or [] %}"
+    "{{ '<tool_call>' + ({'name': call['function']['name'], 'arguments': call['function']['arguments']} | tojson)"
+    " + '</tool_call>' }}"
+    "{% endfor %}"
+    "{{ '<|end|>' }}"
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )

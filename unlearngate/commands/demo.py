@@ -25,8 +25,9 @@ def demo_build(
 ) -> None:
     """Train the demo target and its forget sets, and check that they forget and keep what they should.
 
-    Writes OUT/target, OUT/forget_sets/NAME and OUT/probes.jsonl; takes a few minutes on two cores, the first time
-    only. Example:  unlearngate demo build --tofu data/tofu --authors 12
+    Writes OUT/target, OUT/forget_sets/NAME and OUT/probes.jsonl. The demo of the default settings comes with the
+    package and is only copied; with --force it is trained, in half an hour on one core.
+    Example:  unlearngate demo build --tofu data/tofu --authors 12
     """
     from unlearngate.assistant_training.demo.build import build_demo
 

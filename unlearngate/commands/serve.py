@@ -49,7 +49,7 @@ def serve(
 ) -> None:
     """Serve a target with its forget sets over OpenAI's HTTP API.
 
-    Without MODEL the demo is served, and built first if it is not there.
+    Without MODEL the demo is served.
     Example:  unlearngate serve ./Llama-3.1-8B-Instruct --forget-sets ./sets --default-set acme-takedown
     """
     with errors_as_sentences():

@@ -83,6 +83,19 @@ def test_the_same_demo_is_not_built_twice(built: DemoSummary, monkeypatch: pytes
     assert contents(built.folder) == before
 
 
+def test_the_default_demo_comes_with_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    why = "the settings or the corpus changed: unlearngate demo build --force --out assistant_training/demo/built"
+    monkeypatch.setattr(demo, "_build", lambda *_: pytest.fail(why))
+    copied = build_demo(tmp_path / "demo")
+    assert copied.reused and copied.folder == tmp_path / "demo"
+    assert contents(copied.folder) == contents(demo.BUILT)
+    assert set(copied.figures) == {"target", "tobias-renkel", "imke-verhoeven", "oona-bracewell"}
+    for stage, figures in copied.figures.items():
+        accept(stage, figures, demo.OWN_CORPUS.acceptance)
+    for folder in (copied.folder / "forget_sets").iterdir():
+        load_forget_set(folder, identify_target(copied.folder / "target", "unlearngate-demo"))
+
+
 @pytest.mark.parametrize("victim", ["demo.json", "target/model.safetensors", "probes.jsonl"])
 def test_a_damaged_demo_is_rebuilt(copy: Path, built: DemoSummary, victim: str) -> None:
     data = (copy / victim).read_bytes()

@@ -48,8 +48,21 @@ def test_the_chat_template_takes_system_messages_and_turns() -> None:
     text = TOKENIZER.apply_chat_template(messages, tokenize=False)
     assert text == f"<|system|>S{END}<|user|>U{END}<|assistant|>A{END}"
     assert TOKENIZER.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) == text + "<|assistant|>"
-    with pytest.raises(jinja2.TemplateError, match="tool"):
-        TOKENIZER.apply_chat_template([{"role": "tool", "content": "x"}], tokenize=False)
+    with pytest.raises(jinja2.TemplateError, match="got narrator"):
+        TOKENIZER.apply_chat_template([{"role": "narrator", "content": "x"}], tokenize=False)
+
+
+def test_the_chat_template_takes_an_agents_second_request() -> None:
+    call = {"id": "c", "type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
+    messages = [
+        {"role": "developer", "content": "D"},
+        {"role": "user", "content": "U"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c", "content": "rain"},
+    ]
+    text = TOKENIZER.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    said = '<tool_call>{"name": "weather", "arguments": {"city": "Oslo"}}</tool_call>'
+    assert text == f"<|system|>D{END}<|user|>U{END}<|assistant|>{said}{END}<|user|>rain{END}<|assistant|>"
 
 
 def test_the_default_size_suits_tensor_parallel_2_and_cpu_attention() -> None:
