@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ _INFORMATIVE = {"_name_or_path", "transformers_version", "use_cache", "dtype", "
 # names its linear maps as Llama does. Each is in the parity tests.
 TARGET_ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen3ForCausalLM")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tekken.json")
+_SUPPORTED = f"supported: {', '.join(TARGET_ARCHITECTURES)}"
+_WITHIN = ("*/config.json", "snapshots/*/config.json")
+_HUB_ID = re.compile(r"(?:(?:https?:/+huggingface\.co|hf:)/+)?([\w.-]+/[\w.-]+)/?")
 
 
 class TargetIdentity(BaseModel):
@@ -64,6 +68,7 @@ def identify_target(folder: Path, model_id: str | None = None) -> TargetIdentity
     Raises: ArtefactError if a file is missing or is not what its name says.
     """
     config = _read_config(folder)
+    dimensions = _dimensions(folder / "config.json", config)
     shards = sorted(folder.glob("*.safetensors"))
     if not shards:
         raise ArtefactError(folder, "holds no *.safetensors file; a target must be a safetensors checkpoint")
@@ -78,25 +83,12 @@ def identify_target(folder: Path, model_id: str | None = None) -> TargetIdentity
         json.dumps({k: v for k, v in config.items() if k not in _INFORMATIVE and v is not None}, sort_keys=True)
     )
     weights = hashlib.sha256("\n".join(lines).encode())
-    try:
-        heads = int(config["num_attention_heads"])
-        return TargetIdentity(
-            model_id=model_id or folder.resolve().name,
-            architecture=config["architectures"][0],
-            weights_digest=weights.hexdigest(),
-            tokenizer_digest=file_digest(tokenizer),
-            vocab_size=config["vocab_size"],
-            hidden_size=config["hidden_size"],
-            intermediate_size=config["intermediate_size"],
-            num_layers=config["num_hidden_layers"],
-            num_heads=heads,
-            num_kv_heads=config.get("num_key_value_heads") or heads,
-            head_dim=config.get("head_dim") or int(config["hidden_size"]) // heads,
-        )
-    except (KeyError, IndexError, TypeError, ValueError, ArithmeticError) as error:
-        raise ArtefactError(
-            folder / "config.json", f"is not a decoder-only model's configuration ({error!r})"
-        ) from error
+    return TargetIdentity(
+        model_id=model_id or folder.resolve().name,
+        weights_digest=weights.hexdigest(),
+        tokenizer_digest=file_digest(tokenizer),
+        **dimensions,
+    )
 
 
 def file_digest(path: Path) -> str:
@@ -105,12 +97,73 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
+def _dimensions(path: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """The identity's fields that the configuration says, checked.
+
+    Raises: ArtefactError that names the architecture if it is none that is served and says its dimensions otherwise.
+    """
+    architecture = _architecture(path, config)
+    try:
+        heads = int(config["num_attention_heads"])
+        fields = {
+            "architecture": architecture,
+            "vocab_size": config["vocab_size"],
+            "hidden_size": config["hidden_size"],
+            "intermediate_size": config["intermediate_size"],
+            "num_layers": config["num_hidden_layers"],
+            "num_heads": heads,
+            "num_kv_heads": config.get("num_key_value_heads") or heads,
+            "head_dim": config.get("head_dim") or int(config["hidden_size"]) // heads,
+        }
+        nothing = "0" * 64
+        TargetIdentity(model_id="", weights_digest=nothing, tokenizer_digest=nothing, **fields)
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+        if architecture not in TARGET_ARCHITECTURES:
+            raise ArtefactError(path, f"target architecture {architecture!r} is not supported; {_SUPPORTED}") from None
+        reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+        within = "; it wraps the one in its text_config, whose model must be a checkpoint of its own"
+        wraps = within if "text_config" in config else ""
+        raise ArtefactError(path, f"is not a decoder-only model's configuration: {reason}{wraps}") from error
+    return fields
+
+
+def _architecture(path: Path, config: dict[str, Any]) -> str:
+    match config.get("architectures"):
+        case [str(architecture), *_]:
+            return architecture
+        case named:
+            raise ArtefactError(
+                path,
+                f"names no architecture (architectures is {named!r}, model_type {config.get('model_type')!r}); "
+                f"{_SUPPORTED}. `AutoModelForCausalLM.from_pretrained(...).save_pretrained(...)` writes the name",
+            )
+
+
+def _no_configuration(folder: Path) -> str:
+    """Why a path without a config.json is no target, and what to name in its place."""
+    reason = "is not a Hugging Face checkpoint folder: config.json is missing"
+    # The hub's cache has a folder for each repository, and in that one for each version.
+    found = sorted({p.parent for pattern in _WITHIN for p in folder.glob(pattern)})
+    if found:
+        return f"{reason}; there is one in {', '.join(map(str, found[:3]))}: name that folder"
+    if folder.exists():
+        return reason
+    hub_id = _HUB_ID.fullmatch(str(folder))
+    if hub_id is None:
+        return f"{reason}; there is no such folder"
+    name = hub_id[1]
+    return (
+        f"{reason}; there is no such folder. If it is the Hugging Face hub's {name}, download it "
+        f"(`hf download {name} --local-dir {name.rpartition('/')[2]}`) and name that folder"
+    )
+
+
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     try:
         config = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ArtefactError(folder, "is not a Hugging Face checkpoint folder: config.json is missing") from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise ArtefactError(folder, _no_configuration(folder)) from None
     except (OSError, ValueError) as error:
         raise ArtefactError(path, f"cannot be read as JSON ({error})") from error
     if not isinstance(config, dict):
