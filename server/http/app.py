@@ -61,7 +61,7 @@ class ForgettingChatRequest(ChatCompletionRequest):
     @model_validator(mode="wrap")
     @classmethod
     def _blame_the_body(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        return cast("Self", blame_the_body(data, handler))
+        return cast("Self", blame_the_body(cls, data, handler))
 
 
 class ForgettingCompletionRequest(CompletionRequest):
@@ -72,7 +72,7 @@ class ForgettingCompletionRequest(CompletionRequest):
     @model_validator(mode="wrap")
     @classmethod
     def _blame_the_body(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        return cast("Self", blame_the_body(data, handler))
+        return cast("Self", blame_the_body(cls, data, handler))
 
 
 class ForgettingChatResponse(ChatCompletionResponse):
