@@ -33,6 +33,7 @@ from unlearngate.server.http.description import SetInForce, answers, errors
 from unlearngate.server.http.events import reporting
 from unlearngate.server.http.failures import answer_failures, on_our_error, refusal, status_of
 from unlearngate.server.http.logprobs import refuse_measuring
+from unlearngate.server.http.requests.wishes import refuse_misplaced_wishes
 from unlearngate.server.sets.choices import ForgetSetChoice, parse_choices
 from unlearngate.server.sets.policy import Policy
 
@@ -195,16 +196,16 @@ def build_app(answerer: Answerer, access: Access, *, max_body_bytes: int) -> Fas
     app.router.route_class = StrictRoute
     app.add_middleware(AccessControl, access=access, refuse=on_our_error)
     answer_failures(app)
-    json_only = [Depends(validate_json_request)]
+    json_body = [Depends(validate_json_request), Depends(refuse_misplaced_wishes)]
     for request_type in (ForgettingChatRequest, ForgettingCompletionRequest):
         stop_at_first_problem(request_type)
 
-    @app.post("/v1/chat/completions", dependencies=json_only, responses=answers(ForgettingChatResponse))
+    @app.post("/v1/chat/completions", dependencies=json_body, responses=answers(ForgettingChatResponse))
     @with_cancellation
     async def chat_completions(request: ForgettingChatRequest, raw_request: Request) -> Response:
         return await answerer.answer(request, raw_request, answerer.state.openai_serving_chat.create_chat_completion)
 
-    @app.post("/v1/completions", dependencies=json_only, responses=answers(ForgettingCompletionResponse))
+    @app.post("/v1/completions", dependencies=json_body, responses=answers(ForgettingCompletionResponse))
     @with_cancellation
     async def completions(request: ForgettingCompletionRequest, raw_request: Request) -> Response:
         return await answerer.answer(request, raw_request, answerer.state.openai_serving_completion.create_completion)
