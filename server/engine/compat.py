@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
-from vllm.exceptions import VLLMError
+from vllm.exceptions import VLLMError, VLLMValidationError
 from vllm.lora.request import LoRARequest
 
 from unlearngate.errors import UnsupportedDeploymentError
@@ -16,6 +16,7 @@ __all__ = [
     "ChatCompletionRequest",
     "LoRARequest",
     "VLLMError",
+    "VLLMValidationError",
     "bind_adapter",
     "describe_error",
     "drop_adapter_info",

@@ -127,8 +127,8 @@ class Answerer:
                 if decision.speaking:
                     answer = reporting(answer, lambda: decision.report(account.said()))
                 headers = {FORGET_SETS_HEADER: decision.header()}
-                response, release = _Stream(answer, headers, partial(_end_stream, account, release)), _nothing
-                return response
+                stream, release = _Stream(answer, headers, partial(_end_stream, account, release)), _nothing
+                return stream
             body = answer.model_dump()
             if "error" in body:
                 refused = body["error"]
@@ -138,9 +138,10 @@ class Answerer:
                     account.end("error", refused["code"])
                 return refusal(refused["code"], refused["message"], refused["param"])
             said = account.said()
-            account.end("completed", 200)
             headers = {FORGET_SETS_HEADER: decision.header(said)}
-            return JSONResponse({**body, "forget_sets": decision.report(said)}, headers=headers)
+            response = _json({**body, "forget_sets": decision.report(said)}, headers)
+            account.end("completed", 200)
+            return response
         except BaseException as error:
             with suppress(AuditUnavailableError):  # it is counted, and nothing was answered
                 if isinstance(error, Exception):
@@ -248,6 +249,16 @@ def build_app(answerer: Answerer, access: Access, *, max_body_bytes: int) -> Fas
         return PlainTextResponse("unlearngate: OpenAI-compatible API below /v1, documentation at /docs\n")
 
     return app
+
+
+def _json(body: dict[str, Any], headers: dict[str, str]) -> Response:
+    try:
+        return JSONResponse(body, headers=headers)
+    except ValueError as error:
+        raise InvalidRequestError(
+            "the answer's logprobs are no finite numbers: with these penalties and this temperature logits overflow",
+            param="logprobs",
+        ) from error
 
 
 def _refuse_not_composed(request: ForgettingRequest) -> None:
