@@ -23,6 +23,7 @@ __all__ = [
     "engine_client",
     "engine_config",
     "init_handlers",
+    "model_limits",
     "parse_engine_arguments",
     "prometheus_text",
     "unbind_adapter",
@@ -72,6 +73,12 @@ async def init_handlers(engine: Any, state: Any, args: Namespace) -> None:
     models = state.openai_serving_models
     served_name = models.base_model_paths[0].name
     models.model_name = lambda lora_request=None: served_name
+
+
+def model_limits(state: Any) -> tuple[str, int]:
+    """The served model's folder, as the engine was given it, and how many tokens prompt and answer may have."""
+    models = state.openai_serving_models
+    return str(models.base_model_paths[0].model_path), int(models.registry.model_config.max_model_len)
 
 
 def unbind_adapter(state: Any, name: str) -> None:

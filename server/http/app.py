@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 from contextlib import aclosing, suppress
 from dataclasses import replace
 from functools import partial
@@ -14,6 +15,7 @@ from fastapi import Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BeforeValidator, Field, ModelWrapValidatorHandler, model_validator
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Receive, Scope, Send
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest, ChatCompletionResponse
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest, CompletionResponse
@@ -28,7 +30,7 @@ from unlearngate.server.engine.adapters import Adapters
 from unlearngate.server.engine.client import response_id
 from unlearngate.server.http.access import Access, AccessControl, require_metrics
 from unlearngate.server.http.bodies import StrictRoute, blame_the_body, stop_at_first_problem
-from unlearngate.server.http.cards import model_card, model_cards, set_cards
+from unlearngate.server.http.cards import ServedModel, model_card, model_cards, set_cards
 from unlearngate.server.http.description import SetInForce, answers, errors
 from unlearngate.server.http.events import reporting
 from unlearngate.server.http.failures import answer_failures, on_our_error, refusal, status_of
@@ -40,6 +42,7 @@ from unlearngate.server.sets.policy import Policy
 logger = logging.getLogger(__name__)
 
 FORGET_SETS_HEADER = "x-forget-sets"
+_UNBUFFERED = {"cache-control": "no-cache", "x-accel-buffering": "no"}  # or a proxy would collect a stream's events
 _PROMPT = "which are the plain target's in every mode of vLLM"
 _NOT_COMPOSED = {
     "use_beam_search": "beam search scores with the plain target",
@@ -126,7 +129,7 @@ class Answerer:
             if isinstance(answer, AsyncGenerator):
                 if decision.speaking:
                     answer = reporting(answer, lambda: decision.report(account.said()))
-                headers = {FORGET_SETS_HEADER: decision.header()}
+                headers = {FORGET_SETS_HEADER: decision.header(), **_UNBUFFERED}
                 stream, release = _Stream(answer, headers, partial(_end_stream, account, release)), _nothing
                 return stream
             body = answer.model_dump()
@@ -182,13 +185,16 @@ def _end_stream(account: Account, release: Callable[[], None], complete: bool) -
         account.end("error" if account.failed else "completed" if complete else "aborted", 200)
 
 
-def build_app(answerer: Answerer, access: Access, *, max_body_bytes: int) -> FastAPI:
+def build_app(
+    answerer: Answerer, access: Access, *, max_body_bytes: int, allowed_origins: Collection[str] = ()
+) -> FastAPI:
     """The application.
 
     Args:
         answerer: its `state` carries vLLM's handlers.
         access: identifies the callers.
         max_body_bytes: the largest body of a request; larger ones are 413.
+        allowed_origins: whose pages a browser lets read the answers (CORS); ("*",): everybody's.
     """
     what = "OpenAI-compatible serving with forget sets per request."
     app = FastAPI(title="unlearngate", description=what, redirect_slashes=False)  # redirects trust the Host header
@@ -196,6 +202,16 @@ def build_app(answerer: Answerer, access: Access, *, max_body_bytes: int) -> Fas
     app.state.max_body_bytes = max_body_bytes
     app.router.route_class = StrictRoute
     app.add_middleware(AccessControl, access=access, refuse=on_our_error)
+    if allowed_origins:
+        # Around the access control: a preflight carries no key, and a page must be able to read a refusal.
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=tuple(allowed_origins),
+            allow_methods=("GET", "POST"),
+            allow_headers=("*",),
+            expose_headers=(FORGET_SETS_HEADER, "www-authenticate"),
+        )
+    served = ServedModel(*compat.model_limits(answerer.state), created=int(time.time()))
     answer_failures(app)
     json_body = [Depends(validate_json_request), Depends(refuse_misplaced_wishes)]
     for request_type in (ForgettingChatRequest, ForgettingCompletionRequest):
@@ -213,12 +229,12 @@ def build_app(answerer: Answerer, access: Access, *, max_body_bytes: int) -> Fas
 
     @app.get("/v1/models", responses=errors(400, 401, 403))
     async def models(raw_request: Request) -> dict[str, Any]:
-        return {"object": "list", "data": model_cards(answerer.policy, raw_request.state.caller)}
+        return {"object": "list", "data": model_cards(answerer.policy, served, raw_request.state.caller)}
 
     @app.get("/v1/models/{model:path}", responses=errors(400, 401, 403, 404, 422, 503))
     async def model(model: str, raw_request: Request) -> dict[str, Any]:
         answerer.policy.decide(model, None, raw_request.state.caller)
-        return model_card(model)
+        return model_card(answerer.policy, served, model)
 
     @app.get("/v1/forget_sets", responses=errors(400, 401, 403))
     async def forget_sets(raw_request: Request) -> dict[str, Any]:
