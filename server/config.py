@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from unlearngate.manifest import Name
 from unlearngate.server.contract.branches import MAX_BRANCHES
 from unlearngate.server.sets.caller import Logprobs
+
+Origin = Annotated[str, StringConstraints(pattern=r"^(\*|[a-z][a-z0-9+.-]*://[^/\s*]+)$")]
 
 
 class ServerConfig(BaseModel):
@@ -52,6 +54,11 @@ class ServerConfig(BaseModel):
         default=None, description="secret by which a gateway may require sets and say the tenant"
     )
     require_gateway: bool = Field(default=False, description="refuse requests that do not come through the gateway")
+    allowed_origin: tuple[Origin, ...] = Field(
+        default=(),
+        description="origin whose web pages may use this server, e.g. https://chat.example.org; * for all; "
+        "repeat for several",
+    )
     max_sets_per_request: int = Field(default=2, ge=1, le=MAX_BRANCHES, description="assistant branches of the model")
     max_loaded: int = Field(default=8, ge=1, description="combinations of sets that one batch may hold")
     max_known: int = Field(default=64, ge=1, description="combinations of sets kept in memory")

@@ -241,7 +241,8 @@ async def _run(
         client.count_tokens(engine, accounting.meter)
         adapters = Adapters(policy.registry.bindings, engine, state, capacity=config.max_known)
         answerer = Answerer(policy, adapters, accounting, state)
-        app = build_app(answerer, access, max_body_bytes=config.max_body_mb * 2**20)
+        limit, origins = config.max_body_mb * 2**20, config.allowed_origin
+        app = build_app(answerer, access, max_body_bytes=limit, allowed_origins=origins)
         app.include_router(admin_routes(lifecycle))
         ask = partial(asking.ask, state)
         canaries = Canaries(adapters, accounting.meter, ask, served_name=policy.served_name)

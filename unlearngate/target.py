@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,9 @@ _INFORMATIVE = {"_name_or_path", "transformers_version", "use_cache", "dtype", "
 # names its linear maps as Llama does. Each is in the parity tests.
 TARGET_ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen3ForCausalLM")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tekken.json")
+_SUPPORTED = f"supported: {', '.join(TARGET_ARCHITECTURES)}"
+_WITHIN = ("*/config.json", "snapshots/*/config.json")
+_HUB_ID = re.compile(r"(?:(?:https?:/+huggingface\.co|hf:)/+)?([\w.-]+/[\w.-]+)/?")
 
 
 class TargetIdentity(BaseModel):
@@ -59,7 +63,7 @@ def check_target(folder: Path) -> str:
     Returns: its architecture, served or not.
     Raises: as `identify_target`.
     """
-    return _read_files(folder).identity.architecture
+    return str(_read_files(folder).dimensions["architecture"])
 
 
 def identify_target(folder: Path, model_id: str | None = None) -> TargetIdentity:
@@ -82,22 +86,21 @@ def identify_target(folder: Path, model_id: str | None = None) -> TargetIdentity
     lines.append(
         json.dumps({k: v for k, v in files.config.items() if k not in _INFORMATIVE and v is not None}, sort_keys=True)
     )
-    return files.identity.model_copy(
-        update={
-            "model_id": model_id or folder.resolve().name,
-            "weights_digest": hashlib.sha256("\n".join(lines).encode()).hexdigest(),
-            "tokenizer_digest": file_digest(files.tokenizer),
-        }
+    return TargetIdentity(
+        model_id=model_id or folder.resolve().name,
+        weights_digest=hashlib.sha256("\n".join(lines).encode()).hexdigest(),
+        tokenizer_digest=file_digest(files.tokenizer),
+        **files.dimensions,
     )
 
 
 class _Files(NamedTuple):
-    """A checkpoint's files; `identity` has no digests yet."""
+    """A checkpoint's files, and what its configuration says of its identity."""
 
     config: dict[str, Any]
     shards: list[Path]
     tokenizer: Path
-    identity: TargetIdentity
+    dimensions: dict[str, Any]
 
 
 def _read_files(folder: Path) -> _Files:
@@ -107,6 +110,7 @@ def _read_files(folder: Path) -> _Files:
     refuse_pointers([folder / "config.json", *(folder / name for name in _TOKENIZER_FILES)])
     config = _read_config(folder)
     refuse_quantised(folder, config)
+    dimensions = _dimensions(folder / "config.json", config)
     if not shards:
         raise ArtefactError(folder, "holds no *.safetensors file; a target must be a safetensors checkpoint")
     tokenizer = next((folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()), None)
@@ -114,37 +118,7 @@ def _read_files(folder: Path) -> _Files:
         raise ArtefactError(folder, f"holds no tokenizer file (looked for {', '.join(_TOKENIZER_FILES)})")
     refuse_pointers(shards)
     check_weight_files(folder, shards)
-    return _Files(config, shards, tokenizer, _shape(folder, config))
-
-
-def _shape(folder: Path, config: dict[str, Any]) -> TargetIdentity:
-    """What the configuration says, without digests."""
-    try:
-        heads = int(config["num_attention_heads"])
-        return TargetIdentity(
-            model_id="",
-            architecture=config["architectures"][0],
-            weights_digest="0" * 64,
-            tokenizer_digest="0" * 64,
-            vocab_size=config["vocab_size"],
-            hidden_size=config["hidden_size"],
-            intermediate_size=config["intermediate_size"],
-            num_layers=config["num_hidden_layers"],
-            num_heads=heads,
-            num_kv_heads=config.get("num_key_value_heads") or heads,
-            head_dim=config.get("head_dim") or int(config["hidden_size"]) // heads,
-        )
-    except (KeyError, IndexError, TypeError, ValueError, ArithmeticError) as error:
-        names = config.get("architectures")
-        name = names[0] if isinstance(names, list) and names else None
-        if isinstance(name, str) and name not in TARGET_ARCHITECTURES:
-            raise ArtefactError(
-                folder / "config.json",
-                f"is of a {name}, which is not served; served are {', '.join(TARGET_ARCHITECTURES)}",
-            ) from error
-        raise ArtefactError(
-            folder / "config.json", f"is not a decoder-only model's configuration ({error!r})"
-        ) from error
+    return _Files(config, shards, tokenizer, dimensions)
 
 
 def _other_weights(folder: Path) -> str | None:
@@ -171,12 +145,73 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
+def _dimensions(path: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """The identity's fields that the configuration says, checked.
+
+    Raises: ArtefactError that names the architecture if it is none that is served and says its dimensions otherwise.
+    """
+    architecture = _architecture(path, config)
+    try:
+        heads = int(config["num_attention_heads"])
+        fields = {
+            "architecture": architecture,
+            "vocab_size": config["vocab_size"],
+            "hidden_size": config["hidden_size"],
+            "intermediate_size": config["intermediate_size"],
+            "num_layers": config["num_hidden_layers"],
+            "num_heads": heads,
+            "num_kv_heads": config.get("num_key_value_heads") or heads,
+            "head_dim": config.get("head_dim") or int(config["hidden_size"]) // heads,
+        }
+        nothing = "0" * 64
+        TargetIdentity(model_id="", weights_digest=nothing, tokenizer_digest=nothing, **fields)
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+        if architecture not in TARGET_ARCHITECTURES:
+            raise ArtefactError(path, f"target architecture {architecture!r} is not supported; {_SUPPORTED}") from None
+        reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+        within = "; it wraps the one in its text_config, whose model must be a checkpoint of its own"
+        wraps = within if "text_config" in config else ""
+        raise ArtefactError(path, f"is not a decoder-only model's configuration: {reason}{wraps}") from error
+    return fields
+
+
+def _architecture(path: Path, config: dict[str, Any]) -> str:
+    match config.get("architectures"):
+        case [str(architecture), *_]:
+            return architecture
+        case named:
+            raise ArtefactError(
+                path,
+                f"names no architecture (architectures is {named!r}, model_type {config.get('model_type')!r}); "
+                f"{_SUPPORTED}. `AutoModelForCausalLM.from_pretrained(...).save_pretrained(...)` writes the name",
+            )
+
+
+def _no_configuration(folder: Path) -> str:
+    """Why a path without a config.json is no target, and what to name in its place."""
+    reason = "is not a Hugging Face checkpoint folder: config.json is missing"
+    # The hub's cache has a folder for each repository, and in that one for each version.
+    found = sorted({p.parent for pattern in _WITHIN for p in folder.glob(pattern)})
+    if found:
+        return f"{reason}; there is one in {', '.join(map(str, found[:3]))}: name that folder"
+    if folder.exists():
+        return reason
+    hub_id = _HUB_ID.fullmatch(str(folder))
+    if hub_id is None:
+        return f"{reason}; there is no such folder"
+    name = hub_id[1]
+    return (
+        f"{reason}; there is no such folder. If it is the Hugging Face hub's {name}, download it "
+        f"(`hf download {name} --local-dir {name.rpartition('/')[2]}`) and name that folder"
+    )
+
+
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     try:
         config = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise ArtefactError(folder, "is not a Hugging Face checkpoint folder: config.json is missing") from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise ArtefactError(folder, _no_configuration(folder)) from None
     except (OSError, ValueError) as error:
         raise ArtefactError(path, f"cannot be read as JSON ({error})") from error
     if not isinstance(config, dict):

@@ -7,7 +7,9 @@ from copy import copy
 from typing import Any
 
 from unlearngate.server.contract.plan import TOKEN_FIELD, sign, verify
-from unlearngate.server.engine.usage import Meter
+from unlearngate.server.engine.compat import VLLMValidationError
+from unlearngate.server.engine.constraints import Constraints
+from unlearngate.server.engine.usage import Meter, Sequence
 
 
 def response_id(request: Any, raw_request: Any) -> str:
@@ -51,6 +53,7 @@ def count_tokens(engine: Any, meter: Meter) -> None:
                     for choice in output.outputs:
                         usage.failed |= choice.finish_reason == "error"
                         usage.add_tokens(request_id, choice.index, len(choice.token_ids), cumulative=cumulative)
+                        _refuse_contradiction(meter, usage.sequences[request_id, choice.index], choice, cumulative)
                     yield output
         except Exception:
             usage.failed = True
@@ -59,10 +62,25 @@ def count_tokens(engine: Any, meter: Meter) -> None:
     async def begun(request: Any) -> None:
         # One call per choice, in the order of their indices; the choices share one object of parameters.
         params = copy(request.sampling_params)
-        plan = meter.begin_sequence(verify(params.extra_args[TOKEN_FIELD]), request.external_req_id)
+        plan = verify(params.extra_args[TOKEN_FIELD])
+        plan = meter.begin_sequence(plan, request.external_req_id, Constraints(params))
         params.extra_args = {**params.extra_args, TOKEN_FIELD: sign(plan)}
         request.sampling_params = params
         await add_request(request)
 
     engine.generate = counted
     engine.engine_core.add_request_async = begun
+
+
+def _refuse_contradiction(meter: Meter, sequence: Sequence, choice: Any, cumulative: bool) -> None:
+    """Raise if what a request allows left this choice no token: a 400 of vLLM's handlers, or a stream's last event.
+
+    A set's sentence is said whatever the request allows, so a sequence that says one contradicts nothing.
+    """
+    if sequence.speaks and meter.tally.sentence_of(sequence.lease) != 0:
+        return
+    reason = sequence.constraints.contradiction(choice.token_ids, cumulative=cumulative)
+    if choice.finish_reason == "error":
+        reason = reason or sequence.constraints.broken_off()
+    if reason:
+        raise VLLMValidationError(reason)

@@ -8,7 +8,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
-from vllm.exceptions import VLLMError
+from vllm.exceptions import VLLMError, VLLMValidationError
 from vllm.lora.request import LoRARequest
 
 from unlearngate.errors import UnsupportedDeploymentError
@@ -20,6 +20,7 @@ __all__ = [
     "ChatCompletionRequest",
     "LoRARequest",
     "VLLMError",
+    "VLLMValidationError",
     "bind_adapter",
     "describe_error",
     "drop_adapter_info",
@@ -27,6 +28,7 @@ __all__ = [
     "engine_config",
     "init_handlers",
     "logging_config",
+    "model_limits",
     "parse_engine_arguments",
     "prometheus_text",
     "unbind_adapter",
@@ -96,6 +98,12 @@ async def init_handlers(engine: Any, state: Any, args: Namespace) -> None:
     models = state.openai_serving_models
     served_name = models.base_model_paths[0].name
     models.model_name = lambda lora_request=None: served_name
+
+
+def model_limits(state: Any) -> tuple[str, int]:
+    """The served model's folder, as the engine was given it, and how many tokens prompt and answer may have."""
+    models = state.openai_serving_models
+    return str(models.base_model_paths[0].model_path), int(models.registry.model_config.max_model_len)
 
 
 def unbind_adapter(state: Any, name: str) -> None:

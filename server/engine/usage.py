@@ -14,6 +14,7 @@ from unlearngate.errors import BusyError
 from unlearngate.server.contract.branches import MAX_BRANCHES
 from unlearngate.server.contract.plan import Plan
 from unlearngate.server.contract.tally import Tally
+from unlearngate.server.engine.constraints import Constraints
 
 
 class Tokens(NamedTuple):
@@ -29,8 +30,12 @@ class Tokens(NamedTuple):
 
 
 @dataclass(slots=True)
-class _Sequence:
+class Sequence:
+    """One choice of a prompt: its slot, whether a set may say a sentence in it, and what its tokens must be."""
+
     lease: int
+    speaks: bool
+    constraints: Constraints
     num_tokens: int = 0
 
 
@@ -42,7 +47,7 @@ class Usage:
     failed: bool = False
     prompts: dict[str, int] = field(default_factory=dict)
     leases: dict[str, list[int]] = field(default_factory=dict)
-    sequences: dict[tuple[str, int], _Sequence] = field(default_factory=dict)
+    sequences: dict[tuple[str, int], Sequence] = field(default_factory=dict)
 
     def add_output(self, prompt_id: str, prompt_tokens: int) -> None:
         """Record that the engine answered a prompt of this length."""
@@ -90,12 +95,12 @@ class Meter:
                 "say something instead of answers; try again"
             )
 
-    def begin_sequence(self, plan: Plan, prompt_id: str) -> Plan:
+    def begin_sequence(self, plan: Plan, prompt_id: str, constraints: Constraints) -> Plan:
         """The plan for a prompt's next choice, which the engine is about to take; with its lease."""
         usage = self.usage(plan.ticket)
         index = next(i for i in itertools.count() if (prompt_id, i) not in usage.sequences)
         lease = usage.leases[prompt_id][index]
-        usage.sequences[prompt_id, index] = _Sequence(lease)
+        usage.sequences[prompt_id, index] = Sequence(lease, plan.speaks, constraints)
         return replace(plan, lease=lease)
 
     def said_by_branch(self, usage: Usage) -> list[int] | None:

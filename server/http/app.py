@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 from contextlib import aclosing, suppress
 from dataclasses import replace
 from functools import partial
@@ -14,6 +15,7 @@ from fastapi import Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BeforeValidator, Field, ModelWrapValidatorHandler, model_validator
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Receive, Scope, Send
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest, ChatCompletionResponse
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest, CompletionResponse
@@ -28,17 +30,19 @@ from unlearngate.server.engine.adapters import Adapters
 from unlearngate.server.engine.client import response_id
 from unlearngate.server.http.access import Access, AccessControl, require_metrics
 from unlearngate.server.http.bodies import StrictRoute, blame_the_body, stop_at_first_problem
-from unlearngate.server.http.cards import model_card, model_cards, set_cards
+from unlearngate.server.http.cards import ServedModel, model_card, model_cards, set_cards
 from unlearngate.server.http.description import SetInForce, answers, errors
 from unlearngate.server.http.events import reporting
 from unlearngate.server.http.failures import answer_failures, on_our_error, refusal, status_of
 from unlearngate.server.http.logprobs import refuse_measuring
+from unlearngate.server.http.requests.wishes import refuse_misplaced_wishes
 from unlearngate.server.sets.choices import ForgetSetChoice, parse_choices
 from unlearngate.server.sets.policy import Policy
 
 logger = logging.getLogger(__name__)
 
 FORGET_SETS_HEADER = "x-forget-sets"
+_UNBUFFERED = {"cache-control": "no-cache", "x-accel-buffering": "no"}  # or a proxy would collect a stream's events
 _PROMPT = "which are the plain target's in every mode of vLLM"
 _NOT_COMPOSED = {
     "use_beam_search": "beam search scores with the plain target",
@@ -61,7 +65,7 @@ class ForgettingChatRequest(ChatCompletionRequest):
     @model_validator(mode="wrap")
     @classmethod
     def _blame_the_body(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        return cast("Self", blame_the_body(data, handler))
+        return cast("Self", blame_the_body(cls, data, handler))
 
 
 class ForgettingCompletionRequest(CompletionRequest):
@@ -72,7 +76,7 @@ class ForgettingCompletionRequest(CompletionRequest):
     @model_validator(mode="wrap")
     @classmethod
     def _blame_the_body(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        return cast("Self", blame_the_body(data, handler))
+        return cast("Self", blame_the_body(cls, data, handler))
 
 
 class ForgettingChatResponse(ChatCompletionResponse):
@@ -125,9 +129,9 @@ class Answerer:
             if isinstance(answer, AsyncGenerator):
                 if decision.speaking:
                     answer = reporting(answer, lambda: decision.report(account.said()))
-                headers = {FORGET_SETS_HEADER: decision.header()}
-                response, release = _Stream(answer, headers, partial(_end_stream, account, release)), _nothing
-                return response
+                headers = {FORGET_SETS_HEADER: decision.header(), **_UNBUFFERED}
+                stream, release = _Stream(answer, headers, partial(_end_stream, account, release)), _nothing
+                return stream
             body = answer.model_dump()
             if "error" in body:
                 refused = body["error"]
@@ -137,9 +141,10 @@ class Answerer:
                     account.end("error", refused["code"])
                 return refusal(refused["code"], refused["message"], refused["param"])
             said = account.said()
-            account.end("completed", 200)
             headers = {FORGET_SETS_HEADER: decision.header(said)}
-            return JSONResponse({**body, "forget_sets": decision.report(said)}, headers=headers)
+            response = _json({**body, "forget_sets": decision.report(said)}, headers)
+            account.end("completed", 200)
+            return response
         except BaseException as error:
             with suppress(AuditUnavailableError):  # it is counted, and nothing was answered
                 if isinstance(error, Exception):
@@ -180,13 +185,16 @@ def _end_stream(account: Account, release: Callable[[], None], complete: bool) -
         account.end("error" if account.failed else "completed" if complete else "aborted", 200)
 
 
-def build_app(answerer: Answerer, access: Access, *, max_body_bytes: int) -> FastAPI:
+def build_app(
+    answerer: Answerer, access: Access, *, max_body_bytes: int, allowed_origins: Collection[str] = ()
+) -> FastAPI:
     """The application.
 
     Args:
         answerer: its `state` carries vLLM's handlers.
         access: identifies the callers.
         max_body_bytes: the largest body of a request; larger ones are 413.
+        allowed_origins: whose pages a browser lets read the answers (CORS); ("*",): everybody's.
     """
     what = "OpenAI-compatible serving with forget sets per request."
     app = FastAPI(title="unlearngate", description=what, redirect_slashes=False)  # redirects trust the Host header
@@ -194,29 +202,39 @@ def build_app(answerer: Answerer, access: Access, *, max_body_bytes: int) -> Fas
     app.state.max_body_bytes = max_body_bytes
     app.router.route_class = StrictRoute
     app.add_middleware(AccessControl, access=access, refuse=on_our_error)
+    if allowed_origins:
+        # Around the access control: a preflight carries no key, and a page must be able to read a refusal.
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=tuple(allowed_origins),
+            allow_methods=("GET", "POST"),
+            allow_headers=("*",),
+            expose_headers=(FORGET_SETS_HEADER, "www-authenticate"),
+        )
+    served = ServedModel(*compat.model_limits(answerer.state), created=int(time.time()))
     answer_failures(app)
-    json_only = [Depends(validate_json_request)]
+    json_body = [Depends(validate_json_request), Depends(refuse_misplaced_wishes)]
     for request_type in (ForgettingChatRequest, ForgettingCompletionRequest):
         stop_at_first_problem(request_type)
 
-    @app.post("/v1/chat/completions", dependencies=json_only, responses=answers(ForgettingChatResponse))
+    @app.post("/v1/chat/completions", dependencies=json_body, responses=answers(ForgettingChatResponse))
     @with_cancellation
     async def chat_completions(request: ForgettingChatRequest, raw_request: Request) -> Response:
         return await answerer.answer(request, raw_request, answerer.state.openai_serving_chat.create_chat_completion)
 
-    @app.post("/v1/completions", dependencies=json_only, responses=answers(ForgettingCompletionResponse))
+    @app.post("/v1/completions", dependencies=json_body, responses=answers(ForgettingCompletionResponse))
     @with_cancellation
     async def completions(request: ForgettingCompletionRequest, raw_request: Request) -> Response:
         return await answerer.answer(request, raw_request, answerer.state.openai_serving_completion.create_completion)
 
     @app.get("/v1/models", responses=errors(400, 401, 403))
     async def models(raw_request: Request) -> dict[str, Any]:
-        return {"object": "list", "data": model_cards(answerer.policy, raw_request.state.caller)}
+        return {"object": "list", "data": model_cards(answerer.policy, served, raw_request.state.caller)}
 
     @app.get("/v1/models/{model:path}", responses=errors(400, 401, 403, 404, 422, 503))
     async def model(model: str, raw_request: Request) -> dict[str, Any]:
         answerer.policy.decide(model, None, raw_request.state.caller)
-        return model_card(model)
+        return model_card(answerer.policy, served, model)
 
     @app.get("/v1/forget_sets", responses=errors(400, 401, 403))
     async def forget_sets(raw_request: Request) -> dict[str, Any]:
@@ -247,6 +265,16 @@ def build_app(answerer: Answerer, access: Access, *, max_body_bytes: int) -> Fas
         return PlainTextResponse("unlearngate: OpenAI-compatible API below /v1, documentation at /docs\n")
 
     return app
+
+
+def _json(body: dict[str, Any], headers: dict[str, str]) -> Response:
+    try:
+        return JSONResponse(body, headers=headers)
+    except ValueError as error:
+        raise InvalidRequestError(
+            "the answer's logprobs are no finite numbers: with these penalties and this temperature logits overflow",
+            param="logprobs",
+        ) from error
 
 
 def _refuse_not_composed(request: ForgettingRequest) -> None:

@@ -11,6 +11,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Coroutine
+from functools import cache
 from typing import Any, NoReturn
 
 from fastapi import Request, Response
@@ -19,7 +20,7 @@ from pydantic import BaseModel
 from pydantic_core import SchemaValidator
 from starlette.exceptions import HTTPException
 
-from unlearngate.errors import InvalidRequestError
+from unlearngate.server.http.requests.shapes import check_messages, refuse_types, types_only
 
 BODY_TIMEOUT_S = 60.0
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -119,15 +120,23 @@ def stop_at_first_problem(model: type[BaseModel]) -> None:
     model.__pydantic_validator__ = SchemaValidator(model.__pydantic_core_schema__)
 
 
-def blame_the_body(data: Any, handler: Callable[[Any], Any]) -> Any:
-    """Run a model's validators. If wrong types in the body make vLLM's fail, the answer is a 400.
+def blame_the_body(model: type[BaseModel], data: Any, handler: Callable[[Any], Any]) -> Any:
+    """Run a model's validators. If wrong types in the body make vLLM's fail, the answer is a 400 that says which.
 
     Raises: InvalidRequestError.
     """
+    check_messages(data)
     try:
         return handler(data)
-    except (AttributeError, LookupError, RecursionError) as error:
-        raise InvalidRequestError(f"the body is not what this route expects: {error}") from error
+    except (AttributeError, LookupError, TypeError, RecursionError) as error:
+        raise refuse_types(_types_of(model), data, error) from error
+
+
+@cache
+def _types_of(model: type[BaseModel]) -> type[BaseModel]:
+    types = types_only(model)
+    stop_at_first_problem(types)
+    return types
 
 
 def _refuse_size(limit: int) -> NoReturn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from unlearngate.server.sets.caller import Caller
@@ -12,16 +13,33 @@ _SET_FIELDS = {"version", "kind", "tap_layer", "num_layers", "rank", "recommende
 _SET_FIELDS |= {"label", "instead", "chat_template_kwargs"}
 
 
-def model_cards(policy: Policy, caller: Caller) -> list[dict[str, Any]]:
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """What every model card says besides the name; created is in seconds since 1970."""
+
+    root: str
+    max_model_len: int
+    created: int
+
+
+def model_cards(policy: Policy, served: ServedModel, caller: Caller) -> list[dict[str, Any]]:
     """The target first, then `NAME:forget=SET` for every set."""
     names = [policy.served_name]
     names += [f"{policy.served_name}{MODEL_SEPARATOR}{name}" for name in policy.visible(caller)]
-    return [model_card(name) for name in names]
+    return [model_card(policy, served, name) for name in names]
 
 
-def model_card(name: str) -> dict[str, Any]:
-    """OpenAI's description of a model."""
-    return {"id": name, "object": "model", "created": 0, "owned_by": "unlearngate"}
+def model_card(policy: Policy, served: ServedModel, name: str) -> dict[str, Any]:
+    """OpenAI's description of a model, with vLLM's fields; the parent of a model with sets is the target."""
+    return {
+        "id": name,
+        "object": "model",
+        "created": served.created,
+        "owned_by": "unlearngate",
+        "root": served.root,
+        "parent": None if name == policy.served_name else policy.served_name,
+        "max_model_len": served.max_model_len,
+    }
 
 
 def set_cards(policy: Policy, caller: Caller) -> list[dict[str, Any]]:

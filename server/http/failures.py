@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import logging
-import reprlib
-from collections.abc import Sequence
-from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -14,6 +11,7 @@ from starlette.exceptions import HTTPException
 
 from unlearngate.errors import UnlearngateError
 from unlearngate.server.engine import compat
+from unlearngate.server.http.requests.problems import sentence_of
 from unlearngate.server.metrics import REFUSALS
 
 logger = logging.getLogger(__name__)
@@ -61,7 +59,7 @@ def status_of(error: Exception) -> int:
 
 async def _on_malformed(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    return refusal(400, *_first_problem(error.errors()))
+    return refusal(400, *sentence_of(error.errors(), error.body))
 
 
 async def _on_http_error(_: Request, error: Exception) -> Response:
@@ -76,15 +74,3 @@ async def _on_engine_error(_: Request, error: Exception) -> Response:
     if status >= 500:
         logger.error("a request failed", exc_info=error)
     return refusal(status, message, param)
-
-
-def _first_problem(problems: Sequence[Any]) -> tuple[str, str | None]:
-    """A sentence and the field's name for what pydantic found first."""
-    first = problems[0] if problems else "the body is not what this route expects"
-    if not isinstance(first, dict):
-        return str(first), None
-    if first["type"] == "json_invalid":
-        return f"the body is not valid JSON: {first.get('ctx', {}).get('error', first['msg'])}", None
-    path = [str(part) for part in first["loc"] if part != "body"]
-    given = "" if first["type"] == "missing" else f", got {reprlib.repr(first.get('input'))}"
-    return f"{'.'.join(path) or 'body'}: {first['msg']}{given}", path[0] if path else None

@@ -254,6 +254,52 @@ def test_vllms_own_refusals_have_the_same_shape(server):
     assert "max_tokens" in error["message"]
 
 
+TWO_AND_TWO = {"structured_outputs": {"regex": r"[A-Z]{2}\d{2}"}}
+CONTRADICTIONS = [
+    ({**TWO_AND_TWO, "allowed_token_ids": [34, 35, 36]}, "allowed_token_ids and the structured output", 2),
+    ({"min_tokens": 3, "allowed_token_ids": [1], "logprobs": 1}, "allowed_token_ids and min_tokens", 0),
+    ({"allowed_token_ids": [70, 71], "bad_words": ["d", "e", "f", "g"]}, "allowed_token_ids and bad_words", 0),
+    ({"structured_outputs": {"choice": ["ab"]}, "bad_words": ["a"]}, "bad_words and the structured output", 0),
+    ({"structured_outputs": {"grammar": "root ::= root"}}, "the structured output cannot be kept to", 0),
+]
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+@pytest.mark.parametrize("sets", [[], ["anna"]], ids=str)
+@pytest.mark.parametrize("asked, fields, after", CONTRADICTIONS, ids=str)
+def test_what_leaves_no_token_is_refused_with_the_reason_and_the_engine_goes_on(
+    server, client, asked, fields, after, sets, temperature
+):
+    before = tokens(ask(client, sets))
+    body = {"model": "tiny", "prompt": "hi", "max_tokens": 8, "temperature": temperature, "forget_sets": sets, **asked}
+    response = server.post("/v1/completions", body)
+    error = response.json()["error"]
+    assert (response.status_code, error["code"]) == (400, "invalid_request_error")
+    assert error["message"].startswith(fields) and f"after {after} of" in error["message"]
+    *_, last, done = filter(None, server.post("/v1/completions", {**body, "stream": True}).text.splitlines())
+    assert done == "data: [DONE]"
+    assert json.loads(last.removeprefix("data: "))["error"] == {
+        "message": error["message"], "type": "BadRequestError", "param": None, "code": 400,
+    }  # fmt: skip
+    assert tokens(ask(client, sets)) == before
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"structured_outputs": {"choice": ["ab"]}, "min_tokens": 6},
+        {"structured_outputs": {"choice": ["ab"]}, "ignore_eos": True},
+        {"min_tokens": 3, "allowed_token_ids": [0, 5, 6]},
+        {"bad_words": ["a", "b c"], "min_tokens": 4, "temperature": 1, "n": 4},
+    ],
+    ids=str,
+)
+def test_what_leaves_a_token_is_answered(server, asked):
+    for sets in ([], ["anna"]):
+        body = {"model": "tiny", "prompt": "hi", "max_tokens": 8, "forget_sets": sets, **asked}
+        assert server.post("/v1/completions", body).status_code == 200
+
+
 def test_http_answers_are_the_references_under_load_and_disconnects(server, seed, print_figures):
     """Policy, adapters, vLLM's asynchronous engine and HTTP, against Hugging Face + PEFT; some clients hang up."""
     rng = random.Random(seed)
@@ -307,9 +353,8 @@ def test_http_answers_are_the_references_under_load_and_disconnects(server, seed
 
 
 def test_a_client_cannot_bring_its_own_token_or_adapter_name(server, client):
-    forgot = tokens(ask(client, ["anna"]))
-    forged = ask(client, extra_body={"forget_sets": ["anna"], "vllm_xargs": {"unlearngate": "x.y"}})
-    assert tokens(forged) == forgot
+    with pytest.raises(openai.BadRequestError, match=r"'vllm_xargs\.unlearngate'"):
+        ask(client, extra_body={"forget_sets": ["anna"], "vllm_xargs": {"unlearngate": "x.y"}})
     body = {"model": "unlearngate/0123", "messages": MESSAGES}
     assert server.post("/v1/chat/completions", body).status_code == 404
 

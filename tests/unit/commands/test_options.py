@@ -29,6 +29,7 @@ GIVEN = {
     "keys": "keys.json",
     "gateway_secret_file": "secret",
     "require_gateway": None,
+    "allowed_origin": "https://chat.example.org",
     "max_sets_per_request": "3",
     "max_loaded": "4",
     "max_known": "5",
@@ -70,7 +71,7 @@ def test_what_is_given_arrives(started):
         ServerConfig.model_validate(
             {"target": "target", "require_gateway": True, "enable_undial": True}
             | {name: value for name, value in GIVEN.items() if value is not None}
-            | {"default_set": ("a",), "required_set": ("b",)}
+            | {"default_set": ("a",), "required_set": ("b",), "allowed_origin": ("https://chat.example.org",)}
         )
     ]
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -160,7 +161,7 @@ def test_a_gguf_in_place_of_weights_is_told_how_to_convert(folder, with_config):
 def test_another_architecture_is_named(folder):
     """GPT-2's configuration has other names for its numbers."""
     GPT2Config(architectures=["GPT2LMHeadModel"]).save_pretrained(folder)
-    assert_refused(folder, folder / "config.json", "GPT2LMHeadModel", "not served", "LlamaForCausalLM")
+    assert_refused(folder, folder / "config.json", "GPT2LMHeadModel", "not supported", "LlamaForCausalLM")
 
 
 def test_a_check_hashes_no_weights(folder, monkeypatch):
@@ -262,13 +263,58 @@ def test_a_dimension_that_is_no_count_is_refused(folder, field, value):
     assert_refused(folder, folder / "config.json", "not a decoder-only model's configuration")
 
 
-@pytest.mark.parametrize("value", [None, [], 0], ids=str)
-def test_an_architecture_that_is_not_listed_is_refused(folder, value):
+SUPPORTED = "supported: LlamaForCausalLM, MistralForCausalLM, Qwen3ForCausalLM"
+
+
+@pytest.mark.parametrize("value", [None, [], 0, [None]], ids=str)
+def test_a_configuration_that_names_no_architecture_is_refused_with_its_kind(folder, value):
     set_config(folder, architectures=value)
-    assert_refused(folder, folder / "config.json", "not a decoder-only model's configuration")
+    assert_refused(folder, folder / "config.json", "names no architecture", "model_type 'llama'", SUPPORTED)
+    set_config(folder, without=["architectures"])
+    assert_refused(folder, folder / "config.json", "names no architecture", SUPPORTED)
 
 
-@pytest.mark.parametrize("field", ["architectures", *DIMENSIONS])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"architectures": ["LlavaForConditionalGeneration"], "text_config": {"num_attention_heads": 4}},
+        {"architectures": ["GPT2LMHeadModel"], "n_head": 4, "n_embd": 64, "n_layer": 4},
+    ],
+)
+def test_a_configuration_of_another_kind_is_refused_by_the_name_of_its_architecture(folder, config):
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "model.safetensors").unlink()  # the weights are not looked for
+    name = config["architectures"][0]
+    assert_refused(folder, folder / "config.json", f"target architecture {name!r} is not supported", SUPPORTED)
+
+
+def test_a_configuration_around_a_supported_one_is_refused_with_what_to_do(folder):
+    config = json.loads((folder / "config.json").read_text())
+    around = {"architectures": config["architectures"], "text_config": config}
+    (folder / "config.json").write_text(json.dumps(around))
+    assert_refused(folder, folder / "config.json", "has no 'num_attention_heads'", "a checkpoint of its own")
+
+
+def test_the_hubs_cache_is_refused_with_the_folder_to_name(pristine, tmp_path):
+    root = tmp_path / "models--org--name"
+    snapshot = shutil.copytree(pristine, root / "snapshots" / "0123abcd")
+    for path in (root, root / "snapshots"):
+        assert_refused(path, path, "config.json is missing", f"there is one in {snapshot}: name that folder")
+    assert identify_target(snapshot).architecture == "LlamaForCausalLM"
+
+
+@pytest.mark.parametrize("prefix", ["", "hf://", "https://huggingface.co/"])
+def test_a_hub_id_in_place_of_a_folder_is_refused_with_how_to_download_it(prefix):
+    path = Path(f"{prefix}an-org/A-Model.1-Instruct")
+    assert_refused(path, path, "`hf download an-org/A-Model.1-Instruct --local-dir A-Model.1-Instruct`")
+
+
+def test_a_file_in_place_of_a_folder_is_refused(folder):
+    path = folder / "model.safetensors"
+    assert_refused(path, path, "is not a Hugging Face checkpoint folder")
+
+
+@pytest.mark.parametrize("field", DIMENSIONS)
 def test_a_configuration_without_a_needed_field_is_refused(folder, field):
     set_config(folder, without=[field])
     assert_refused(folder, folder / "config.json", "not a decoder-only model's configuration", field)
