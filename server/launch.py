@@ -47,6 +47,7 @@ from unlearngate.target import identify_target
 logger = logging.getLogger(__name__)
 
 _OPEN_FILES = 65535
+_NO_TRACKER = "ignore:resource_tracker"
 
 
 def serve(config: ServerConfig) -> int:
@@ -57,6 +58,8 @@ def serve(config: ServerConfig) -> int:
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_MAX_N_SEQUENCES", "128")  # OpenAI's limit; vLLM's 16384 would take an engine hours
     os.environ[OWN_GROUP_VARIABLE] = "1"
+    # Python's tracker frees what a failed engine left, and would have the last word after the reason.
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, (os.environ.get("PYTHONWARNINGS"), _NO_TRACKER)))
     _log_what_we_do()
     _allow_many_connections()
     access = _access(config)

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 _LOG_CONFIG = "VLLM_LOGGING_CONFIG_PATH"
 # vLLM's own words for "look further up".
-_NO_CAUSE = re.compile(r"initialization failed|See (root cause|stack trace)|Failed core proc")
+_NO_CAUSE = re.compile(r"initialization failed|See (root cause|stack trace)|Failed core proc|Worker failed with error")
 _RAISED = re.compile(r"\] (?:\w+\.)*(\w*(?:Error|Exception|Interrupt|Exit)): (\S.*)")
 
 

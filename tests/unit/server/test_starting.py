@@ -52,7 +52,7 @@ FAILING = textwrap.dedent(
             raise ValueError("Available memory on node 0 is less than requested.\\nReduce it.")
         except ValueError:
             log.exception("WorkerProc failed to start.")
-            raise RuntimeError("Engine core initialization failed. See root cause above.") from None
+            raise RuntimeError("Worker failed with error 'Available memory', please check") from None
     except RuntimeError:
         log.exception("EngineCore failed to start.")
     """
