@@ -35,6 +35,7 @@ from unlearngate.server.http.connections import GuardedHttp
 from unlearngate.server.http.gateway import Gateway
 from unlearngate.server.http.keyring import Keyring
 from unlearngate.server.http.readiness import Readiness, readiness_routes
+from unlearngate.server.http.requests.bounds import Bounds
 from unlearngate.server.metrics import CANARY_FAILURES
 from unlearngate.server.sets.canaries import Canaries
 from unlearngate.server.sets.lifecycle import Lifecycle, keep_looking, keep_proving
@@ -47,6 +48,7 @@ from unlearngate.target import identify_target
 logger = logging.getLogger(__name__)
 
 _OPEN_FILES = 65535
+_CHARS_PER_TOKEN = 32  # more than text has: a longer prompt does not fit, and need not be tokenised to see that
 _NO_TRACKER = "ignore:resource_tracker"
 
 
@@ -244,8 +246,13 @@ async def _run(
         client.count_tokens(engine, accounting.meter)
         adapters = Adapters(policy.registry.bindings, engine, state, capacity=config.max_known)
         answerer = Answerer(policy, adapters, accounting, state)
-        limit, origins = config.max_body_mb * 2**20, config.allowed_origin
-        app = build_app(answerer, access, max_body_bytes=limit, allowed_origins=origins)
+        app = build_app(
+            answerer,
+            access,
+            max_body_bytes=config.max_body_mb * 2**20,
+            bounds=_bounds(config, compat.model_limits(state)[1]),
+            allowed_origins=config.allowed_origin,
+        )
         app.include_router(admin_routes(lifecycle))
         ask = partial(asking.ask, state)
         canaries = Canaries(adapters, accounting.meter, ask, served_name=policy.served_name)
@@ -276,6 +283,17 @@ async def _run(
         for task in beside:
             task.cancel()
         return 1 if engine.errored else 0
+
+
+def _bounds(config: ServerConfig, max_model_len: int) -> Bounds:
+    return Bounds(
+        sequences=config.max_sequences,
+        prompt_chars=config.max_prompt_chars or _CHARS_PER_TOKEN * max_model_len,
+        definition_kb=config.max_definition_kb,
+        definition_items=config.max_definition_items,
+        repeats=config.max_repeats,
+        biases=config.max_biases,
+    )
 
 
 def _count_failure(name: str) -> None:

@@ -35,6 +35,7 @@ from unlearngate.server.http.description import SetInForce, answers, errors
 from unlearngate.server.http.events import reporting
 from unlearngate.server.http.failures import answer_failures, on_our_error, refusal, status_of
 from unlearngate.server.http.logprobs import refuse_measuring
+from unlearngate.server.http.requests.bounds import Bounds, refuse_beyond_bounds
 from unlearngate.server.http.requests.wishes import refuse_misplaced_wishes
 from unlearngate.server.sets.choices import ForgetSetChoice, parse_choices
 from unlearngate.server.sets.policy import Policy
@@ -186,7 +187,12 @@ def _end_stream(account: Account, release: Callable[[], None], complete: bool) -
 
 
 def build_app(
-    answerer: Answerer, access: Access, *, max_body_bytes: int, allowed_origins: Collection[str] = ()
+    answerer: Answerer,
+    access: Access,
+    *,
+    max_body_bytes: int,
+    bounds: Bounds,
+    allowed_origins: Collection[str] = (),
 ) -> FastAPI:
     """The application.
 
@@ -194,12 +200,14 @@ def build_app(
         answerer: its `state` carries vLLM's handlers.
         access: identifies the callers.
         max_body_bytes: the largest body of a request; larger ones are 413.
+        bounds: what else one request may ask for; more is 400.
         allowed_origins: whose pages a browser lets read the answers (CORS); ("*",): everybody's.
     """
     what = "OpenAI-compatible serving with forget sets per request."
     app = FastAPI(title="unlearngate", description=what, redirect_slashes=False)  # redirects trust the Host header
     app.state = answerer.state
     app.state.max_body_bytes = max_body_bytes
+    app.state.bounds = bounds
     app.router.route_class = StrictRoute
     app.add_middleware(AccessControl, access=access, refuse=on_our_error)
     if allowed_origins:
@@ -213,7 +221,7 @@ def build_app(
         )
     served = ServedModel(*compat.model_limits(answerer.state), created=int(time.time()))
     answer_failures(app)
-    json_body = [Depends(validate_json_request), Depends(refuse_misplaced_wishes)]
+    json_body = [Depends(validate_json_request), Depends(refuse_beyond_bounds), Depends(refuse_misplaced_wishes)]
     for request_type in (ForgettingChatRequest, ForgettingCompletionRequest):
         stop_at_first_problem(request_type)
 

@@ -40,6 +40,12 @@ GIVEN = {
     "audit": "audit.jsonl",
     "audit_max_mb": "10",
     "max_body_mb": "11",
+    "max_sequences": "21",
+    "max_prompt_chars": "22",
+    "max_definition_kb": "23",
+    "max_definition_items": "24",
+    "max_repeats": "25",
+    "max_biases": "26",
     "drain_timeout_s": "12",
     "engine_args": "--max-model-len 64",
 }

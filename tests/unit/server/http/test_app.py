@@ -17,6 +17,7 @@ from unlearngate.server.http.access import Access
 from unlearngate.server.http.app import Answerer, build_app
 from unlearngate.server.http.keyring import Keyring
 from unlearngate.server.http.keys import ApiKey, KeysFile, hash_secret, write_keys
+from unlearngate.server.http.requests.bounds import Bounds
 from unlearngate.server.sets.policy import Policy
 from unlearngate.server.sets.registry import Registry
 from unlearngate.target import identify_target
@@ -67,7 +68,8 @@ def app_of(tmp_path, monkeypatch, handlers):
         policy = Policy(registry, served_name="tiny", num_branches=2)
         answerer = Answerer(policy, None, Accounting(meter, None), state)
         access = Access(Keyring(tmp_path / "keys") if keys else None)
-        return TestClient(build_app(answerer, access, max_body_bytes=2**20, **options))
+        bounds = Bounds(sequences=8, prompt_chars=1000, definition_kb=64, definition_items=64, repeats=1000, biases=64)
+        return TestClient(build_app(answerer, access, max_body_bytes=2**20, bounds=bounds, **options))
 
     build.target = target
     return build
@@ -172,3 +174,14 @@ def test_another_origin_is_allowed_nothing(app_of):
 def test_every_origin_may_be_allowed(app_of):
     client = app_of(allowed_origins=["*"])
     assert preflight(client, "https://any.example").headers["access-control-allow-origin"] == "*"
+
+
+def test_a_request_beyond_a_bound_is_a_400_before_it_is_anything_else(app_of):
+    body = {"model": "tiny", "prompt": ["a", "b", "c"], "n": 3}
+    response = app_of().post("/v1/completions", json=body)
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert (error["param"], error["message"]) == (
+        "n",
+        "n has 9 sequences (prompts times n), this server takes at most 8 (--max-sequences)",
+    )

@@ -1,0 +1,114 @@
+"""What one request may ask for: just at a bound it goes through, just above it is a 400 that names the bound."""
+
+import json
+import random
+import re
+
+import pytest
+
+from unlearngate.errors import InvalidRequestError
+from unlearngate.server.http.requests.bounds import Bounds, written_out
+
+BOUNDS = Bounds(sequences=6, prompt_chars=50, definition_kb=2, definition_items=4, repeats=20, biases=3)
+
+
+def properties(count):
+    return {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(count)}}
+
+
+def schema(value):
+    return {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": value}}}
+
+
+def tool(value, **more):
+    return {"tools": [{"type": "function", "function": {"name": "a", "parameters": value, **more}}]}
+
+
+# The option, the field that is blamed, and a body for a number that is at, and one above, the bound.
+CASES = [
+    ("sequences", "n", lambda n: {"messages": [], "n": n}),
+    ("sequences", "n", lambda n: {"prompt": ["a", "b"], "n": n // 2} if n == 6 else {"prompt": ["a"] * n}),
+    ("prompt-chars", "prompt", lambda n: {"prompt": "a" * n}),
+    ("prompt-chars", "prompt", lambda n: {"prompt": ["b", "a" * n]}),
+    ("prompt-chars", "messages", lambda n: {"messages": [{"content": "a" * (n - 4)}, {"content": [{"text": "aaaa"}]}]}),
+    ("definition-kb", "response_format", lambda n: schema({"enum": ["a" * 1024 * n if n > 2 else "a"]})),
+    ("definition-kb", "structured_outputs", lambda n: {"structured_outputs": {"choice": ["a" * 990 * n]}}),
+    ("definition-items", "response_format", lambda n: schema(properties(n))),
+    ("definition-items", "response_format", lambda n: schema({"anyOf": [{"const": i} for i in range(n)]})),
+    ("definition-items", "structured_outputs", lambda n: {"structured_outputs": {"json": json.dumps(properties(n))}}),
+    ("definition-items", "structured_outputs", lambda n: {"structured_outputs": {"grammar": "\n".join("a" * n)}}),
+    ("definition-items", "tools", lambda n: tool(properties(n), strict=True)),
+    ("definition-items", "tools", lambda n: {**tool(properties(n)), "tool_choice": "required"}),
+    ("repeats", "response_format", lambda n: schema({"type": "string", "maxLength": n})),
+    ("repeats", "response_format", lambda n: schema({"properties": {"a": {"items": {}, "minItems": n}}})),
+    ("repeats", "response_format", lambda n: schema({"type": "string", "pattern": f"^[a-z]{{0,{n - 2}}}$"})),
+    ("repeats", "structured_outputs", lambda n: {"structured_outputs": {"regex": f"x{{{n}}}"}}),
+    ("repeats", "guided_regex", lambda n: {"guided_regex": f"(ab){{0,{n // 2}}}" + "c" * (n % 2)}),
+    ("biases", "logit_bias", lambda n: {"logit_bias": {str(i): 1 for i in range(n)}}),
+    ("biases", "bad_words", lambda n: {"bad_words": ["a"] * n}),
+]
+
+
+@pytest.mark.parametrize("option, field, body", CASES)
+def test_what_is_at_a_bound_goes_through_and_what_is_above_names_it(option, field, body):
+    most = getattr(BOUNDS, option.replace("-", "_"))
+    BOUNDS.check(body(most))
+    with pytest.raises(InvalidRequestError, match=rf"at most {most:,} \(--max-{option}\)") as refused:
+        BOUNDS.check(body(most + 1))
+    assert refused.value.param == field
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        schema({"enum": [f"v{i}" for i in range(100)]}),  # plain values compile fast
+        tool(properties(100)),  # a tool that may be called makes no grammar
+        {"prompt": list(range(1000))},
+        {"messages": None, "n": "many", "tools": {}, "response_format": "json", "logit_bias": 1},
+        [1],
+        "text",
+    ],
+)
+def test_what_no_bound_is_for_goes_through(body):
+    BOUNDS.check(body)
+
+
+@pytest.mark.parametrize(
+    "pattern, size",
+    [
+        ("", 0),
+        ("abc", 3),
+        ("(ab{3}){0,10}", 40),
+        (r"\d{4}-\d{2}", 7),
+        ("[a{9}]{2,}", 2),
+        (r"a\{3\}", 4),
+        ('"{9}" "b"{2}', 4),
+        ("((a{10}){10}){10}", 1000),
+        ("{3}", 3),
+        ("a{0,999999999999}", 999999999),
+    ],
+)
+def test_repeats_are_written_out(pattern, size):
+    assert written_out(pattern) == size
+
+
+def test_what_is_written_out_is_as_long_as_what_it_matches(seed):
+    rng = random.Random(seed)
+
+    def draw(depth):
+        """A pattern that matches one text, and that text."""
+        pattern = text = ""
+        for _ in range(3):
+            part = matched = rng.choice("abc")
+            if depth and rng.random() < 0.5:
+                inner, matched = draw(depth - 1)
+                part = f"({inner})"
+            times = rng.randrange(1, 4)
+            pattern += part + (f"{{{times}}}" if times > 1 else "")
+            text += matched * times
+        return pattern, text
+
+    for _ in range(50):
+        pattern, text = draw(3)
+        assert re.fullmatch(pattern, text)
+        assert written_out(pattern) == len(text), pattern
