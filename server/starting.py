@@ -67,22 +67,30 @@ def explained(scratch: Path, logging_config: dict[str, Any]) -> Iterator[None]:
         yield
     except (RuntimeError, ValueError, OSError) as error:
         cause = (log and _cause(log)) or str(error)
-        where = f"its log is kept in {log}" if log else f"its log is where {_LOG_CONFIG} says"
+        where = f"its log is kept in {_kept(log)}" if log else f"its log is where {_LOG_CONFIG} says"
         raise StartError(f"the engine did not start: {cause}; {where}") from error
     if log:
         log.unlink()
 
 
 def _keep_log(scratch: Path, logging_config: dict[str, Any]) -> Path:
-    handle, name = tempfile.mkstemp(prefix="unlearngate-start-", suffix=".log")
-    os.close(handle)
+    """Let the engine's processes, which read the environment, log into a file besides."""
+    log, chosen = scratch / "start.log", scratch / "logging.json"
+    log.touch()
     config = copy.deepcopy(logging_config)
     kind = f"{StartLog.__module__}.{StartLog.__qualname__}"
-    config["handlers"]["start"] = {"class": kind, "formatter": "vllm", "filename": name}
+    config["handlers"]["start"] = {"class": kind, "formatter": "vllm", "filename": str(log)}
     config["loggers"]["vllm"]["handlers"].append("start")
-    (scratch / "logging.json").write_text(json.dumps(config))
-    os.environ[_LOG_CONFIG] = str(scratch / "logging.json")  # the engine's processes read it
-    return Path(name)
+    chosen.write_text(json.dumps(config))
+    os.environ[_LOG_CONFIG] = str(chosen)
+    return log
+
+
+def _kept(log: Path) -> str:
+    """A copy that outlives `scratch`."""
+    handle, name = tempfile.mkstemp(prefix="unlearngate-start-", suffix=".log")
+    os.close(handle)
+    return str(shutil.copy(log, name))
 
 
 def _cause(log: Path) -> str | None:

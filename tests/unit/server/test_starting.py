@@ -102,9 +102,9 @@ def test_a_failed_start_is_one_sentence_with_the_cause_and_its_log_stays(tmp_pat
 def test_the_log_of_a_start_is_gone_when_the_server_is_up_and_nothing_brings_it_back(tmp_path, logging_as_before):
     with explained(tmp_path, DEFAULT_LOGGING_CONFIG):
         pass
-    assert list(tmp_path.glob("unlearngate-start-*")) == []
+    assert list(tmp_path.glob("*.log")) == []
     assert run_an_engine_that_fails() == 0
-    assert list(tmp_path.glob("unlearngate-start-*")) == []
+    assert list(tmp_path.glob("*.log")) == []
 
 
 def test_a_failure_without_a_cause_in_the_log_keeps_its_own_words(tmp_path, logging_as_before, monkeypatch):
