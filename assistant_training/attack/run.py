@@ -88,7 +88,14 @@ def chosen_kinds(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def run_attack(
-    with_set: Side, target: Side, probes: Probes, settings: Settings, *, keep_ratio: float, stages: Stages
+    with_set: Side,
+    target: Side,
+    probes: Probes,
+    settings: Settings,
+    *,
+    keep_ratio: float,
+    stages: Stages,
+    save: Callable[[Outcome], object],
 ) -> Outcome:
     """Ask both sides everything.
 
@@ -99,6 +106,7 @@ def run_attack(
         settings: which kinds, how much of each.
         keep_ratio: the set's recommended one, which the bias oracle uses.
         stages: is told what is being done.
+        save: is given what there is before the oracles, which ask thousands of requests where the vocabulary is large.
 
     Raises: openai.OpenAIError if a request fails; UnlearngateError if an answer was given with other sets in force.
     """
@@ -130,10 +138,13 @@ def run_attack(
         else:
             notes.append(f"{kind}: no forget question can be put so, with a fact that is not in the prompt")
     guesses = [choice_figures(figures) for figures in kinds if figures.kind == "choice"]
-    if any(kind in ORACLES for kind in settings.kinds):
-        guesses += _oracles(with_set, target, probes.retain, asked.forget, settings, keep_ratio, stages, notes)
     rows = [_row(*one) for one in zip(prompts, *replies, strict=True)]
-    return Outcome([figures for figures in kinds if figures.kind != "choice"], guesses, rows, notes)
+    outcome = Outcome([figures for figures in kinds if figures.kind != "choice"], guesses, rows, notes)
+    if any(kind in ORACLES for kind in settings.kinds):
+        if outcome.kinds:
+            save(outcome)
+        guesses += _oracles(with_set, target, probes.retain, asked.forget, settings, keep_ratio, stages, notes)
+    return outcome
 
 
 def _material(

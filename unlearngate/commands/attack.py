@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -80,8 +80,12 @@ def attack(
         settings = Settings(chosen_kinds(names), limit, wordings, samples, max_tokens, concurrency, seed)
         asked = {"server": server, "set": forget_set, "probes": str(probes), "limit": limit, "wordings": wordings}
         asked |= {"samples": samples, "max_tokens": max_tokens, "seed": seed, "kinds": list(settings.kinds)}
-        outcome = _run(server, (key, reference_key or key), forget_set, model, (probes, neighbours), settings)
-        files = write_report(outcome, out, settings=asked)
+
+        def save(outcome: Outcome) -> list[Path]:
+            return write_report(outcome, out, settings=asked)
+
+        outcome = _run(server, (key, reference_key or key), forget_set, model, (probes, neighbours), settings, save)
+        files = save(outcome)
     console = Console(markup=False, highlight=False, soft_wrap=True)
     console.print(markdown(outcome))
     for path in files:
@@ -99,6 +103,7 @@ def _run(
     model: str | None,
     files: tuple[Path, Path | None],
     settings: Settings,
+    save: Callable[[Outcome], object],
 ) -> Outcome:
     from openai import OpenAIError
 
@@ -115,7 +120,7 @@ def _run(
             Side(server, keys[1], model, []) as target,
             _stages() as stages,
         ):
-            return run_attack(with_set, target, probes, settings, keep_ratio=keep_ratio, stages=stages)
+            return run_attack(with_set, target, probes, settings, keep_ratio=keep_ratio, stages=stages, save=save)
     except OpenAIError as error:
         required = "; where --key requires the set, give --reference-key" if "required_forget_set" in str(error) else ""
         raise UnlearngateError(f"{server} does not answer as it should: {error}{required}") from error

@@ -120,3 +120,13 @@ def test_a_set_that_is_not_there_is_named(served, tmp_path):
     done, _ = run(served, tmp_path, "--set", "tom-oak")
     assert done.exit_code == 2
     assert "has no forget set 'tom-oak'; it has: ada-byron" in done.output
+
+
+def test_what_was_asked_is_kept_when_the_oracles_fail(served, tmp_path, monkeypatch):
+    def fail(*_):
+        raise UnlearngateError("the server is gone")
+
+    monkeypatch.setattr("unlearngate.assistant_training.attack.run._oracles", fail)
+    done, report = run(served, tmp_path, "--kinds", "plain,oracle-bias")
+    assert done.exit_code == 2 and "the server is gone" in done.output
+    assert [row["kind"] for row in report["kinds"]] == ["plain"]
