@@ -129,7 +129,7 @@ def test_what_would_forget_less_is_refused_with_the_reason(server, sets, model, 
         {"logit_bias": {"5": 1}},
         {"extra_body": {"allowed_token_ids": [5, 6]}},
         {"extra_body": {"bad_words": ["a"]}},
-        {"extra_body": {"vllm_xargs": {"unlearngate": "x.y"}}},
+        {"extra_body": {"vllm_xargs": {"another": "x.y"}}},
     ],
     ids=str,
 )
