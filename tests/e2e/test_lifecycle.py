@@ -349,6 +349,8 @@ def test_a_kill_9_amid_changes_loses_none_that_was_answered(server, made, refere
 
     with ThreadPoolExecutor(1) as pool:
         lost = pool.submit(keep_changing)
+        while not answered and not lost.done():  # the first may take seconds
+            time.sleep(0.05)
         time.sleep(rng.uniform(0.5, 2))
         engine = (
             Path("/proc")
