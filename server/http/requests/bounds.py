@@ -21,6 +21,7 @@ from unlearngate.errors import InvalidRequestError
 _REPEATED = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
 _TEXTS = ("pattern", "regex", "grammar", "json", "structural_tag")
 _BIASES = ("logit_bias", "bad_words", "stop_token_ids")
+_COUNTED = 10**9  # nested repeats make numbers that nobody could print
 _REPEAT = re.compile(r"\{(\d+)(?:,(\d*))?\}")
 
 
@@ -65,7 +66,10 @@ class Bounds:
                 self._most(field, "entries", len(entries), "biases")
 
     def _check_definition(self, place: str, definition: Any) -> None:
-        size = len(definition if isinstance(definition, str) else json.dumps(definition))
+        try:
+            size = len(definition if isinstance(definition, str) else json.dumps(definition))
+        except RecursionError:
+            raise InvalidRequestError(f"{place} is nested too deeply") from None
         self._most(place, "KiB", -(-size // 1024), "definition_kb")
         todo = [definition]
         while todo:
@@ -121,7 +125,8 @@ def written_out(pattern: str) -> int:
                 at += 1 + (pattern[at] == "\\")
             groups[-1].append(1)
         elif (repeat := _REPEAT.match(pattern, at)) and groups[-1]:
-            groups[-1][-1] *= max(int(number[:9]) for number in repeat.groups() if number)
+            times = max(int(number[:9]) for number in repeat.groups() if number)
+            groups[-1][-1] = min(_COUNTED, groups[-1][-1] * times)
             at = repeat.end() - 1
         else:
             at += char == "\\"

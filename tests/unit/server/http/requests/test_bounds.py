@@ -73,6 +73,17 @@ def test_what_no_bound_is_for_goes_through(body):
     BOUNDS.check(body)
 
 
+def test_what_is_nested_without_end_is_refused_as_well():
+    nested = "(" * 2000 + "a" + "){999999999}" * 2000
+    with pytest.raises(InvalidRequestError, match="--max-repeats"):
+        Bounds(9, 9, 64, 9, 9, 9).check({"structured_outputs": {"regex": nested}})
+    deep = {}
+    for _ in range(100_000):
+        deep = {"a": deep}
+    with pytest.raises(InvalidRequestError, match="nested too deeply"):
+        BOUNDS.check(schema(deep))
+
+
 @pytest.mark.parametrize(
     "pattern, size",
     [
