@@ -77,6 +77,9 @@ class ServerConfig(BaseModel):
     audit: Path | None = Field(default=None, description="write an audit log to this file or folder")
     audit_max_mb: int = Field(default=256, ge=1, description="size from which the audit log goes on in a new file")
     max_body_mb: int = Field(default=4, ge=1, description="largest body of a request, in MiB; larger ones are 413")
+    max_running_per_key: int = Field(
+        default=0, ge=0, description="requests of one API key that are answered at a time; 0: any number"
+    )
     max_sequences: int = Field(default=1024, ge=1, description="sequences of one request: prompts times n")
     max_prompt_chars: int | None = Field(
         default=None, ge=1, description="characters of one prompt; default: 32 for each token of the model's context"
@@ -89,6 +92,9 @@ class ServerConfig(BaseModel):
     )
     max_repeats: int = Field(
         default=2000, ge=1, description="characters or items when such a definition's bounded repeats are written out"
+    )
+    max_compile_s: float = Field(
+        default=10.0, gt=0, description="seconds that such a definition may take to compile, in one thread"
     )
     max_biases: int = Field(default=1024, ge=1, description="entries of logit_bias, bad_words, stop_token_ids each")
     drain_timeout_s: int = Field(default=30, ge=0, description="how long running requests may finish on SIGTERM")

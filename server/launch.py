@@ -233,6 +233,7 @@ async def _run(
 
     from unlearngate.server.engine import asking, client, compat
     from unlearngate.server.engine.adapters import Adapters
+    from unlearngate.server.engine.definitions import Definitions
     from unlearngate.server.http.admin import admin_routes
     from unlearngate.server.http.app import Answerer, build_app
 
@@ -243,9 +244,12 @@ async def _run(
             await compat.init_handlers(engine, state, arguments)
         client.check_adapters(engine)
         compat.drop_adapter_info(engine)
+        definitions = Definitions(*compat.vocabulary(engine), config.max_compile_s)
+        running.push_async_callback(definitions.close)
+        client.try_definitions(engine, definitions)
         client.count_tokens(engine, accounting.meter)
         adapters = Adapters(policy.registry.bindings, engine, state, capacity=config.max_known)
-        answerer = Answerer(policy, adapters, accounting, state)
+        answerer = Answerer(policy, adapters, accounting, state, most_per_key=config.max_running_per_key)
         app = build_app(
             answerer,
             access,

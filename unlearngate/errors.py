@@ -92,6 +92,13 @@ class BusyError(UnlearngateError):
     code = "busy"
 
 
+class TooManyRequestsError(UnlearngateError):
+    """The caller has as many requests running as it may have."""
+
+    http_status = 429
+    code = "too_many_requests"
+
+
 class AuditUnavailableError(UnlearngateError):
     """What was in force cannot be written down, so the request is not answered."""
 

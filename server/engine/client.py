@@ -1,4 +1,4 @@
-"""What we add to vLLM's client of the engine: the adapter check, the count of tokens, the response's id."""
+"""What we add to vLLM's client of the engine: checks of adapter and definition, the count of tokens, an id."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from unlearngate.server.contract.plan import TOKEN_FIELD, sign, verify
 from unlearngate.server.engine.compat import VLLMValidationError
 from unlearngate.server.engine.constraints import Constraints
+from unlearngate.server.engine.definitions import Definitions
 from unlearngate.server.engine.usage import Meter, Sequence
 
 
@@ -33,6 +34,19 @@ def check_adapters(engine: Any) -> None:
         return generate(prompt, sampling_params, *args, lora_request=lora_request, **kwargs)
 
     engine.generate = checked
+
+
+def try_definitions(engine: Any, definitions: Definitions) -> None:
+    """Let a definition reach the engine only if it compiles in time."""
+    generate = engine.generate
+
+    async def tried(prompt: Any, sampling_params: Any, *args: Any, **kwargs: Any) -> Any:
+        await definitions.admit(sampling_params.structured_outputs)
+        async with aclosing(generate(prompt, sampling_params, *args, **kwargs)) as outputs:
+            async for output in outputs:
+                yield output
+
+    engine.generate = tried
 
 
 def count_tokens(engine: Any, meter: Meter) -> None:

@@ -32,6 +32,7 @@ __all__ = [
     "parse_engine_arguments",
     "prometheus_text",
     "unbind_adapter",
+    "vocabulary",
 ]
 
 
@@ -104,6 +105,12 @@ def model_limits(state: Any) -> tuple[str, int]:
     """The served model's folder, as the engine was given it, and how many tokens prompt and answer may have."""
     models = state.openai_serving_models
     return str(models.base_model_paths[0].model_path), int(models.registry.model_config.max_model_len)
+
+
+def vocabulary(engine: Any) -> tuple[str, int]:
+    """The folder of the engine's tokenizer, and V, the number of its logits."""
+    config = engine.model_config
+    return str(config.tokenizer), int(config.get_vocab_size())
 
 
 def unbind_adapter(state: Any, name: str) -> None:

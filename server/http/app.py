@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
-from contextlib import aclosing, suppress
+from contextlib import ExitStack, aclosing, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any, Self, cast
@@ -37,6 +37,7 @@ from unlearngate.server.http.failures import answer_failures, on_our_error, refu
 from unlearngate.server.http.logprobs import refuse_measuring
 from unlearngate.server.http.requests.bounds import Bounds, refuse_beyond_bounds
 from unlearngate.server.http.requests.wishes import refuse_misplaced_wishes
+from unlearngate.server.http.running import Running
 from unlearngate.server.sets.choices import ForgetSetChoice, parse_choices
 from unlearngate.server.sets.policy import Policy
 
@@ -99,11 +100,15 @@ Handler = Callable[[Any, Request], Awaitable[Any]]
 class Answerer:
     """Stands between the routes and vLLM's handlers: decides, signs, holds the adapter, reports."""
 
-    def __init__(self, policy: Policy, adapters: Adapters, accounting: Accounting, state: Any) -> None:
+    def __init__(
+        self, policy: Policy, adapters: Adapters, accounting: Accounting, state: Any, *, most_per_key: int = 0
+    ) -> None:
+        """With `most_per_key`, the requests of one API key that are answered at a time are so many; 0: any number."""
         self.policy = policy
         self.adapters = adapters
         self.accounting = accounting
         self.state = state
+        self.running = Running(most_per_key)
 
     async def answer(self, request: ForgettingRequest, raw_request: Request, handle: Handler) -> Response:
         """Have vLLM's handler answer with exactly the request's forget sets composed, or fail the request.
@@ -111,50 +116,50 @@ class Answerer:
         Raises: UnlearngateError if the request cannot be honoured; what vLLM raises otherwise.
         """
         account = self.accounting.open(response_id(request, raw_request), raw_request)
-        try:
-            _refuse_not_composed(request)
-            caller = raw_request.state.caller
-            decision = self.policy.decide(request.model, request.forget_sets, caller)
-            refuse_measuring(request, self.policy.logprobs_for(caller))
-            binding = await self.adapters.acquire(decision.sets) if decision.sets else None
-        except UnlearngateError as error:
-            account.refuse(error.http_status, error.code)
-            raise
-        release = partial(self.adapters.release, binding) if binding else _nothing
-        try:
-            ticket = account.admit(decision)
-            request.model = binding.name if binding else self.policy.served_name
-            token = sign(replace(decision.plan(binding.adapter_id if binding else 0), ticket=ticket))
-            request.vllm_xargs = {**(request.vllm_xargs or {}), TOKEN_FIELD: token}
-            answer = await handle(request, raw_request)
-            if isinstance(answer, AsyncGenerator):
-                if decision.speaking:
-                    answer = reporting(answer, lambda: decision.report(account.said()))
-                headers = {FORGET_SETS_HEADER: decision.header(), **_UNBUFFERED}
-                stream, release = _Stream(answer, headers, partial(_end_stream, account, release)), _nothing
-                return stream
-            body = answer.model_dump()
-            if "error" in body:
-                refused = body["error"]
-                if _cancelled():  # vLLM's handler answers it, but the client is gone
-                    account.end("aborted", None)
-                else:
-                    account.end("error", refused["code"])
-                return refusal(refused["code"], refused["message"], refused["param"])
-            said = account.said()
-            headers = {FORGET_SETS_HEADER: decision.header(said)}
-            response = _json({**body, "forget_sets": decision.report(said)}, headers)
-            account.end("completed", 200)
-            return response
-        except BaseException as error:
-            with suppress(AuditUnavailableError):  # it is counted, and nothing was answered
-                if isinstance(error, Exception):
-                    account.end("error", status_of(error))
-                else:
-                    account.end("aborted", None)
-            raise
-        finally:
-            release()
+        with ExitStack() as held:
+            try:
+                _refuse_not_composed(request)
+                caller = raw_request.state.caller
+                held.enter_context(self.running.one_of(caller.key_id))
+                decision = self.policy.decide(request.model, request.forget_sets, caller)
+                refuse_measuring(request, self.policy.logprobs_for(caller))
+                binding = await self.adapters.acquire(decision.sets) if decision.sets else None
+            except UnlearngateError as error:
+                account.refuse(error.http_status, error.code)
+                raise
+            if binding:
+                held.callback(self.adapters.release, binding)
+            try:
+                ticket = account.admit(decision)
+                request.model = binding.name if binding else self.policy.served_name
+                token = sign(replace(decision.plan(binding.adapter_id if binding else 0), ticket=ticket))
+                request.vllm_xargs = {**(request.vllm_xargs or {}), TOKEN_FIELD: token}
+                answer = await handle(request, raw_request)
+                if isinstance(answer, AsyncGenerator):
+                    if decision.speaking:
+                        answer = reporting(answer, lambda: decision.report(account.said()))
+                    headers = {FORGET_SETS_HEADER: decision.header(), **_UNBUFFERED}
+                    return _Stream(answer, headers, partial(_end_stream, account, held.pop_all().close))
+                body = answer.model_dump()
+                if "error" in body:
+                    refused = body["error"]
+                    if _cancelled():  # vLLM's handler answers it, but the client is gone
+                        account.end("aborted", None)
+                    else:
+                        account.end("error", refused["code"])
+                    return refusal(refused["code"], refused["message"], refused["param"])
+                said = account.said()
+                headers = {FORGET_SETS_HEADER: decision.header(said)}
+                response = _json({**body, "forget_sets": decision.report(said)}, headers)
+                account.end("completed", 200)
+                return response
+            except BaseException as error:
+                with suppress(AuditUnavailableError):  # it is counted, and nothing was answered
+                    if isinstance(error, Exception):
+                        account.end("error", status_of(error))
+                    else:
+                        account.end("aborted", None)
+                raise
 
 
 class _Stream(StreamingResponse):
@@ -299,7 +304,3 @@ def _refuse_not_composed(request: ForgettingRequest) -> None:
 def _cancelled() -> bool:
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
-
-
-def _nothing() -> None:
-    pass

@@ -48,6 +48,7 @@ _ERRORS = {
     409: "Another version of the set is in force.",
     413: "The body is too large.",
     422: "vLLM cannot process the request.",
+    429: "The API key has as many requests running as it may have (--max-running-per-key).",
     500: "A fault of this server, or a set whose files were changed on its disk.",
     501: "vLLM does not implement this.",
     503: "Not now: the engine is gone, the audit log cannot be written, or a set cannot be put in force.",
@@ -64,5 +65,5 @@ def errors(*statuses: int) -> Responses:
 def answers(model: type[BaseModel]) -> Responses:
     """OpenAPI's responses of a route that generates: this model's JSON, or events; and every error."""
     success = {"model": model, "description": "The answer; events with `stream`.", "headers": _IN_FORCE}
-    failures = errors(400, 401, 403, 404, 408, 413, 422, 500, 501, 503)
+    failures = errors(400, 401, 403, 404, 408, 413, 422, 429, 500, 501, 503)
     return {200: {**success, "content": _EVENTS}, **failures}

@@ -6,6 +6,10 @@ Tried: 0.32 (CPU build, V1 runner). The V2 interface exists from 0.32 on.
 from __future__ import annotations
 
 import json
+import os
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
@@ -15,6 +19,9 @@ from vllm.v1.sample.logits_processor.interface import LogitsProcessor as V1Logit
 from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsContext
 from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor as V2LogitsProcessor
 
+_COMPILING_THREADS = 4
+_LOWER_PRIORITY = 10
+
 __all__ = [
     "BatchUpdate",
     "LogitsContext",
@@ -22,6 +29,7 @@ __all__ = [
     "V1LogitsProcessor",
     "V2LogitsProcessor",
     "adapts_a_row",
+    "compile_definitions_behind_others",
     "compile_on_a_cpu",
     "group_cpu_lora",
     "leaves_text_free",
@@ -89,6 +97,30 @@ def load_compiled_code() -> None:
         return loaded
 
     torch.compiler.load_compiled_function = load_whole
+
+
+@cache
+def compile_definitions_behind_others() -> None:
+    """Let what answers must match compile at a lower priority than tokens are made, and several at a time.
+
+    vLLM compiles in as many threads as half the cores: on two cores one slow definition keeps all others waiting.
+    """
+    from vllm.v1.structured_output import StructuredOutputManager
+
+    init = StructuredOutputManager.__init__
+
+    def patient(self: Any, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        if hasattr(self, "executor"):
+            self.executor.shutdown(wait=False)
+            self.executor = ThreadPoolExecutor(_COMPILING_THREADS, initializer=_step_back)
+
+    StructuredOutputManager.__init__ = patient
+
+
+def _step_back() -> None:
+    if sys.platform == "linux":  # elsewhere threads have no priority of their own
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWER_PRIORITY)
 
 
 def group_cpu_lora() -> None:

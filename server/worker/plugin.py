@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import atexit
-import ctypes
 import multiprocessing
 import multiprocessing.spawn
 import os
-import signal
 import sys
 from typing import NoReturn
 
+from unlearngate.processes import end_with_parent
 from unlearngate.server.contract.branches import ARCHITECTURE
 from unlearngate.server.contract.options import OWN_GROUP_VARIABLE
-
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def register() -> None:
@@ -26,6 +23,10 @@ def register() -> None:
     if os.environ.get(OWN_GROUP_VARIABLE) == "1":
         leave_group_and_end_with_parent()
         end_without_teardown()
+        if multiprocessing.parent_process() is not None:
+            from unlearngate.server.worker.compat import compile_definitions_behind_others
+
+            compile_definitions_behind_others()
 
 
 def leave_group_and_end_with_parent() -> None:
@@ -38,11 +39,9 @@ def leave_group_and_end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is None:
         return
+    assert parent.pid
     os.setpgid(0, 0)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent.pid:  # the parent ended before prctl
-            os._exit(1)
+    end_with_parent(parent.pid)
 
 
 def end_without_teardown() -> None:

@@ -35,12 +35,17 @@ class Handlers:
     """What stands where vLLM's handlers do: it streams two events, or answers with a logprob."""
 
     logprob = -1.0
+    meanwhile = None  # called while a request runs
 
     async def create_completion(self, request, raw_request):
         async def events():
             yield "data: {}\n\n"
+            if self.meanwhile:
+                self.meanwhile()
             yield "data: [DONE]\n\n"
 
+        if self.meanwhile and not request.stream:
+            self.meanwhile()
         return events() if request.stream else Answer(logprob=self.logprob)
 
 
@@ -64,9 +69,9 @@ def app_of(tmp_path, monkeypatch, handlers):
     state = State({"openai_serving_models": models, "openai_serving_completion": handlers})
     meter = Meter(Tally.create(tmp_path, max_num_seqs=2, max_model_len=512))
 
-    def build(*, keys=False, **options):
+    def build(*, keys=False, most_per_key=0, **options):
         policy = Policy(registry, served_name="tiny", num_branches=2)
-        answerer = Answerer(policy, None, Accounting(meter, None), state)
+        answerer = Answerer(policy, None, Accounting(meter, None), state, most_per_key=most_per_key)
         access = Access(Keyring(tmp_path / "keys") if keys else None)
         bounds = Bounds(sequences=8, prompt_chars=1000, definition_kb=64, definition_items=64, repeats=1000, biases=64)
         return TestClient(build_app(answerer, access, max_body_bytes=2**20, bounds=bounds, **options))
@@ -93,6 +98,21 @@ def test_a_stream_tells_proxies_not_to_hold_it_back(app_of):
     assert response.headers["cache-control"] == "no-cache"
     assert response.headers["x-accel-buffering"] == "no"
     assert response.headers["x-forget-sets"] == "none"
+
+
+def test_a_key_has_so_many_requests_at_a_time_and_one_that_ends_makes_room(app_of, handlers):
+    client = app_of(keys=True, most_per_key=1)
+    inner = []
+    handlers.meanwhile = lambda: inner.append(client.post("/v1/completions", json=BODY, headers=KEY))
+    for stream in (False, True):
+        assert client.post("/v1/completions", json={**BODY, "stream": stream}, headers=KEY).status_code == 200
+        error = inner.pop().json()["error"]
+        assert error["code"] == "too_many_requests" and "--max-running-per-key" in error["message"]
+    handlers.logprob = math.nan  # a request that fails makes room, too
+    assert client.post("/v1/completions", json={**BODY, "logprobs": 1}, headers=KEY).status_code == 400
+    handlers.meanwhile = None
+    handlers.logprob = -1.0
+    assert client.post("/v1/completions", json=BODY, headers=KEY).status_code == 200
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
