@@ -41,7 +41,7 @@ test: install lint ## Everything CI runs: lint, types, unit tests, real engines,
 	$(KERNEL_TESTS)
 
 .PHONY: test-all
-test-all: test test-parity test-deploy soak demo ## All tests there are: also those that fetch more (test-deploy) or take long (soak)
+test-all: test test-parity test-deploy soak fuzz demo ## All tests there are: also those that fetch more (test-deploy) or take long (soak)
 
 .PHONY: test-unit
 test-unit: install ## The tests that start no engine (minutes)
@@ -76,6 +76,10 @@ bench-serving: install ## Decode with ours and with plain vLLM in turns, and wri
 .PHONY: soak
 soak: install ## Half an hour of mixed load while sets change, every answer compared (SOAK=options such as --minutes 5)
 	PYTHONPATH=tests $(BIN)/python -m soak --out build/soak $(SOAK)
+
+.PHONY: fuzz
+fuzz: install ## Ten minutes of bodies from a grammar of OpenAI's API, beside a client that wants little (FUZZ=options)
+	PYTHONPATH=tests $(BIN)/python -m fuzz --out build/fuzz $(FUZZ)
 
 .PHONY: attack
 attack: install ## Attack the demo's first forget set at a server that is running (make serve): SERVER=URL, ATTACK=options

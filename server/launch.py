@@ -12,7 +12,7 @@ import signal
 import socket
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, AsyncExitStack, closing, contextmanager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack, closing, contextmanager
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +22,7 @@ import uvicorn
 from rich.console import Console
 from rich.table import Table
 
+from unlearngate.processes import use_one_thread
 from unlearngate.sentences import Sentences
 from unlearngate.server.audit.accounting import Accounting
 from unlearngate.server.audit.log import Audit
@@ -49,6 +50,7 @@ logger = logging.getLogger(__name__)
 
 _OPEN_FILES = 65535
 _CHARS_PER_TOKEN = 32  # more than text has: a longer prompt does not fit, and need not be tokenised to see that
+_KEEP_ALIVE_S = 75  # longer than clients and gateways keep a connection that they may use again (httpx 5, nginx 60)
 _NO_TRACKER = "ignore:resource_tracker"
 
 
@@ -62,6 +64,7 @@ def serve(config: ServerConfig) -> int:
     os.environ[OWN_GROUP_VARIABLE] = "1"
     # Python's tracker frees what a failed engine left, and would have the last word after the reason.
     os.environ["PYTHONWARNINGS"] = ",".join(filter(None, (os.environ.get("PYTHONWARNINGS"), _NO_TRACKER)))
+    num_threads = use_one_thread()
     _log_what_we_do()
     _allow_many_connections()
     access = _access(config)
@@ -103,7 +106,9 @@ def serve(config: ServerConfig) -> int:
                 )
                 accounting = Accounting(Meter(tally), audit)
                 start = explained(Path(scratch), compat.logging_config())
-                return asyncio.run(_run(config, lifecycle, policy, access, accounting, arguments, listener, start))
+                engine = compat.engine_client(arguments, num_threads, [listener.fileno()])
+                running = _run(config, lifecycle, policy, access, accounting, arguments, listener, engine, start)
+                return asyncio.run(running)
     finally:
         listener.close()
 
@@ -227,6 +232,7 @@ async def _run(
     accounting: Accounting,
     arguments: Any,
     listener: socket.socket,
+    client_of_engine: AbstractAsyncContextManager[Any],
     start: AbstractContextManager[None],
 ) -> int:
     from starlette.datastructures import State
@@ -240,7 +246,7 @@ async def _run(
     async with AsyncExitStack() as running:
         state = State()
         with start:
-            engine = await running.enter_async_context(compat.engine_client(arguments))
+            engine = await running.enter_async_context(client_of_engine)
             await compat.init_handlers(engine, state, arguments)
         client.check_adapters(engine)
         compat.drop_adapter_info(engine)
@@ -272,7 +278,14 @@ async def _run(
         app.include_router(readiness_routes(Readiness(policy, access, check_engine)))
         drain_s = config.drain_timeout_s
         server = uvicorn.Server(
-            uvicorn.Config(app, http=GuardedHttp, ws="none", log_level="info", timeout_graceful_shutdown=drain_s)
+            uvicorn.Config(
+                app,
+                http=GuardedHttp,
+                ws="none",
+                log_level="info",
+                timeout_graceful_shutdown=drain_s,
+                timeout_keep_alive=_KEEP_ALIVE_S,
+            )
         )
         beside = [asyncio.create_task(_stop_when_dead(engine, server)), asyncio.create_task(accounting.keep_synced())]
         if config.watch_interval_s:

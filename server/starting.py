@@ -39,9 +39,9 @@ def end_at_once(scratch: Path) -> None:
         logger.info("%s while starting: ending", signal.Signals(number).name)
         for _ in range(2):  # an engine that was just killed may have started a worker meanwhile
             for process in psutil.Process().children(recursive=True):
-                with suppress(psutil.NoSuchProcess):
+                with suppress(psutil.Error):  # one that nobody reaps stays, dead
                     process.kill()
-                    process.wait(5)
+                    process.wait(1)
         shutil.rmtree(scratch, ignore_errors=True)
         os._exit(128 + number)
 

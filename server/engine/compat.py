@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from argparse import Namespace
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -12,6 +13,7 @@ from vllm.exceptions import VLLMError, VLLMValidationError
 from vllm.lora.request import LoRARequest
 
 from unlearngate.errors import UnsupportedDeploymentError
+from unlearngate.processes import ForkContext, may_fork
 
 CPU_KV_CACHE_BYTES = 4 * 2**30
 
@@ -80,11 +82,37 @@ def engine_config(args: Namespace) -> Any:
         raise UnsupportedDeploymentError(f"vLLM refuses this configuration: {error}") from error
 
 
-def engine_client(args: Namespace) -> AbstractAsyncContextManager[Any]:
-    """An async context manager that starts the engine and yields vLLM's client for it."""
-    from vllm.entrypoints.launchers.api_server.entry import build_async_engine_client
+def engine_client(args: Namespace, num_threads: int, unwanted: Sequence[int]) -> AbstractAsyncContextManager[Any]:
+    """An async context manager that starts the engine and yields vLLM's client for it.
 
+    On a CPU the engine's processes are copies of this one where that is safe: see `_fork_on_a_cpu`.
+
+    Args:
+        args: vLLM's.
+        num_threads: of torch, in the engine.
+        unwanted: file descriptors that the engine must not inherit.
+    """
+    from vllm.entrypoints.launchers.api_server.entry import build_async_engine_client
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cpu() and may_fork():
+        _fork_on_a_cpu(num_threads, unwanted)
     return build_async_engine_client(args)
+
+
+def _fork_on_a_cpu(num_threads: int, unwanted: Sequence[int]) -> None:
+    """Let the engine be a copy of this process, and its workers copies of it where they need no threads of their own.
+
+    vLLM spawns on a CPU, because OpenMP reads how its threads are bound when it is loaded: so do we, unless they are
+    not bound (VLLM_CPU_OMP_THREADS_BIND=nobind).
+    """
+    from vllm.v1.engine import utils
+    from vllm.v1.executor import multiproc_executor
+
+    engines, workers = ForkContext(num_threads, unwanted), ForkContext(num_threads)
+    utils.get_mp_context = lambda: engines
+    if os.environ.get("VLLM_CPU_OMP_THREADS_BIND") == "nobind":
+        multiproc_executor.get_mp_context = lambda: workers
 
 
 async def init_handlers(engine: Any, state: Any, args: Namespace) -> None:

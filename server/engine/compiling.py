@@ -27,7 +27,7 @@ def main() -> None:
     tokenizer, vocab_size = AutoTokenizer.from_pretrained(sys.argv[1]), int(sys.argv[2])
     vocabulary = xgrammar.TokenizerInfo.from_huggingface(tokenizer, vocab_size=vocab_size)
     compiler = xgrammar.GrammarCompiler(vocabulary, max_threads=1, cache_enabled=False)
-    compile_as = {
+    compile_as: dict[str, Any] = {
         "json": compiler.compile_json_schema,
         "regex": compiler.compile_regex,
         "grammar": compiler.compile_grammar,

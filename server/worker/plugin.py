@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import atexit
-import multiprocessing
 import multiprocessing.spawn
 import os
 import sys
 from typing import NoReturn
 
-from unlearngate.processes import end_with_parent
+from unlearngate.processes import leave_group_and_end_with_parent
 from unlearngate.server.contract.branches import ARCHITECTURE
 from unlearngate.server.contract.options import OWN_GROUP_VARIABLE
 
@@ -23,25 +22,9 @@ def register() -> None:
     if os.environ.get(OWN_GROUP_VARIABLE) == "1":
         leave_group_and_end_with_parent()
         end_without_teardown()
-        if multiprocessing.parent_process() is not None:
-            from unlearngate.server.worker.compat import compile_definitions_behind_others
+        from unlearngate.server.worker.compat import compile_definitions_behind_others
 
-            compile_definitions_behind_others()
-
-
-def leave_group_and_end_with_parent() -> None:
-    """Detach an engine process from the server's signals, and end it with its parent; do nothing if it has none.
-
-    It leaves the server's process group: a Ctrl-C in a terminal goes to the whole group and would end the engine at
-    once, while the server still lets running streams finish. It ends with its parent because a killed server cannot
-    stop its engine: vLLM leaves the engine waiting for ever, with the memory that the next one needs.
-    """
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
-    assert parent.pid
-    os.setpgid(0, 0)
-    end_with_parent(parent.pid)
+        compile_definitions_behind_others()
 
 
 def end_without_teardown() -> None:
