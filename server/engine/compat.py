@@ -28,6 +28,7 @@ __all__ = [
     "drop_adapter_info",
     "engine_client",
     "engine_config",
+    "fork_on_a_cpu",
     "init_handlers",
     "logging_config",
     "model_limits",
@@ -85,7 +86,7 @@ def engine_config(args: Namespace) -> Any:
 def engine_client(args: Namespace, num_threads: int, unwanted: Sequence[int]) -> AbstractAsyncContextManager[Any]:
     """An async context manager that starts the engine and yields vLLM's client for it.
 
-    On a CPU the engine's processes are copies of this one where that is safe: see `_fork_on_a_cpu`.
+    On a CPU the engine's processes are copies of this one where that is safe: see `fork_on_a_cpu`.
 
     Args:
         args: vLLM's.
@@ -96,11 +97,11 @@ def engine_client(args: Namespace, num_threads: int, unwanted: Sequence[int]) ->
     from vllm.platforms import current_platform
 
     if current_platform.is_cpu() and may_fork():
-        _fork_on_a_cpu(num_threads, unwanted)
+        fork_on_a_cpu(num_threads, unwanted)
     return build_async_engine_client(args)
 
 
-def _fork_on_a_cpu(num_threads: int, unwanted: Sequence[int]) -> None:
+def fork_on_a_cpu(num_threads: int, unwanted: Sequence[int] = ()) -> None:
     """Let the engine be a copy of this process, and its workers copies of it where they need no threads of their own.
 
     vLLM spawns on a CPU, because OpenMP reads how its threads are bound when it is loaded: so do we, unless they are

@@ -92,7 +92,7 @@ def server(folders):
         engine,
     ]
     arguments = [folders / "tiny", "--forget-sets", folders / "sets", *options]
-    with Server(arguments, folders / "log", env={"VLLM_LOGGING_LEVEL": "DEBUG"}) as running:
+    with Server(arguments, folders / "log", env={"VLLM_LOGGING_LEVEL": "DEBUG"}, fresh=True) as running:
         yield running.wait_until_healthy()
 
 

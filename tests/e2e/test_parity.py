@@ -2,16 +2,15 @@
 
 import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
+from support import preloaded
+
 pytestmark = pytest.mark.e2e
 
-PROGRAM = Path(__file__).parents[1] / "support" / "engine" / "parity.py"
-REQUESTS = int(os.environ.get("PARITY_REQUESTS", "80"))  # of each run; `make test-parity` asks 200
+IN_FULL = "PARITY_REQUESTS" in os.environ  # `make test-parity`
+REQUESTS = int(os.environ.get("PARITY_REQUESTS", "80"))  # of each run
 # By default the target and the step in lockstep are compiled: each kind of set, from the embeddings and from a tap.
 RUNS = {
     "llama-eager": ["--family", "llama"],
@@ -24,7 +23,8 @@ RUNS = {
     "qwen3-undial-tapped": ["--family", "qwen3", "--undial", "--tap", "2"],
     "llama-undial-tensor-parallel-2": ["--family", "llama", "--undial", "--tensor-parallel", "2"],
 }
-
+if not IN_FULL:
+    del RUNS["llama-default"]  # takes minutes to compile, and llama-undial-default compiles the same and more
 
 # One that starts a second time, to be as right with the compiled code that the first start left.
 AGAIN = "llama-undial-default"
@@ -40,22 +40,22 @@ LINE = (
 
 
 def run(name, folder, num_requests, print_figures, seed=None):
-    """One process per engine, so every worker (pytest -n) may take one: an engine here is bound to one core."""
-    command = [sys.executable, PROGRAM, *RUNS[name], "--requests", str(num_requests), "--work", folder / "work"]
-    env = {**os.environ, "PYTHONPATH": str(PROGRAM.parents[2]), "VLLM_CACHE_ROOT": str(folder / "cache")}
+    """One process per engine, so every worker (pytest -n) may take one."""
+    arguments = [*RUNS[name], "--requests", num_requests, "--work", folder / "work"]
+    env = {**os.environ, "VLLM_CACHE_ROOT": str(folder / "cache")}
     env |= {"UNLEARNGATE_SEED": str(seed)} if seed else {}
-    result = subprocess.run(command, env=env, capture_output=True, text=True, timeout=900)
-    lines = [line for line in result.stdout.splitlines() if line.startswith('{"family"')]
-    assert lines, (
-        f"no figures; the run ended with {result.returncode}:\n{result.stdout[-2000:]}\n{result.stderr[-6000:]}"
-    )
+    process = preloaded.run("support.engine.parity", arguments, folder / "log", env)
+    process.wait(timeout=900)
+    log = (folder / "log").read_text()
+    lines = [line for line in log.splitlines() if line.startswith('{"family"')]
+    assert lines, f"no figures; the run ended with {process.returncode}:\n{log[-8000:]}"
     figures = {"adapter_loads": "uncounted", "student_decided": 0, **json.loads(lines[-1])}
     title = name if seed is None else f"{name}, second start"
     print_figures(LINE.format(**figures, name=title, wrong=len(figures["problems"])))
     assert figures["problems"] == [], f"UNLEARNGATE_SEED={figures['seed']}"
     # A tie may go either way, but a run full of ties proves nothing.
     assert figures["ties"] <= figures["tokens"] * 0.01
-    return figures, result.stdout + result.stderr
+    return figures, log
 
 
 @pytest.mark.parametrize("name", RUNS)

@@ -35,7 +35,7 @@ def descendants(server, deep):
 def test_sigterm_ends_a_start_at_once_with_all_its_processes(tmp_path, arguments, deep):
     seconds = random.uniform(0, 6)
     print(f"{seconds:.1f} s after the {'worker' if deep else 'engine'} appeared")
-    with Server([*arguments, ENGINE], tmp_path / "log") as server:
+    with Server([*arguments, ENGINE], tmp_path / "log", fresh=True) as server:
         while not descendants(server, deep):
             assert server.process.poll() is None, server.log[-3000:]
             time.sleep(0.1)
@@ -49,7 +49,7 @@ def test_sigterm_ends_a_start_at_once_with_all_its_processes(tmp_path, arguments
 
 
 def test_a_failed_start_ends_in_one_sentence_with_the_cause(tmp_path, arguments):
-    with Server([*arguments, ENGINE], tmp_path / "log", {"VLLM_CPU_KVCACHE_SPACE": "999999"}) as server:
+    with Server([*arguments, ENGINE], tmp_path / "log", {"VLLM_CPU_KVCACHE_SPACE": "999999"}, fresh=True) as server:
         assert server.process.wait(timeout=200) == 2
         last = server.log.rstrip().splitlines()[-1]
     assert last.startswith("error: the engine did not start: Available memory on node"), last

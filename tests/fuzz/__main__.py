@@ -115,7 +115,7 @@ def main(
     seed = random.randrange(2**32) if seed is None else seed
     out.mkdir(parents=True, exist_ok=True)
     typer.echo(f"seed {seed}")
-    with tempfile.TemporaryDirectory() as folder, serve_demo(Path(folder)) as server:
+    with tempfile.TemporaryDirectory() as folder, serve_demo(Path(folder), fresh=True) as server:
         fuzz, process = Fuzz(server.url, seed), psutil.Process(server.process.pid)
         fuzz.run(minutes / 10, clients)
         first = _memory(process)

@@ -104,7 +104,7 @@ class World:
         options = ["--state", self.base / "state", "--keys", self.base / "keys", "--audit", self.base / "audit"]
         options += ["--watch-interval-s", "0.2", "--max-known", "8", "--enable-undial", "--engine-args", ENGINE]
         arguments = [self.target, "--forget-sets", self.folder, *options]
-        return Server(arguments, self.base / "log", env={"ONEDNN_PRIMITIVE_CACHE_CAPACITY": ONEDNN_KERNELS})
+        return Server(arguments, self.base / "log", env={"ONEDNN_PRIMITIVE_CACHE_CAPACITY": ONEDNN_KERNELS}, fresh=True)
 
 
 def call(server: Server, method: str, path: str, body: object = None, *, key: str = "root") -> httpx.Response:

@@ -29,13 +29,13 @@ PATIENCE_S = 120
 
 
 @contextmanager
-def serve_demo(base: Path, *options: str) -> Iterator[Server]:
+def serve_demo(base: Path, *options: str, fresh: bool = False) -> Iterator[Server]:
     """A server of the demo with an audit log, and a folder of sets of its own below `base`."""
     subprocess.run([sys.executable, "-m", "unlearngate.cli", "demo", "build"], check=True, stdout=subprocess.DEVNULL)
     shutil.copytree(demo_folder(None) / "forget_sets", base / "sets")
     (base / "audit").mkdir()
     arguments = ["--forget-sets", base / "sets", "--audit", base / "audit", "--watch-interval-s", "0.2", *options]
-    with Server(arguments, base / "log") as running:
+    with Server(arguments, base / "log", fresh=fresh) as running:
         running.folders = {"sets": base / "sets", "audit": base / "audit"}
         yield running.wait_until_healthy()
 

@@ -14,6 +14,8 @@ from pathlib import Path
 import httpx
 import openai
 
+from support import preloaded
+
 START_TIMEOUT_S = 240
 
 
@@ -24,19 +26,29 @@ def free_port() -> int:
 
 
 class Server:
-    """A running server; `log` is everything it printed. Leaving its `with` block ends it, also when a test failed."""
+    """A running server; `log` is everything it printed. Leaving its `with` block ends it, also when a test failed.
 
-    def __init__(self, arguments: Sequence[str | Path], log: Path, env: dict[str, str] | None = None) -> None:
+    It is a copy of a process that has imported what it imports, or with `fresh` an interpreter of its own.
+    """
+
+    def __init__(
+        self, arguments: Sequence[str | Path], log: Path, env: dict[str, str] | None = None, *, fresh: bool = False
+    ) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.folders: dict[str, Path] = {}
         self._log = log
-        command = [sys.executable, "-m", "unlearngate.cli", "serve", *map(str, arguments), "--port", str(self.port)]
+        words = ["serve", *map(str, arguments), "--port", str(self.port)]
         environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", **(env or {})}
-        with log.open("w") as out:
-            self.process = subprocess.Popen(
-                command, stdout=out, stderr=subprocess.STDOUT, env=environment, start_new_session=True
-            )
+        self.process: subprocess.Popen[bytes] | preloaded.Process
+        if fresh:
+            command = [sys.executable, "-m", "unlearngate.cli", *words]
+            with log.open("w") as out:
+                self.process = subprocess.Popen(
+                    command, stdout=out, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+                )
+        else:
+            self.process = preloaded.run("unlearngate.cli", words, log, environment)
 
     def __enter__(self) -> Server:
         return self

@@ -58,7 +58,7 @@ class Replicas:
         options += ["--max-sets-per-request", "4", "--audit", folder / "audit", "--engine-args", ENGINE]
         (folder / "audit").mkdir(exist_ok=True)
         arguments = [self.target, "--forget-sets", folder / "sets", *options]
-        return self._stack.enter_context(Server(arguments, folder / "log", ENVIRONMENT))
+        return self._stack.enter_context(Server(arguments, folder / "log", ENVIRONMENT, fresh=True))
 
     def addresses(self, *nodes: str) -> list[str]:
         return [f"127.0.0.1:{self.servers[node].port}" for node in nodes or ("a", "b")]

@@ -15,6 +15,8 @@ import time
 from itertools import combinations
 from pathlib import Path
 
+import torch
+
 MAX_MODEL_LEN = 512
 NUM_LAYERS = 2  # of the target's 4
 BLOCK_SIZE = 32
@@ -38,15 +40,12 @@ def main() -> int:
     args.seed = args.seed or random.SystemRandom().randrange(1, 2**31)
     print(f"seed {args.seed} (set UNLEARNGATE_SEED to repeat)", flush=True)
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    # Left alone, vLLM binds every engine to the same core, and two runs at a time starve each other.
+    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)  # also where torch was loaded before
     if args.tensor_parallel == 1:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        # Left alone, vLLM binds every engine to the same core, and two runs at a time starve each other.
-        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
-        os.environ["OMP_NUM_THREADS"] = "1"
-    else:
-        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(
-            str(core) for core in sorted(os.sched_getaffinity(0))[: args.tensor_parallel]
-        )
     figures = run(args)
     print(json.dumps(figures), flush=True)
     return 1 if figures["problems"] else 0
@@ -100,6 +99,7 @@ def start_engine(args: argparse.Namespace, target: Path):
     from vllm.v1.engine.llm_engine import LLMEngine
 
     from unlearngate.server.contract.options import engine_options
+    from unlearngate.server.engine import compat
     from unlearngate.server.sets.registry import Registry
     from unlearngate.server.worker import cpu_lora
     from unlearngate.target import identify_target
@@ -127,6 +127,7 @@ def start_engine(args: argparse.Namespace, target: Path):
         disable_log_stats=False,
         **options,
     ).create_engine_config()
+    compat.fork_on_a_cpu(num_threads=1)
     engine = LLMEngine.from_vllm_config(config)
     return engine, registry
 
