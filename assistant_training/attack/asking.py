@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import openai
 
-from unlearngate.assistant_training.attack.kinds import Prompt, sent_text
+from unlearngate.assistant_training.attack.prompts import Prompt, sent_text
 from unlearngate.assistant_training.evaluate.asking import check_in_force, connect
 from unlearngate.errors import UnlearngateError
 

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import regex
 
 from unlearngate.assistant_training.attack.asking import Reply
-from unlearngate.assistant_training.attack.kinds import Prompt
 from unlearngate.assistant_training.attack.oracles import Guesses
 from unlearngate.assistant_training.attack.probes import holds, holds_spelled
+from unlearngate.assistant_training.attack.prompts import Prompt
 from unlearngate.assistant_training.data.words import whole, whole_words
 from unlearngate.assistant_training.evaluate.metrics import recited, rouge_recall
 

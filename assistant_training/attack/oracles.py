@@ -15,8 +15,8 @@ from typing import Any
 import openai
 
 from unlearngate.assistant_training.attack.asking import CHAT, MOST_IDS, Side, Tell, in_parallel
-from unlearngate.assistant_training.attack.kinds import begun_request, similar
 from unlearngate.assistant_training.attack.probes import before_fact
+from unlearngate.assistant_training.attack.prompts import begun_request, similar
 from unlearngate.assistant_training.data.pairs import QAPair
 
 ORACLES = ("oracle-bias", "oracle-tail")

@@ -18,9 +18,10 @@ from unlearngate.assistant_training.attack.figures import (
     right_unchanged,
     unchanged,
 )
-from unlearngate.assistant_training.attack.kinds import KINDS, Group, Material, Prompt, prompts_of
+from unlearngate.assistant_training.attack.kinds import KINDS, prompts_of
 from unlearngate.assistant_training.attack.oracles import ORACLES, alike, bias_oracle, find_positions, tail_oracle
 from unlearngate.assistant_training.attack.probes import Probes, limited
+from unlearngate.assistant_training.attack.prompts import Group, Material, Prompt
 from unlearngate.assistant_training.data.pairs import QAPair
 from unlearngate.errors import UnlearngateError
 

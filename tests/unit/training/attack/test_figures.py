@@ -15,8 +15,8 @@ from unlearngate.assistant_training.attack.figures import (
     right_unchanged,
     unchanged,
 )
-from unlearngate.assistant_training.attack.kinds import Prompt
 from unlearngate.assistant_training.attack.oracles import Guesses
+from unlearngate.assistant_training.attack.prompts import Prompt
 from unlearngate.assistant_training.data.pairs import QAPair
 
 PAIR = QAPair("x", "Who taught X?", "Sister Pell did in 1942", facts=("Sister Pell", "1942"))

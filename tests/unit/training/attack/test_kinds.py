@@ -6,8 +6,10 @@ import re
 
 import pytest
 
-from unlearngate.assistant_training.attack.kinds import KINDS, NAME_FORMS, Material, prompts_of, sent_text
+from unlearngate.assistant_training.attack.kinds import KINDS, prompts_of
+from unlearngate.assistant_training.attack.names import NAME_FORMS
 from unlearngate.assistant_training.attack.probes import Probes, holds
+from unlearngate.assistant_training.attack.prompts import Material, sent_text
 from unlearngate.assistant_training.attack.wordings import completing, forms, languages, together, turns, wrapping
 from unlearngate.assistant_training.data import contexts
 from unlearngate.assistant_training.data.encoding import SYSTEM_PROMPTS
