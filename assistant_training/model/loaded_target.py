@@ -10,6 +10,7 @@ from typing import Any
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from unlearngate.assistant_training.data.chat import set_switches
+from unlearngate.assistant_training.model.memory import keep_freed_memory
 from unlearngate.assistant_training.model.processes import Processes
 from unlearngate.errors import TrainingError
 from unlearngate.target import TargetIdentity, check_target, identify_target
@@ -84,6 +85,7 @@ def load_target(
 
     Raises: ArtefactError if a file is missing; TrainingError if no forget set could be trained on it, or served.
     """
+    keep_freed_memory()
     architecture = check_target(folder)
     if architectures is not None and architecture not in architectures:
         raise TrainingError(

@@ -1,0 +1,26 @@
+"""Memory that torch frees stays the process's: training and calibration make the same large tensors again and again."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+
+# glibc's malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_LARGE = 2**30
+
+
+def keep_freed_memory() -> None:
+    """On Linux, let this process keep what it frees, and let torch ask for large pages; call it before torch allocates.
+
+    The logits of a batch, N x V, are tens of megabytes, which glibc gives back to the kernel each time. The kernel
+    fills every page with zeros before it hands it out again.
+    """
+    if sys.platform != "linux":
+        return
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch's: transparent huge pages
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # not in musl
+    if mallopt:
+        mallopt(_M_MMAP_THRESHOLD, _LARGE)
+        mallopt(_M_TRIM_THRESHOLD, _LARGE)
