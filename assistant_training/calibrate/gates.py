@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from unlearngate.assistant_training.calibrate.sweep import Positions
+from unlearngate.assistant_training.calibrate.positions import Positions
 
 NUM_GATES = 10
 _STEPS_PER_NAT = 20  # gates are rounded to 0.05 nats

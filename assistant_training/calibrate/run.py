@@ -17,21 +17,17 @@ from unlearngate.assistant_training.calibrate.decoded import decode
 from unlearngate.assistant_training.calibrate.gates import gates_of
 from unlearngate.assistant_training.calibrate.held_out import HeldOut, WordedQuestion, ask, ask_in_contexts
 from unlearngate.assistant_training.calibrate.kept import Kept, digest_of
+from unlearngate.assistant_training.calibrate.positions import (
+    Composed,
+    Positions,
+    compose_positions,
+    least_evidence,
+    read_positions,
+)
 from unlearngate.assistant_training.calibrate.report import Report, write_report
 from unlearngate.assistant_training.calibrate.selection import Choice, best_of, choose_setting, describe
 from unlearngate.assistant_training.calibrate.settings import CalibrationSettings, Limits
-from unlearngate.assistant_training.calibrate.sweep import (
-    Composed,
-    Grid,
-    Measured,
-    Positions,
-    Setting,
-    compose_positions,
-    least_evidence,
-    plain_outcome,
-    read_positions,
-    sweep,
-)
+from unlearngate.assistant_training.calibrate.sweep import Grid, Measured, Setting, plain_outcome, sweep
 from unlearngate.assistant_training.data.chat import warning_of_no_system
 from unlearngate.assistant_training.data.everyday import warning_of_everyday_facts
 from unlearngate.assistant_training.data.lengths import longest_turns, refuse_longer_than_context, warning_of_cut

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from unlearngate.assistant_training.calibrate.gates import gates_of
-from unlearngate.assistant_training.calibrate.sweep import Positions
+from unlearngate.assistant_training.calibrate.positions import Positions
 
 
 def file_of(*answers):

@@ -7,20 +7,16 @@ import pytest
 import torch
 
 from support.engine.tiny import make_target
-from unlearngate.assistant_training.calibrate.sweep import (
+from unlearngate.assistant_training.calibrate.positions import (
     Composed,
-    Grid,
-    Measured,
     Positions,
     compose_positions,
     compose_rows,
     least_evidence,
-    outcome,
-    plain_outcome,
     read_positions,
     read_rows,
-    sweep,
 )
+from unlearngate.assistant_training.calibrate.sweep import Grid, Measured, outcome, plain_outcome, sweep
 from unlearngate.assistant_training.data.encoding import encode
 from unlearngate.assistant_training.evaluate.metrics import answer_probability
 from unlearngate.assistant_training.model.assistant import new_assistant
