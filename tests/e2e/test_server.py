@@ -5,13 +5,13 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations
 
 import httpx
 import openai
+import psutil
 import pytest
 
 from support.engine.reference import Reference, Term
@@ -410,12 +410,12 @@ def test_a_signal_to_the_whole_group_lets_running_streams_finish(tmp_path, numbe
 
 
 def test_a_dead_engine_answers_503_and_ends_the_server_with_1(server):
-    core = subprocess.run(["pgrep", "-f", "-P", str(server.process.pid), "EngineCore"], capture_output=True, text=True)
+    children = psutil.Process(server.process.pid).children()
+    (engine,) = [child for child in children if "EngineCore" in " ".join(child.cmdline())]
     with ThreadPoolExecutor(1) as pool:
         body = {"model": "tiny", "messages": MESSAGES, "max_tokens": 450, "ignore_eos": True}
         for number in (signal.SIGSTOP, signal.SIGKILL):  # stopped first: it cannot be done before it dies
-            for pid in core.stdout.split():
-                os.kill(int(pid), number)
+            engine.send_signal(number)
             if number == signal.SIGSTOP:
                 answer = pool.submit(server.post, "/v1/chat/completions", body)
                 time.sleep(1)

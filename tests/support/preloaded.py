@@ -19,6 +19,8 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 
+import setproctitle
+
 IMPORTED = (
     "unlearngate.cli",
     "unlearngate.assistant_training.demo.build",
@@ -102,6 +104,7 @@ def main() -> None:
 
     for module in IMPORTED:
         import_module(module)
+    setproctitle.getproctitle()  # finds where the title is, which it cannot once the environment is another
     signal.signal(signal.SIGCHLD, reap)
     for text in sys.stdin:
         line = json.loads(text)
