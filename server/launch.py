@@ -43,7 +43,7 @@ from unlearngate.server.sets.lifecycle import Lifecycle, keep_looking, keep_prov
 from unlearngate.server.sets.policy import Policy
 from unlearngate.server.sets.registry import Registry
 from unlearngate.server.sets.store import Store
-from unlearngate.server.starting import end_at_once, explained
+from unlearngate.server.starting import ended_at_once, explained
 from unlearngate.target import identify_target
 
 logger = logging.getLogger(__name__)
@@ -70,8 +70,7 @@ def serve(config: ServerConfig) -> int:
     access = _access(config)
     listener = _listen(config.host, config.port)
     try:
-        with tempfile.TemporaryDirectory(prefix="unlearngate-") as scratch:
-            end_at_once(Path(scratch))
+        with tempfile.TemporaryDirectory(prefix="unlearngate-") as scratch, ended_at_once(Path(scratch)):
             target = identify_target(config.target, config.name)
             with _audit(config, target.model_id) as audit:
                 store = Store(config.state or Path(scratch) / "state")

@@ -28,11 +28,12 @@ _NO_CAUSE = re.compile(r"initialization failed|See (root cause|stack trace)|Fail
 _RAISED = re.compile(r"\] (?:\w+\.)*(\w*(?:Error|Exception|Interrupt|Exit)): (\S.*)")
 
 
-def end_at_once(scratch: Path) -> None:
-    """Until others are installed, let SIGTERM and SIGINT end this process, its engine and what it wrote in `scratch`.
+@contextmanager
+def ended_at_once(scratch: Path) -> Iterator[None]:
+    """Until others are installed, SIGTERM and SIGINT end this process, its engine and what it wrote in `scratch`.
 
     An exception would not do: vLLM's start catches some, and waits minutes for an engine that is gone. A signal that
-    a supervisor had ignored stays ignored.
+    a supervisor had ignored stays ignored. Behind the `with` block the handlers are those from before it.
     """
 
     def end(number: int, _frame: object) -> None:
@@ -45,9 +46,15 @@ def end_at_once(scratch: Path) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
         os._exit(128 + number)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        if signal.getsignal(number) is not signal.SIG_IGN:
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
             signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

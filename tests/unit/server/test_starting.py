@@ -12,13 +12,13 @@ import pytest
 from vllm.logger import DEFAULT_LOGGING_CONFIG
 
 from unlearngate.errors import StartError
-from unlearngate.server.starting import explained
+from unlearngate.server.starting import ended_at_once, explained
 
 STARTING = textwrap.dedent(
     """
     import multiprocessing, os, sys, threading, time
     from pathlib import Path
-    from unlearngate.server.starting import end_at_once
+    from unlearngate.server.starting import ended_at_once
 
     def engine(places):
         os.setpgid(0, 0)
@@ -30,12 +30,12 @@ STARTING = textwrap.dedent(
     if __name__ == "__main__":
         scratch = Path(sys.argv[1]) / "scratch"
         scratch.mkdir()
-        end_at_once(scratch)
-        multiprocessing.get_context("fork").Process(target=engine, args=(sys.argv[1],)).start()
-        try:
-            threading.Event().wait()
-        except BaseException:  # as a start that takes no exception for an answer
-            time.sleep(600)
+        with ended_at_once(scratch):
+            multiprocessing.get_context("fork").Process(target=engine, args=(sys.argv[1],)).start()
+            try:
+                threading.Event().wait()
+            except BaseException:  # as a start that takes no exception for an answer
+                time.sleep(600)
     """
 )
 
@@ -71,6 +71,14 @@ def test_a_signal_ends_a_start_and_all_that_it_started(tmp_path, number):
     assert not (tmp_path / "scratch").exists()
     for pid in pids.read_text().split():
         assert not Path("/proc", pid).exists() or "Z" in Path("/proc", pid, "stat").read_text().split()[2]
+
+
+def test_behind_a_start_signals_do_what_they_did_before(tmp_path):
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    with pytest.raises(StartError), ended_at_once(tmp_path):
+        assert all(signal.getsignal(number) not in before for number in (signal.SIGTERM, signal.SIGINT))
+        raise StartError("no")
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
 
 
 @pytest.fixture
