@@ -94,7 +94,7 @@ class ServerConfig(BaseModel):
         default=2000, ge=1, description="characters or items when such a definition's bounded repeats are written out"
     )
     max_compile_s: float = Field(
-        default=10.0, gt=0, description="seconds that such a definition may take to compile, in one thread"
+        default=10.0, gt=0, description="seconds of a processor that such a definition may take to compile"
     )
     max_biases: int = Field(default=1024, ge=1, description="entries of logit_bias, bad_words, stop_token_ids each")
     drain_timeout_s: int = Field(default=30, ge=0, description="how long running requests may finish on SIGTERM")

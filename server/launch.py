@@ -105,7 +105,8 @@ def serve(config: ServerConfig) -> int:
                 )
                 accounting = Accounting(Meter(tally), audit)
                 start = explained(Path(scratch), compat.logging_config())
-                engine = compat.engine_client(arguments, num_threads, [listener.fileno()])
+                unwanted = [listener.fileno(), *([audit.fileno()] if audit else [])]
+                engine = compat.engine_client(arguments, num_threads, unwanted)
                 running = _run(config, lifecycle, policy, access, accounting, arguments, listener, engine, start)
                 return asyncio.run(running)
     finally:
@@ -249,9 +250,10 @@ async def _run(
             await compat.init_handlers(engine, state, arguments)
         client.check_adapters(engine)
         compat.drop_adapter_info(engine)
-        definitions = Definitions(*compat.vocabulary(engine), config.max_compile_s)
-        running.push_async_callback(definitions.close)
-        client.try_definitions(engine, definitions)
+        if compat.compiles_with_xgrammar(engine):
+            definitions = Definitions(*compat.vocabulary(engine), config.max_compile_s)
+            running.push_async_callback(definitions.close)
+            client.try_definitions(engine, definitions)
         client.count_tokens(engine, accounting.meter)
         adapters = Adapters(policy.registry.bindings, engine, state, capacity=config.max_known)
         answerer = Answerer(policy, adapters, accounting, state, most_per_key=config.max_running_per_key)

@@ -21,6 +21,5 @@ def keep_freed_memory() -> None:
         return
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch's: transparent huge pages
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # not in musl
-    if mallopt:
-        mallopt(_M_MMAP_THRESHOLD, _LARGE)
+    if mallopt and mallopt(_M_MMAP_THRESHOLD, _LARGE):  # 0 from older ones, which bound it
         mallopt(_M_TRIM_THRESHOLD, _LARGE)

@@ -96,6 +96,10 @@ class Audit:
         finally:
             os.close(fd)
 
+    def fileno(self) -> int:
+        """The descriptor of the file that is written, whose lock a copy of this process would share."""
+        return self._fd
+
     def close(self) -> None:
         """Sync, and release the log for another process."""
         self.sync()

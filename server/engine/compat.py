@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
+import torch
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.exceptions import VLLMError, VLLMValidationError
 from vllm.lora.request import LoRARequest
@@ -24,6 +25,7 @@ __all__ = [
     "VLLMError",
     "VLLMValidationError",
     "bind_adapter",
+    "compiles_with_xgrammar",
     "describe_error",
     "drop_adapter_info",
     "engine_client",
@@ -98,6 +100,10 @@ def engine_client(args: Namespace, num_threads: int, unwanted: Sequence[int]) ->
 
     if current_platform.is_cpu() and may_fork():
         fork_on_a_cpu(num_threads, unwanted)
+    else:
+        torch.set_num_threads(num_threads)  # vLLM counts with it
+        # Off a CPU vLLM would fork by itself, and what a copy must undo would not be undone.
+        os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     return build_async_engine_client(args)
 
 
@@ -134,6 +140,11 @@ def model_limits(state: Any) -> tuple[str, int]:
     """The served model's folder, as the engine was given it, and how many tokens prompt and answer may have."""
     models = state.openai_serving_models
     return str(models.base_model_paths[0].model_path), int(models.registry.model_config.max_model_len)
+
+
+def compiles_with_xgrammar(engine: Any) -> bool:
+    """Whether xgrammar compiles what answers must match; `auto` may choose another for what it cannot compile."""
+    return engine.vllm_config.structured_outputs_config.backend in ("auto", "xgrammar")
 
 
 def vocabulary(engine: Any) -> tuple[str, int]:

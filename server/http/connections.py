@@ -38,9 +38,11 @@ class GuardedHttp(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Count bytes; close a connection whose head or trailers are too large."""
+        """Count bytes, and time a head that begins; close a connection whose head or trailers are too large."""
         self._num_bytes += len(data)
         super().data_received(data)
+        if self._num_bytes and self._is_idle() and self._head_timer is None:  # uvicorn's own is for no byte at all
+            self._expect_head()
         if self._num_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
             if self._is_idle():
                 self.transport.write(_TOO_LARGE)
@@ -63,9 +65,9 @@ class GuardedHttp(HttpToolsProtocol):
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """Start the head timer for the next request, unless it has begun."""
+        """Start the head timer if bytes of the next head are there already; until then uvicorn's keep-alive waits."""
         super().on_response_complete()
-        if self._is_idle():
+        if self._num_bytes and self._is_idle():
             self._expect_head()
 
     def _is_idle(self) -> bool:

@@ -113,14 +113,17 @@ def compile_definitions_behind_others() -> None:
         init(self, *args, **kwargs)
         if hasattr(self, "executor"):
             self.executor.shutdown(wait=False)
-            self.executor = ThreadPoolExecutor(_COMPILING_THREADS, initializer=_step_back)
+            number = max(_COMPILING_THREADS, self.executor._max_workers)
+            self.executor = ThreadPoolExecutor(number, initializer=_step_back)
 
     StructuredOutputManager.__init__ = patient
 
 
 def _step_back() -> None:
     if sys.platform == "linux":  # elsewhere threads have no priority of their own
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWER_PRIORITY)
+        thread = threading.get_native_id()
+        lower = max(_LOWER_PRIORITY, os.getpriority(os.PRIO_PROCESS, thread))  # raising it would be refused
+        os.setpriority(os.PRIO_PROCESS, thread, lower)
 
 
 def group_cpu_lora() -> None:

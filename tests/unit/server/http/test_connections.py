@@ -95,6 +95,15 @@ def test_a_head_that_does_not_come_is_given_up_also_after_an_answer(port, begun)
         assert connection.read_all().endswith(b"ok")
 
 
+def test_a_connection_without_a_request_is_kept_longer_than_a_head_may_take(port):
+    kept = head(2).replace(b"connection: close\r\n", b"") + b"ok"
+    with Connection(port) as connection:
+        connection.send(kept)
+        threading.Event().wait(1.5)  # uvicorn's keep-alive, 5 s here, is the limit
+        connection.send(head(3) + b"end")
+        assert connection.read_all().endswith(b"end")
+
+
 def test_a_body_may_take_longer_than_a_head(port):
     with Connection(port) as connection:
         connection.send(head(10) + b"hello")
