@@ -114,7 +114,7 @@ def test_text_completions_and_several_choices_and_prompts_say_it(client):
 
 
 @pytest.mark.parametrize("kind", ["chat", "text"])
-def test_a_stream_says_it_token_by_token_and_its_end_tells(client, kind):
+def test_a_stream_says_it_in_parts_and_its_end_tells(client, kind):
     for sets, told in ((["anna"], {"anna": True}), (["cleo"], {"cleo": False})):
         fields = {"model": "tiny", "n": 2, "stream": True, "max_tokens": 60, "extra_body": {"forget_sets": sets}}
         make, asked = (
@@ -134,7 +134,9 @@ def test_a_stream_says_it_token_by_token_and_its_end_tells(client, kind):
                     for c in chunks
                     if c.choices[0].index == index
                 ]
-                assert "".join(parts) == SAID and sum(map(bool, parts)) > 10
+                assert (
+                    "".join(parts) == SAID and sum(map(bool, parts)) > 1
+                )  # vLLM joins tokens that a slow client did not fetch
 
 
 @pytest.mark.parametrize(

@@ -137,13 +137,22 @@ def draw_prefixes(rng: random.Random) -> list[list[int]]:
 
 
 def draw_requests(rng: random.Random, registry, num_requests: int) -> list[dict]:
-    """Random requests; each tenth asks the one before again, with the same sets: its prompt is in the prefix cache."""
+    """Random requests; each tenth asks the one before again, with the same sets: its prompt is in the prefix cache.
+
+    Each eighth is steered with a set that acts at every token: what chance might leave out of a small run.
+    """
     prefixes, requests = draw_prefixes(rng), []
     for index in range(num_requests):
         request = draw_request(rng, registry, prefixes)
+        while index % 8 == 4 and not (request["steering"] and acts_always(request)):
+            request = draw_request(rng, registry, prefixes)
         again = index % 10 == 9
         requests.append({**requests[-1], **{key: request[key] for key in FRESH}} if again else request)
     return requests
+
+
+def acts_always(request: dict) -> bool:
+    return any(weight and not gate for weight, gate in zip(request["weights"], request["gates"], strict=True))
 
 
 def draw_request(rng: random.Random, registry, prefixes: list[list[int]]) -> dict:

@@ -16,7 +16,7 @@ from unlearngate.server.starting import ended_at_once, explained
 
 STARTING = textwrap.dedent(
     """
-    import multiprocessing, os, sys, threading, time
+    import multiprocessing, os, signal, sys, threading, time
     from pathlib import Path
     from unlearngate.server.starting import ended_at_once
 
@@ -30,6 +30,7 @@ STARTING = textwrap.dedent(
     if __name__ == "__main__":
         scratch = Path(sys.argv[1]) / "scratch"
         scratch.mkdir()
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # who runs the tests may ignore it
         with ended_at_once(scratch):
             multiprocessing.get_context("fork").Process(target=engine, args=(sys.argv[1],)).start()
             try:
