@@ -18,11 +18,11 @@ from typing import Any
 import psutil
 
 from unlearngate.errors import StartError
+from unlearngate.processes import LOG_CONFIG
 from unlearngate.server.contract.start_log import StartLog
 
 logger = logging.getLogger(__name__)
 
-_LOG_CONFIG = "VLLM_LOGGING_CONFIG_PATH"
 # vLLM's own words for "look further up".
 _NO_CAUSE = re.compile(r"initialization failed|See (root cause|stack trace)|Failed core proc|Worker failed with error")
 _RAISED = re.compile(r"\] (?:\w+\.)*(\w*(?:Error|Exception|Interrupt|Exit)): (\S.*)")
@@ -68,13 +68,13 @@ def explained(scratch: Path, logging_config: dict[str, Any]) -> Iterator[None]:
     Raises: StartError with the cause.
     """
     log = (
-        None if _LOG_CONFIG in os.environ else _keep_log(scratch, logging_config)
+        None if LOG_CONFIG in os.environ else _keep_log(scratch, logging_config)
     )  # an operator's own logging has it all
     try:
         yield
     except (RuntimeError, ValueError, OSError) as error:
         cause = (log and _cause(log)) or str(error)
-        where = f"its log is kept in {_kept(log)}" if log else f"its log is where {_LOG_CONFIG} says"
+        where = f"its log is kept in {_kept(log)}" if log else f"its log is where {LOG_CONFIG} says"
         raise StartError(f"the engine did not start: {cause}; {where}") from error
     if log:
         log.unlink()
@@ -89,7 +89,7 @@ def _keep_log(scratch: Path, logging_config: dict[str, Any]) -> Path:
     config["handlers"]["start"] = {"class": kind, "formatter": "vllm", "filename": str(log)}
     config["loggers"]["vllm"]["handlers"].append("start")
     chosen.write_text(json.dumps(config))
-    os.environ[_LOG_CONFIG] = str(chosen)
+    os.environ[LOG_CONFIG] = str(chosen)
     return log
 
 

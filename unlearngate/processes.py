@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_LOG_CONFIG = "VLLM_LOGGING_CONFIG_PATH"
+LOG_CONFIG = "VLLM_LOGGING_CONFIG_PATH"
 
 
 def leave_group_and_end_with_parent() -> None:
@@ -95,7 +95,7 @@ class _Copy(multiprocessing.context.ForkProcess):
                 signal.signal(number, default)
         for descriptor in self.unwanted:
             os.close(descriptor)
-        if path := os.environ.get(_LOG_CONFIG):
+        if path := os.environ.get(LOG_CONFIG):
             logging.config.dictConfig(json.loads(Path(path).read_text()))
         torch.set_num_threads(self.num_threads)
         super().run()

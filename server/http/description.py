@@ -48,7 +48,7 @@ _ERRORS = {
     409: "Another version of the set is in force.",
     413: "The body is too large.",
     422: "vLLM cannot process the request.",
-    429: "The API key has as many requests running as it may have (--max-running-per-key).",
+    429: "Too many requests of this API key are running (--max-running-per-key), or too many definitions wait.",
     500: "A fault of this server, or a set whose files were changed on its disk.",
     501: "vLLM does not implement this.",
     503: "Not now: the engine is gone, the audit log cannot be written, or a set cannot be put in force.",
