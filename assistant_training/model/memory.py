@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import sys
 
 # glibc's malloc.h
@@ -12,14 +11,13 @@ _LARGE = 2**30
 
 
 def keep_freed_memory() -> None:
-    """On Linux, let this process keep what it frees, and let torch ask for large pages; call it before torch allocates.
+    """On Linux, let this process keep what it frees.
 
     The logits of a batch, N x V, are tens of megabytes, which glibc gives back to the kernel each time. The kernel
     fills every page with zeros before it hands it out again.
     """
     if sys.platform != "linux":
         return
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch's: transparent huge pages
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # not in musl
     if mallopt and mallopt(_M_MMAP_THRESHOLD, _LARGE):  # 0 from older ones, which bound it
         mallopt(_M_TRIM_THRESHOLD, _LARGE)

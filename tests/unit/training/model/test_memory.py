@@ -16,9 +16,10 @@ def work():
     logits = torch.zeros(2**23)  # 32 MiB each: more than glibc keeps by itself
     return (logits.exp() + logits).sum()
 
-work()
+for _ in range(8):  # the heap finds its size
+    work()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(4):
+for _ in range(16):
     work()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
@@ -32,4 +33,4 @@ def test_freed_memory_is_used_again():
         )
         for how in ("kept", "as it is")
     }
-    assert faults["as it is"] > 4 * 2**23 * 4 // 4096 > 4 * faults["kept"], faults
+    assert faults["as it is"] > 4 * faults["kept"], faults
