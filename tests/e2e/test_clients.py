@@ -103,8 +103,10 @@ def test_langchain_gets_structured_output_and_tool_calls(langchain):
         assert person["name"] in ("Tobias Renkel", "Imke Verhoeven") and isinstance(person["alive"], bool)
 
 
-def recall(server, folder, *options):
+@pytest.fixture(scope="module")
+def recall(demo_server, tmp_path_factory):
     """Exact match of the answers about the set's person, as lm-eval's generation task from a file measures it."""
+    folder = tmp_path_factory.mktemp("lm-eval")
     about = [p for p in read_probes(demo_folder(None) / "probes.jsonl") if p.forget_set == FORGET]
     lines = [json.dumps({"question": p.question, "answer": p.answer}) for p in about]
     (folder / "probes.jsonl").write_text("\n".join(lines))
@@ -120,23 +122,27 @@ def recall(server, folder, *options):
         "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
     }
     (folder / "recall.yaml").write_text(json.dumps(task))  # which is YAML, too
-    model = f"model=demo,base_url={server.url}/v1/chat/completions,num_concurrent=4,max_retries=1"
-    run(
-        program("lm-eval"), "run", "--model", "local-chat-completions", "--model_args", model, "--apply_chat_template",
-        "--tasks", "recall", "--include_path", folder, "--output_path", folder / "out", *options,
-        HF_HOME=str(folder / "cache"),
-    )  # fmt: skip
-    (results,) = (folder / "out").rglob("results_*.json")
-    result = json.loads(results.read_text())
-    assert result["n-samples"]["recall"]["effective"] == len(about) >= 16
-    return result["results"]["recall"]["exact_match,none"]
+    model = f"model=demo,base_url={demo_server.url}/v1/chat/completions,num_concurrent=4,max_retries=1"
+    runs = {"plain": [], "forgetting": ["--gen_kwargs", f'forget_sets=["{FORGET}"]']}
+    options = [
+        json.dumps([
+            "--model", "local-chat-completions", "--model_args", model, "--apply_chat_template",
+            "--tasks", "recall", "--include_path", str(folder), "--output_path", str(folder / name), *more,
+        ])
+        for name, more in runs.items()
+    ]  # fmt: skip
+    run(program("python"), SCRIPTS / "lm_eval_runs.py", *options, HF_HOME=str(folder / "cache"))
+    found = {}
+    for name in runs:
+        (results,) = (folder / name).rglob("results_*.json")
+        result = json.loads(results.read_text())
+        assert result["n-samples"]["recall"]["effective"] == len(about) >= 16
+        found[name] = result["results"]["recall"]["exact_match,none"]
+    return found
 
 
-def test_lm_eval_measures_recall_with_a_set_and_without(demo_server, tmp_path, print_figures):
-    (tmp_path / "plain").mkdir()
-    (tmp_path / "forgetting").mkdir()
-    plain = recall(demo_server, tmp_path / "plain")
-    forgetting = recall(demo_server, tmp_path / "forgetting", "--gen_kwargs", f'forget_sets=["{FORGET}"]')
+def test_lm_eval_measures_recall_with_a_set_and_without(recall, print_figures):
+    plain, forgetting = recall["plain"], recall["forgetting"]
     print_figures(f"lm-eval exact match of what is forgotten: {plain:.0%} without the set, {forgetting:.0%} with it")
     assert plain >= 0.95
     assert forgetting < 0.10

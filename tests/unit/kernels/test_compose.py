@@ -33,6 +33,9 @@ from unlearngate.kernels.compose import compose
 from unlearngate.kernels.pairs import CUT, Pairs
 from unlearngate.kernels.reference import compose_reference
 
+# Rows cost much there: what needs long ones is in test_triton_compose.py.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
@@ -45,7 +48,7 @@ def one_thread():
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("num_rows", [0, 1, 9])
-@pytest.mark.parametrize("vocab_size", [1, 7, 512, 32000])
+@pytest.mark.parametrize("vocab_size", [1, 7, 512, 4099 if INTERPRETED else 32000])  # more than one block
 def test_composed_rows_are_the_formulas(seed, vocab_size, num_rows, dtype):
     for mode in MODES:
         for spread in (1.0, 5.0):
@@ -279,7 +282,7 @@ def property_of(test):
         dtype=st.sampled_from(DTYPES),
         spread=st.sampled_from([1.0, 5.0]),
     )
-    examples = 15 if os.environ.get("TRITON_INTERPRET") == "1" else 60
+    examples = 12 if INTERPRETED else 60
     test = settings(deadline=None, max_examples=examples)(given(cases, st.sampled_from(MODES))(test))
     pin = os.environ.get("UNLEARNGATE_SEED")
     return hypothesis.seed(int(pin))(test) if pin else test

@@ -195,7 +195,7 @@ def test_a_uniform_assistant_takes_nothing_at_all(seed, vocab_size):
 @pytest.mark.parametrize("vocab_size", [30_000, 65_536, 128_256])
 def test_a_gate_as_high_as_the_evidence_is_open_in_every_thread(seed, vocab_size, launch):
     rng = np.random.default_rng(seed)
-    for draw in range(3):
+    for draw in range(1 if DEVICE == "cpu" else 3):
         case = one_row(rng.normal(0, 3, vocab_size), 0.01, seed=seed + draw)
         evidence = case.copy().run(by=by(launch)).evidence_N
         case = case._replace(gate_nats_N=evidence)
