@@ -215,15 +215,6 @@ def build_app(
     app.state.bounds = bounds
     app.router.route_class = StrictRoute
     app.add_middleware(AccessControl, access=access, refuse=on_our_error)
-    if allowed_origins:
-        # Around the access control: a preflight carries no key, and a page must be able to read a refusal.
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=tuple(allowed_origins),
-            allow_methods=("GET", "POST"),
-            allow_headers=("*",),
-            expose_headers=(FORGET_SETS_HEADER, "www-authenticate"),
-        )
     served = ServedModel(*compat.model_limits(answerer.state), created=int(time.time()))
     answer_failures(app)
     json_body = [Depends(validate_json_request), Depends(refuse_beyond_bounds), Depends(refuse_misplaced_wishes)]
@@ -277,6 +268,15 @@ def build_app(
     async def root() -> Response:
         return PlainTextResponse("unlearngate: OpenAI-compatible API below /v1, documentation at /docs\n")
 
+    if allowed_origins:
+        # Around all: a preflight carries no key, and a page must be able to read a refusal and that a request failed.
+        app.middleware_stack = CORSMiddleware(
+            app.build_middleware_stack(),
+            allow_origins=tuple(allowed_origins),
+            allow_methods=("GET", "POST"),
+            allow_headers=("*",),
+            expose_headers=(FORGET_SETS_HEADER, "www-authenticate"),
+        )
     return app
 
 

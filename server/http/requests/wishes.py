@@ -2,14 +2,17 @@
 
 What is asked is in force or the request fails. Fields that nobody knows are let through, as vLLM does it, so a wish
 among them would be answered by the plain target. It is told by the names of fields, headers and query parameters alone:
-what a user writes, and the names in a schema of the user's own, are content.
+what a user writes, and the names in a schema of the user's own, are content. Some clients send an object as a string of
+JSON, so one in another field than those of text is looked into.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import string
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import Any
 
 from fastapi import Request
@@ -23,6 +26,7 @@ _NO_LETTER = re.compile(r"[^\w\n]+|_+")
 # Places whose names of fields are the user's own: schemas, arguments of tools, documents, tokens. `*`: any item.
 _CONTENT = [
     "prompt",
+    "suffix",
     "logit_bias",
     "documents",
     "guided_json",
@@ -83,6 +87,8 @@ def _places(body: Any, raw_request: Request) -> Iterator[str]:
 
 def _fields(body: Any) -> Iterator[str]:
     """The paths of misplaced wishes in a body, in no certain order. A body may be deep, and have a million places."""
+    if isinstance(body, dict):
+        body = {name: item if name == "messages" else _unpacked(item) for name, item in body.items()}
     todo: list[_Node] = [(None, "", body, _USERS)]
     while todo:
         node = todo.pop()
@@ -98,6 +104,20 @@ def _fields(body: Any) -> Iterator[str]:
         elif isinstance(value, list):
             below = users and users.get("*")
             todo += [(node, i, item, below) for i, item in enumerate(value) if _holds_more(item)]
+
+
+def _unpacked(value: Any) -> Any:
+    """What a string of JSON holds, or each of an object's own fields that is one."""
+    if isinstance(value, dict):
+        return {name: _parsed(item) for name, item in value.items()}
+    return _parsed(value)
+
+
+def _parsed(value: Any) -> Any:
+    if type(value) is str and value.lstrip().startswith(("{", "[")):
+        with suppress(ValueError, RecursionError):
+            return json.loads(value)
+    return value
 
 
 def _holds_more(value: Any) -> bool:

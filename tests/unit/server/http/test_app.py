@@ -183,6 +183,18 @@ def test_a_page_may_read_answers_refusals_and_what_was_in_force(app_of):
             assert "origin" in response.headers["vary"].lower()
 
 
+def test_a_page_may_read_that_a_request_failed(app_of, handlers):
+    def fail():
+        raise RuntimeError("nobody expected this")
+
+    handlers.meanwhile = fail
+    client = app_of(allowed_origins=[ORIGIN])
+    client = TestClient(client.app, raise_server_exceptions=False)
+    response = client.post("/v1/completions", json=BODY, headers={"origin": ORIGIN})
+    assert (response.status_code, response.json()["error"]["type"]) == (500, "internal_error")
+    assert response.headers["access-control-allow-origin"] == ORIGIN
+
+
 def test_another_origin_is_allowed_nothing(app_of):
     client = app_of(allowed_origins=[ORIGIN])
     for origin in ("https://evil.example", "http://chat.example.org", "https://chat.example.org.evil.example", "null"):

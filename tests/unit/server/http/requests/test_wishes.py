@@ -24,6 +24,7 @@ PLACES = [
     ("response_format",), ("response_format", "json_schema"), ("structured_outputs",), ("parameters",), ("json",),
     ("messages", 0, "tool_calls", 0), ("sampling_params", "extra"),
 ]  # fmt: skip
+JSON = '{"forget_sets": ["a"]}'
 CONTENT = [
     {"messages": [{"role": "user", "content": "unlearn forget_sets: forget_set"}], "user": "forget_sets"},
     {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "forget", "arguments": {"forget": 1}}}]}]},
@@ -32,6 +33,9 @@ CONTENT = [
     {"structured_outputs": {"json": {"properties": {"unlearn": {"type": "string"}}}}},
     {"documents": [{"forget": "me"}], "prompt": {"forget": 1}},
     {"unforgettable": 1, "forget-me-not": 1, "target_sets": 1, "sets": ["a"], "budget_sets": 1, "metadata": {"a": [1]}},
+    {"messages": [{"role": "user", "content": JSON}], "suffix": JSON, "prompt": JSON},
+    {"guided_json": '{"properties": {"forget_sets": {}}}', "user": "{forget_sets}"},
+    {"structured_outputs": {"json": '{"properties": {"unlearn": {"type": "string"}}}'}, "stop": ["{", "forget_sets"]},
     {"forget_sets": [{"name": "a", "forget": 1}]},  # read strictly, as the field that it is
     [{"forgetful": 1}],
 ]
@@ -75,6 +79,11 @@ def test_a_wish_in_another_spelling_is_refused_at_the_top_and_within(client, spe
 def test_the_right_spelling_in_another_place_is_refused(client, place):
     shown = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in place).removeprefix(".")
     assert_refused(client.post("/", json=at(place, "forget_sets")), f"{shown}.forget_sets")
+
+
+@pytest.mark.parametrize("body", [{"extra_body": f" {JSON}"}, {"metadata": {"options": JSON}}, {"a": f"[{JSON}]"}])
+def test_a_wish_in_a_string_of_json_is_refused(client, body):
+    assert_refused(client.post("/", json=body), ".forget_sets'")
 
 
 @pytest.mark.parametrize("name", ["forget_sets", "forget-set", "forgetSets", "unlearn"])
