@@ -1,6 +1,7 @@
 """Canaries: what an engine's answers must show before a version is in force, and what happens if they do not."""
 
 import asyncio
+from types import SimpleNamespace
 
 import pytest
 
@@ -8,8 +9,10 @@ from support.engine.tiny import make_forget_set, make_target
 from unlearngate.errors import ArtefactError, UnavailableSetError, UnknownForgetSetError
 from unlearngate.manifest import Canary
 from unlearngate.placing import place
+from unlearngate.server.contract.tally import Tally
 from unlearngate.server.engine.asking import Answer
-from unlearngate.server.sets.canaries import TIE_NATS, failures
+from unlearngate.server.engine.usage import Meter
+from unlearngate.server.sets.canaries import TIE_NATS, Canaries, failures
 from unlearngate.server.sets.lifecycle import Lifecycle
 from unlearngate.server.sets.registry import Registry
 from unlearngate.server.sets.store import Store
@@ -65,6 +68,29 @@ def made(target, tmp_path):
     }  # fmt: skip
     make_forget_set(tmp_path / "sets" / "bert", target, seed=9, rank=1)
     return made
+
+
+@pytest.mark.parametrize("switches", [{}, {"enable_thinking": False}])
+def test_canaries_are_asked_with_the_switches_that_the_set_was_trained_with(target, tmp_path, switches):
+    asked = []
+
+    async def ask(question, *, plan, **how):
+        asked.append((question, how.get("chat_template_kwargs", {}), bool(plan.terms)))
+        return answer(8, 9, 7 if plan.terms and question == CHANGES.question else 6)
+
+    adapters = SimpleNamespace(release=lambda binding: None)
+
+    async def acquire(sets):
+        return SimpleNamespace(name="a", adapter_id=1)
+
+    adapters.acquire = acquire
+    forget_set = make_forget_set(
+        tmp_path / "anna", target, seed=1, rank=1, canaries=CANARIES, chat_template_kwargs=switches
+    )
+    meter = Meter(Tally.create(tmp_path, max_num_seqs=2, max_model_len=512))
+    asyncio.run(Canaries(adapters, meter, ask, served_name="tiny").prove(forget_set))
+    questions = [CHANGES.question, STAYS.question]
+    assert asked == [(question, switches, with_set) for with_set in (False, True) for question in questions]
 
 
 class Engine:

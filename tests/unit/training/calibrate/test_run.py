@@ -92,6 +92,15 @@ def passing(target, files, tmp_path_factory):
     return replace(BRIEF, limits=replace(LENIENT, forget_probability=least))
 
 
+def test_answers_longer_than_what_is_decoded_are_counted(target, files, trained, passing, tmp_path):
+    """With what the template puts behind an answer, which is generated, too."""
+    rows = [{"question": f"{i}?", "answer": "7" * length} for i, length in enumerate([2, 30, 2, 2])]
+    data = read_held_out(trained, write(tmp_path / "forget.jsonl", rows), files / "retain.jsonl")
+    settings = replace(passing, contexts=False, decoded=4, max_tokens=25)
+    metrics = run(target, trained, data, tmp_path, settings).report.decoded
+    assert (metrics["decoded_forget_cut"], metrics["decoded_retain_cut"]) == (0.25, 0.0)
+
+
 def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
