@@ -11,6 +11,7 @@ import openai
 import pytest
 
 from support.deploy.gateway_load import Outcome, ask, reported
+from support.deploy.replicas import ORIGIN
 from support.server import free_port
 
 pytestmark = pytest.mark.e2e
@@ -129,6 +130,19 @@ def test_admin_routes_and_other_methods_are_closed(gateway, replicas, method, pa
         assert (refused.status_code, refused.json()["error"]["code"]) == (405, "method_not_allowed")
         listed = client.get("/v1/forget_sets").json()["data"]
     assert "bert" in [card["id"] for card in listed]
+
+
+def test_a_page_of_an_allowed_origin_may_ask_through_it_and_no_other_page(gateway, replicas, prompts):
+    asks = {"access-control-request-method": "POST", "access-control-request-headers": "authorization,content-type"}
+    for origin, allowed in [(ORIGIN, ORIGIN), ("https://evil.example", None)]:
+        with gateway.client(None) as client:
+            preflight = client.options("/v1/completions", headers={"origin": origin, **asks})
+        with gateway.client(replicas.keys["client"]) as client:
+            client.headers["origin"] = origin
+            answer = completion(client, prompts[0])
+        assert (preflight.status_code, answer.status_code) == (200 if allowed else 400, 200)
+        for response in (preflight, answer):
+            assert response.headers.get("access-control-allow-origin") == allowed
 
 
 def test_a_stream_arrives_token_by_token_and_tells_what_is_in_force(gateway, replicas, prompts):

@@ -17,6 +17,7 @@ from support.server import Server
 from unlearngate.artefact import ForgetSet
 from unlearngate.cli import app
 
+ORIGIN = "https://chat.example.org"
 STRENGTH = {"weight": 1.5, "keep_ratio": 0.2, "gate_nats": 0.0}
 ENGINE = "--dtype float32 --max-model-len 512 --max-num-seqs 16 --enforce-eager --block-size 32"
 SETS = [("anna", "1"), ("anna", "2"), ("bert", "1"), ("cleo", "1"), ("dora", "1")]
@@ -55,7 +56,8 @@ class Replicas:
         folder = self.base / node
         options = ["--keys", folder / "keys.json", "--gateway-secret-file", self.site / "gateway-secret"]
         options += ["--require-gateway", "--required-set", "anna", "--watch-interval-s", "0.2"]
-        options += ["--max-sets-per-request", "4", "--audit", folder / "audit", "--engine-args", ENGINE]
+        options += ["--max-sets-per-request", "4", "--audit", folder / "audit", "--allowed-origin", ORIGIN]
+        options += ["--engine-args", ENGINE]
         (folder / "audit").mkdir(exist_ok=True)
         arguments = [self.target, "--forget-sets", folder / "sets", *options]
         return self._stack.enter_context(Server(arguments, folder / "log", ENVIRONMENT, fresh=True))
