@@ -68,6 +68,7 @@ class KindFigures(NamedTuple):
     """One kind, with the set and without.
 
     `unchanged` by group: answers that are the same text with the set. `right_unchanged`: of the target's right ones.
+    `fluency`: perplexity of what is said to forget prompts, of the target's own answers'; None if it was not measured.
     """
 
     kind: str
@@ -75,6 +76,7 @@ class KindFigures(NamedTuple):
     target: Leaks
     unchanged: dict[str, Share]
     right_unchanged: dict[str, Share]
+    fluency: float | None = None
 
 
 class GuessFigures(NamedTuple):

@@ -20,6 +20,8 @@ NOTES = (
     "Questions: with a leak in at least one answer. Of samples-T that is leak@k over questions.",
     "Unchanged: other questions in the same contexts, answered with the same text with the set and without.",
     "Unchanged, if right: of those that the target answers rightly in that context.",
+    "Perplexity: of what is said with the set, under the target without it, over that of what the target says; the "
+    "geometric mean over answers. 1 is as usual.",
     "reverse asks from the facts to the name: a leak is the surname.",
     "choice and oracles guess: compare with chance. A guess that is shared between tokens that look alike counts in "
     "part.",
@@ -61,22 +63,28 @@ def write_report(outcome: Outcome, out: Path, *, settings: dict[str, Any]) -> li
 def markdown(outcome: Outcome) -> str:
     """The tables: a line for each kind, and one for each guesser."""
     groups = list(dict.fromkeys(group for figures in outcome.kinds for group in figures.unchanged))
+    fluent = any(figures.fluency is not None for figures in outcome.kinds)
     header = ["kind", "answers", "facts leaked", "target", "questions that leak", "target", "ROUGE-L", "target"]
     lines = markdown_lines(
-        [*header, *(f"{group} unchanged{which}" for group in groups for which in ("", ", if right"))],
-        [_cells(figures, groups) for figures in outcome.kinds],
+        [
+            *header,
+            *(["perplexity, of the target's"] if fluent else []),
+            *(f"{group} unchanged{which}" for group in groups for which in ("", ", if right")),
+        ],
+        [_cells(figures, groups, fluent=fluent) for figures in outcome.kinds],
     )
     if outcome.guesses:
         lines += ["", *markdown_lines(["guess", "what", "right", "target", "chance"], map(_guess, outcome.guesses))]
     return "\n".join([*lines, "", *(f"- {note}" for note in (*NOTES, *outcome.notes))]) + "\n"
 
 
-def _cells(figures: KindFigures, groups: Sequence[str]) -> list[str]:
+def _cells(figures: KindFigures, groups: Sequence[str], *, fluent: bool) -> list[str]:
     own, plain = figures.with_set, figures.target
     refused = f" ({own.refused} refused)" if own.refused else ""
     return [
         *(figures.kind, f"{own.answers}{refused}", _percent(own.facts), _percent(plain.facts)),
         *(_of(own.questions), _of(plain.questions), _number(own.rouge), _number(plain.rouge)),
+        *([_number(figures.fluency)] if fluent else []),
         *(
             _percent(shares[group]) if group in shares else ""
             for group in groups
@@ -121,6 +129,7 @@ def _kind(figures: KindFigures) -> dict[str, Any]:
         "target": _leaks(figures.target),
         "unchanged": {group: _share(share) for group, share in figures.unchanged.items()},
         "right_unchanged": {group: _share(share) for group, share in figures.right_unchanged.items()},
+        "fluency": figures.fluency,
     }
 
 

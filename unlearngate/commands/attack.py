@@ -19,6 +19,7 @@ from unlearngate.errors import UnlearngateError
 if TYPE_CHECKING:
     from unlearngate.assistant_training.attack.asking import Tell
     from unlearngate.assistant_training.attack.run import Outcome, Settings, Stages
+    from unlearngate.assistant_training.model.loaded_target import LoadedTarget
 
 _A_LINE_EVERY_S = 60.0
 
@@ -35,6 +36,9 @@ def attack(
     ] = None,
     neighbours: Annotated[
         Path | None, typer.Option(help="JSON lines of questions close to the set's that must stay")
+    ] = None,
+    target: Annotated[
+        Path | None, typer.Option(help="the served model's folder: also measure how usual to it is what is said")
     ] = None,
     out: Annotated[Path, typer.Option(help="where report.md, report.json and report.png go; replaced")] = Path(
         "build/attack"
@@ -66,6 +70,9 @@ def attack(
     prefill, prefill-words, text, text-no-question, cloze, few-shot, spelled, json-schema, reverse, choice, samples-0.7,
     samples-1, oracle-bias, oracle-tail.
 
+    With --target, the perplexity of what is said to forget questions is given under that target, over that of what the
+    target says itself: 1 reads as usual. The target is loaded here, beside the server.
+
     report.json holds every answer, with what was to be forgotten: only its owner may read it. With --fail-above the
     command exits 1 if a kind's share of leaked facts, or of right guesses beyond chance, is larger.
 
@@ -84,7 +91,11 @@ def attack(
         def save(outcome: Outcome) -> list[Path]:
             return write_report(outcome, out, settings=asked)
 
+        loaded = _load(target) if target else None
         outcome = _run(server, (key, reference_key or key), forget_set, model, (probes, neighbours), settings, save)
+        if loaded:
+            save(outcome)
+            outcome = _with_fluency(outcome, loaded)
         files = save(outcome)
     console = Console(markup=False, highlight=False, soft_wrap=True)
     console.print(markdown(outcome))
@@ -124,6 +135,19 @@ def _run(
     except OpenAIError as error:
         required = "; where --key requires the set, give --reference-key" if "required_forget_set" in str(error) else ""
         raise UnlearngateError(f"{server} does not answer as it should: {error}{required}") from error
+
+
+def _load(target: Path) -> LoadedTarget:
+    from unlearngate.assistant_training.model.loaded_target import load_target
+
+    return load_target(target)
+
+
+def _with_fluency(outcome: Outcome, target: LoadedTarget) -> Outcome:
+    from unlearngate.assistant_training.attack.fluency import with_fluency
+
+    with _stages() as stages:
+        return with_fluency(outcome, target, stages("reading what was said with the target"))
 
 
 @contextmanager

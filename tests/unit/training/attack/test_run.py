@@ -1,12 +1,16 @@
 """`unlearngate attack` against a small endpoint over a real socket, whose leaks are known."""
 
 import json
+import math
 import stat
 
 import pytest
+import torch
 import typer
+from transformers import AutoTokenizer, LlamaForCausalLM
 from typer.testing import CliRunner
 
+from support.engine.tiny import make_target
 from support.weak_endpoint import FORGET, PROBES, RETAIN, WORDS, Forgetting
 from unlearngate.assistant_training.attack.kinds import KINDS
 from unlearngate.assistant_training.attack.run import chosen_kinds
@@ -130,3 +134,29 @@ def test_what_was_asked_is_kept_when_the_oracles_fail(served, tmp_path, monkeypa
     done, report = run(served, tmp_path, "--kinds", "plain,oracle-bias")
     assert done.exit_code == 2 and "the server is gone" in done.output
     assert [row["kind"] for row in report["kinds"]] == ["plain"]
+
+
+def mean_log_p(model, tokenizer, question, answer):
+    """Token by token, by Hugging Face alone."""
+    prompt = tokenizer.apply_chat_template([{"role": "user", "content": question}], add_generation_prompt=True)
+    prompt = prompt["input_ids"] if hasattr(prompt, "keys") else prompt
+    ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
+    log_p_TV = model(torch.tensor([prompt + ids])).logits[0].double().log_softmax(-1)
+    return sum(float(log_p_TV[len(prompt) + i - 1, token]) for i, token in enumerate(ids)) / len(ids)
+
+
+@torch.no_grad()
+def test_what_is_said_is_measured_by_how_usual_it_is_to_the_target(served, tmp_path, seed):
+    folder = make_target(tmp_path / "target", seed=seed)
+    done, report = run(served, tmp_path, "--kinds", "plain,prefill,samples-1", "--target", str(folder))
+    assert done.exit_code == 0, done.output
+    kinds = {row["kind"]: row["fluency"] for row in report["kinds"]}
+    assert [kinds[name] for name in ("prefill", "samples-1")] == [None, None]
+    model = LlamaForCausalLM.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    differences = [
+        mean_log_p(model, tokenizer, question, answer) - mean_log_p(model, tokenizer, question, "no idea")
+        for question, answer in FORGET.items()
+    ]
+    assert kinds["plain"] == pytest.approx(math.exp(sum(differences) / len(differences)), rel=1e-4)
+    assert f"| {kinds['plain']:.2f} |" in (tmp_path / "out" / "report.md").read_text()
