@@ -74,7 +74,15 @@ def test_a_signal_ends_a_start_and_all_that_it_started(tmp_path, number):
         assert not Path("/proc", pid).exists() or "Z" in Path("/proc", pid, "stat").read_text().split()[2]
 
 
-def test_behind_a_start_signals_do_what_they_did_before(tmp_path):
+@pytest.fixture
+def interruptible():
+    """Also where whoever runs the tests ignores SIGINT, as a shell's background does; a start leaves that as it is."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_behind_a_start_signals_do_what_they_did_before(tmp_path, interruptible):
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     with pytest.raises(StartError), ended_at_once(tmp_path):
         assert all(signal.getsignal(number) not in before for number in (signal.SIGTERM, signal.SIGINT))
