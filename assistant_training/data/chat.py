@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from jinja2 import TemplateError
+from jinja2 import Environment, TemplateError, nodes
+from jinja2.defaults import DEFAULT_NAMESPACE
+from jinja2.ext import Extension
+from jinja2.meta import find_undeclared_variables
+from jinja2.parser import Parser
 
 from unlearngate.errors import DataError
 
@@ -15,8 +19,12 @@ Turn = tuple[str, str]  # what the user said, and what was answered
 
 _TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
 _THOUGHT, _THOUGHT_ENDS = re.compile(r"<think>\s*$"), "\n\n</think>\n\n"
-# What every template is given; a switch is one that this template has beside these.
-_GIVEN = frozenset("messages tools documents add_generation_prompt bos_token eos_token pad_token unk_token".split())
+_NO_THOUGHT = re.compile(r"(<think>\s*)?(</think>\s*)?")  # what a template writes itself before an answer
+# What every template is given; a switch is what this template asks for beside these.
+_GIVEN = DEFAULT_NAMESPACE.keys() | set(
+    "messages tools documents add_generation_prompt continue_final_message raise_exception strftime_now "
+    "bos_token eos_token pad_token unk_token sep_token cls_token mask_token".split()
+)
 _SYSTEM, _ASKED, _SAID = "unlearngate-instruction", "unlearngate-question", "unlearngate-answer"  # looked for in a text
 
 
@@ -68,16 +76,17 @@ def turns(
     """
     prompt = render(tokenizer, question, None, system, earlier)
     whole = render(tokenizer, question, answer, system, earlier)
-    if whole.startswith(prompt):
-        return prompt, whole[len(prompt) :]
     before = _THOUGHT.sub("", prompt)
-    if before == prompt or not whole.startswith(before):
+    if not whole.startswith(before):
         raise DataError("the tokenizer's chat template renders an answer differently from its generation prompt")
-    return prompt if thinking else prompt.rstrip() + _THOUGHT_ENDS, whole[len(before) :]
+    said = whole[len(before) :]
+    if before == prompt:
+        return prompt, said
+    return prompt if thinking else prompt.rstrip() + _THOUGHT_ENDS, _NO_THOUGHT.sub("", said, count=1)
 
 
 def opens_thought(tokenizer: Any) -> bool:
-    """Whether the generation prompt opens a thought with `<think>` that the template leaves out of an answered turn."""
+    """Whether the generation prompt opens a thought with `<think>`, for the model to go on with."""
     return _THOUGHT.search(render(tokenizer, _ASKED, None)) is not None
 
 
@@ -90,12 +99,15 @@ def set_switches(tokenizer: Any, switches: Mapping[str, Any]) -> None:
 
     Raises: DataError if the template has no such variable.
     """
+    if not switches:
+        return
     template = tokenizer.get_chat_template()
+    asked_for = _asked_for(template)
     for name in switches:
-        if not name.isidentifier() or name in _GIVEN or not re.search(rf"\b{name}\b", template):
+        if name not in asked_for:
             raise DataError(
                 f"the target's chat template has no switch {name!r}; --chat-template-kwargs takes what that template "
-                'asks for, such as {"enable_thinking": false}'
+                f"asks for: {', '.join(sorted(asked_for)) or 'nothing'}"
             )
     fixed = "".join(f"{{% set {name} = {value!r} %}}" for name, value in switches.items())
     tokenizer.chat_template = fixed + template
@@ -104,8 +116,8 @@ def set_switches(tokenizer: Any, switches: Mapping[str, Any]) -> None:
 def takes_system(tokenizer: Any) -> bool:
     """Whether the chat template has a place of its own for a system prompt.
 
-    It has none if it refuses one, leaves it out, moves it about, or writes it among the user's words with nothing to
-    mark it.
+    It has none if it refuses one, leaves it out, moves it about, or writes it before the user's words with nothing but
+    white space between them.
     """
     return _takes_system(tokenizer, str(tokenizer.chat_template))
 
@@ -120,6 +132,42 @@ def warning_of_no_system(tokenizer: Any) -> str | None:
     )
 
 
+class _Generation(Extension):
+    """The tag {% generation %}, which transformers adds to Jinja; here only so that it can be parsed."""
+
+    tags = {"generation"}  # noqa: RUF012 - as Jinja declares it
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
+
+
+def _asked_for(template: str) -> set[str]:
+    """The variables, beside those always given, that a template reads before it sets them, if it ever does.
+
+    Raises: DataError if it is not valid Jinja.
+    """
+    try:
+        tree = Environment(extensions=[_Generation, "jinja2.ext.loopcontrols"]).parse(template)
+        undeclared = find_undeclared_variables(tree)
+    except TemplateError as error:
+        raise DataError(f"the target's chat template is not valid Jinja: {error}") from error
+    set_first: dict[str, bool] = {}
+    for name in _mentioned(tree):  # Jinja calls undeclared, too, what both branches of an `if` set
+        set_first.setdefault(name.name, name.ctx == "store")
+    return {name for name in undeclared - _GIVEN if not set_first[name]}
+
+
+def _mentioned(node: nodes.Node) -> Iterator[nodes.Name]:
+    """All mentions of variables in the order of the template, without a macro's own arguments."""
+    if isinstance(node, nodes.Name):
+        yield node
+    parts = list(node.iter_child_nodes())
+    own = {part.name for part in parts if isinstance(part, nodes.Name) and part.ctx == "param"}
+    for part in reversed(parts) if isinstance(node, nodes.Assign) else parts:  # a value is read before it is set
+        yield from (name for name in _mentioned(part) if name.name not in own)
+
+
 @functools.lru_cache(maxsize=8)
 def _takes_system(tokenizer: Any, _template: str) -> bool:
     earlier: Sequence[Turn]
@@ -127,12 +175,11 @@ def _takes_system(tokenizer: Any, _template: str) -> bool:
         try:
             prompt = _render(tokenizer, _ASKED, None, _SYSTEM, earlier)
             whole = _render(tokenizer, _ASKED, _SAID, _SYSTEM, earlier)
-            without = _render(tokenizer, _ASKED, None, None, earlier)
         except _TEMPLATE_ERRORS:
             return False
         places = {prompt.find(_SYSTEM), whole.find(_SYSTEM)}
-        folded = "".join(prompt.replace(_SYSTEM, "").split()) == "".join(without.split())
-        if -1 in places or len(places) > 1 or folded:
+        mark = prompt[prompt.find(_SYSTEM) + len(_SYSTEM) : prompt.find(_ASKED)].strip()
+        if -1 in places or len(places) > 1 or not mark:
             return False
     return True
 

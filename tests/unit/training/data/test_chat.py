@@ -23,6 +23,7 @@ _REFUSES = (
 )
 _IN_BRACKETS = "{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]{% else %}{{ m.content }}</s>{% endif %}"
 _SHIFTED = "{% set system = messages[0].content %}{% set messages = messages[1:] %}"
+_SYSTEM_OR_NONE = "{% if messages[0].role == 'system' %}" + _SHIFTED + "{% else %}{% set system = '' %}{% endif %}"
 NO_SYSTEM = {
     "refuses the role": _REFUSES + _TURN,
     "wants turns to alternate": _LOOP
@@ -45,12 +46,20 @@ NO_SYSTEM = {
 WITH_SYSTEM = {
     "a turn": _LOOP + _TURN,
     "a turn, with a default": "{% if messages[0].role != 'system' %}<system>You help.<end>{% endif %}" + _LOOP + _TURN,
-    "inside the first question, marked": "{% if messages[0].role == 'system' %}"
-    + _SHIFTED
-    + "{% else %}{% set system = '' %}{% endif %}"
+    "inside the first question, marked": _SYSTEM_OR_NONE
     + _LOOP
     + "{% if m.role == 'user' %}[INST] {% if loop.first and system %}<<SYS>>{{ system }}<</SYS>>\n{% endif %}"
     "{{ m.content }} [/INST]{% else %} {{ m.content }} </s>{% endif %}{% endfor %}",
+    "in a turn that is always there": _SYSTEM_OR_NONE
+    + "<system>Today: 26 Jul 2024\n\n{{ system }}<end>"
+    + _LOOP
+    + _TURN,
+    "before the first turn, unmarked": _SYSTEM_OR_NONE + "<bos>{{ system }}" + _LOOP + _TURN,
+    "before the first turn, in words": _SYSTEM_OR_NONE
+    + "{{ system }} "
+    + _LOOP
+    + "{{ 'USER' if m.role == 'user' else 'ASSISTANT' }}: {{ m.content }} {% endfor %}"
+    + "{% if add_generation_prompt %}ASSISTANT:{% endif %}",
 }
 
 
@@ -99,10 +108,19 @@ def test_a_template_that_takes_no_conversation_is_refused_in_words(body: str) ->
         encode(tokenizer_with(_LOOP + body + "{% endfor %}"), "When?", "1987")
 
 
-OPENS_THOUGHT = (
-    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'].split('</think>')[-1] }}<eos>{% endfor %}"
-    "{% if add_generation_prompt %}<assistant><think>\n{% endif %}"
-)
+OPENS_THOUGHT = {
+    name: _LOOP
+    + "<{{ m.role }}>{% if m.role == 'assistant' and loop.last %}"
+    + before_an_answer
+    + "{% endif %}{{ m.content.split('</think>')[-1] }}<eos>{% endfor %}"
+    + "{% if add_generation_prompt %}<assistant><think>\n{% endif %}"
+    for name, before_an_answer in (
+        ("leaves it out of an answer", ""),
+        ("writes an empty one", "<think>\n\n</think>\n\n"),
+        ("only closes it", "</think>"),
+        ("only opens it", "<think>\n"),
+    )
+}
 SWITCHED = (
     "{% for m in messages %}<{{ m['role'] }}>"
     "{% if m.role == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}{{ m['content'] }}<eos>{% endfor %}"
@@ -111,8 +129,9 @@ SWITCHED = (
 )
 
 
-def test_where_the_generation_prompt_opens_a_thought_an_answer_stands_behind_it_or_in_it() -> None:
-    tokenizer = tokenizer_with(OPENS_THOUGHT)
+@pytest.mark.parametrize("name", OPENS_THOUGHT)
+def test_where_the_generation_prompt_opens_a_thought_an_answer_stands_behind_it_or_in_it(name: str) -> None:
+    tokenizer = tokenizer_with(OPENS_THOUGHT[name])
     assert opens_thought(tokenizer) and not opens_thought(tokenizer_with(SWITCHED))
     asked = "<user>When?<eos><assistant><think>\n"
     assert turns(tokenizer, "When?", "1987", thinking=True) == (asked, "1987<eos>")
@@ -138,7 +157,49 @@ def test_with_thinking_off_only_the_answer_is_learned() -> None:
     assert turns(tokenizer, "When?", "1987") == ("<user>When?<eos><assistant><think>\n\n</think>\n\n", "1987<eos>")
 
 
-@pytest.mark.parametrize("name", ["thinking", "messages", "enable", "enable-thinking", ""])
+ASKS = {
+    "in a condition": "{% if level %}loud{% endif %}",
+    "for a default of its own": "{% if level is not defined %}{% set level = 1 %}{% endif %}{{ level }}",
+    "for itself": "{% set level = level | default(1) %}{{ level }}",
+    "in a macro": "{% macro say(text) %}{{ text }}{% if level is defined %}{{ level }}{% endif %}{% endmacro %}"
+    "{{ say('x') }}",
+    "in a marked answer": "{% generation %}{% for m in messages %}{% if level %}{% break %}{% endif %}{% endfor %}"
+    "{% endgeneration %}",
+}
+
+
+@pytest.mark.parametrize("name", ASKS)
+def test_a_switch_is_what_the_template_asks_for(name: str) -> None:
+    tokenizer = tokenizer_with(ASKS[name])
+    with pytest.raises(DataError, match=r"no switch 'text'.* asks for: level$"):
+        set_switches(tokenizer, {"level": 2, "text": 1})
+    set_switches(tokenizer, {"level": 2})
+    assert tokenizer.chat_template.endswith(ASKS[name]) and "level = 2" in tokenizer.chat_template
+
+
+_SETS_ITSELF = (
+    "{% macro say(spoken) %}{{ spoken }}{% endmacro %}{# remark #}"
+    "{% if messages[0].role == 'system' %}{% set own = 1 %}{% else %}{% set own = 2 %}{% endif %}"
+    "{{ bos_token }}{{ say(own) }}{{ strftime_now('%Y') }}"
+)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("thinking", "enable", "enable-thinking", ""),
+        *("think", "assistant", "role", "content", "m", "loop", "end", "true", "not"),  # its text and its own names
+        *("messages", "bos_token", "strftime_now", "range", "namespace"),
+        *("own", "say", "spoken", "remark"),
+    ],
+)
 def test_a_switch_that_the_template_lacks_is_refused(name: str) -> None:
-    with pytest.raises(DataError, match="no switch"):
-        set_switches(tokenizer_with(SWITCHED), {name: False})
+    tokenizer = tokenizer_with(SWITCHED + _SETS_ITSELF)
+    with pytest.raises(DataError, match=r"no switch .* asks for: enable_thinking$"):
+        set_switches(tokenizer, {name: False})
+    assert tokenizer.chat_template == SWITCHED + _SETS_ITSELF
+
+
+def test_switches_of_a_template_that_is_not_jinja_are_refused_in_words() -> None:
+    with pytest.raises(DataError, match="not valid Jinja"):
+        set_switches(tokenizer_with("{% if %}"), {"enable_thinking": False})
