@@ -1,7 +1,8 @@
 """Rows as other people write them: which of their fields are a question, its answer, and the lists of a pair.
 
-Read are the key names of TOFU and ULD, and the forms in which one question and one answer are unambiguous: `prompt` and
-`completion`, `instruction` and `output`, and conversations of one turn. Anything else is refused, with what was seen.
+Read are the key names of TOFU and ULD, and the forms in which one question and one answer are unambiguous: one text
+that is asked and one that is said, under their usual names, and conversations of one turn. Anything else is refused,
+with what was seen; so is what belongs to the question and stands beside it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from difflib import SequenceMatcher, get_close_matches
 from functools import cache
-from typing import Any
+from typing import Any, TypeGuard
 
 from unlearngate.assistant_training.data.rows import Row, short
 
@@ -27,43 +28,66 @@ _SINGLE = frozenset(name for name in _OTHER_NAMES if not name.endswith("s"))
 _OF_AUGMENTED_FILES = frozenset(("key", "index", "source"))
 _STEMS = ("paraphras", "perturb", "variant", "forgetset")
 _ALIKE = 0.8  # difflib's ratio from which a key counts as a misspelling
-_TWO_TEXTS = (("prompt", "completion"), ("prompt", "response"), ("instruction", "output"), ("instruction", "response"))
-_CONVERSATIONS = ("messages", "conversations")
-_ROLES = {"human": "user", "gpt": "assistant", "model": "assistant"}
+_ASKED = ("question", "query", "prompt", "instruction")
+_SAID = ("answer", "completion", "response", "output")
+_CONVERSATIONS = ("messages", "conversations", "conversation")
+# What others keep beside a question that is not complete without it.
+_BESIDE = ("input", "context", "passage", "system", "system_prompt", "history", "choices", "options")
+_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant"}
+_TEXT_PARTS = ("text", "input_text", "output_text")
 _EXPECTED = (
     'expected {"question": ..., "answer": ...}; also read are "messages" of one user and one assistant, "prompt" and '
-    '"completion", "instruction" and "output"'
+    '"completion", "instruction" and "output"; `jq -c \'{question: .THIS, answer: .THAT}\' FILE` renames keys'
 )
 
 
-def question_and_answer(row: Row) -> tuple[object, object]:
-    """The row's question and answer, which are still to be checked.
+def question_and_answer(row: Row) -> tuple[str, str]:
+    """The row's question and answer.
 
-    Raises: DataError naming the row's keys if they are neither there nor to be had from a form that is read.
+    Raises: DataError naming what was seen if they are not to be had from a form that is read, if one of them is no
+        text, or if something that belongs to the question stands beside it.
     """
-    fields = row.fields
-    if "question" in fields or "answer" in fields:
-        return fields.get("question"), fields.get("answer")
-    for name in _CONVERSATIONS:
-        if name in fields:
-            return _turn(row, name, fields[name])
-    for asked, said in _TWO_TEXTS:
-        if asked in fields and said in fields:
-            if fields.get("input"):
-                raise row.error(
-                    f"{asked!r} has an 'input' beside it; write what is really asked, both together, as 'question'"
-                )
-            question, answer = fields[asked], fields[said]
-            if isinstance(question, list) and isinstance(answer, list):
-                return _turn(row, f"{asked} and {said}", [*question, *answer])
-            return question, answer.strip() if isinstance(answer, str) else answer
-    inside = next((name for name, value in fields.items() if _are_objects(value)), None)
-    hint = (
-        f"; {inside!r} holds {len(fields[inside])} objects: `jq -c '.[\"{inside}\"][]' FILE` writes them one a line"
-        if inside is not None
-        else ""
-    )
-    raise row.error(f"has no question and answer; its keys are {_listed(fields)}; {_EXPECTED}{hint}")
+    fields = {name: value for name, value in row.fields.items() if value is not None}
+    (asked, question), (said, answer) = _found(row, fields)
+    if beside := next((name for name in _BESIDE if not _is_empty(fields.get(name))), None):
+        raise row.error(
+            f"has {beside!r} beside its question, where it would be lost; write what is really asked, both together, "
+            f"as 'question', or take {beside!r} out if the question is complete without it"
+        )
+    question, answer = _joined(question), _joined(answer)
+    for name, text in ((asked, question), (said, answer)):
+        if not is_text(text):
+            raise row.error(f"{name!r} must be a non-empty string, got {short(text)}{_hint(question, answer)}")
+    return str(question), str(answer) if said == "answer" else str(answer).strip()
+
+
+def _found(row: Row, fields: Mapping[str, Any]) -> tuple[tuple[str, object], tuple[str, object]]:
+    """The question and the answer, each with its name: by our own names, or of a conversation, or by others' names."""
+    asked, said = ([name for name in names if name in fields] for names in (_ASKED, _SAID))
+    if "question" in asked and "answer" in said:
+        asked, said = ["question"], ["answer"]
+    elif conversation := next((name for name in _CONVERSATIONS if name in fields), None):
+        return _turn(row, conversation, fields[conversation])
+    if len(asked) == len(said) == 1:
+        question, answer = fields[asked[0]], fields[said[0]]
+        if _are_messages(question) and _are_messages(answer):
+            return _turn(row, f"{asked[0]} and {said[0]}", [*question, *answer])
+        return (asked[0], question), (said[0], answer)
+    keys = ", ".join(name if name in fields else f"{name} (null)" for name in row.fields) or "none"
+    raise row.error(f"{_lacking(fields, asked, said)}; its keys are {keys}; {_EXPECTED}")
+
+
+def _lacking(fields: Mapping[str, Any], asked: Sequence[str], said: Sequence[str]) -> str:
+    """What keeps a row from being one question and one answer."""
+    for names, what in ((asked, "question"), (said, "answer")):
+        if len(names) > 1:
+            return f"has {' and '.join(map(repr, names))}, of which one must be the {what}"
+    if asked or said:
+        return f"{[*asked, *said][0]!r} has no {'answer' if asked else 'question'!r} beside it"
+    if inside := next((name for name, value in fields.items() if _are_objects(value)), None):
+        held = len(fields[inside])
+        return f"{inside!r} holds {held} objects: `jq -c '.[\"{inside}\"][]' FILE` writes them one a line"
+    return "has no question and answer"
 
 
 def list_of(row: Row, field: str) -> tuple[str, ...]:
@@ -114,23 +138,55 @@ def _fold(key: str) -> str:
     return re.sub(r"[\W_]+", "", key).casefold()
 
 
-def _turn(row: Row, name: str, messages: object) -> tuple[object, object]:
+def _turn(row: Row, name: str, messages: object) -> tuple[tuple[str, object], tuple[str, object]]:
     """The question and the answer of a conversation that is nothing else."""
     if not isinstance(messages, list) or not all(isinstance(one, Mapping) for one in messages):
         raise row.error(f"{name!r} must be a list of messages, got {short(messages)}")
-    said = [(one.get("role", one.get("from")), one.get("content", one.get("value"))) for one in messages]
-    roles = [_ROLES.get(role, role) if isinstance(role, str) else role for role, _ in said]
+    roles = [_role(one) for one in messages]
     if roles != ["user", "assistant"]:
         raise row.error(
-            f"{name!r} are of {_listed(roles)}; a pair is one question and its answer: keep one message of the user "
-            "and one of the assistant, a row for each turn, without a system prompt"
+            f"{name!r} are of {', '.join(map(str, roles)) or 'none'}; a pair is one question and its answer: keep one "
+            "message of the user and one of the assistant, a row for each turn, without a system prompt"
         )
-    return said[0][1], said[1][1]
+    asked, said = (_first(one, "content", "value") for one in messages)
+    return ("question", asked), ("answer", said)
 
 
-def _are_objects(value: object) -> bool:
+def _role(message: Mapping[str, Any]) -> object:
+    role = _first(message, "role", "from")
+    folded = role.strip().casefold() if isinstance(role, str) else role
+    return _ROLES.get(folded, folded) if isinstance(folded, str) else folded
+
+
+def _first(message: Mapping[str, Any], *names: str) -> object:
+    """The first of these that is not null."""
+    return next((value for name in names if (value := message.get(name)) is not None), None)
+
+
+def _joined(content: object) -> object:
+    """A text that is written as a list of parts, as vLLM joins them; anything else as it is."""
+    if not _are_objects(content):
+        return content
+    texts = [part.get("text") for part in content if part.get("type", "text") in _TEXT_PARTS]
+    strings = [text for text in texts if isinstance(text, str)]
+    return "\n".join(strings) if len(strings) == len(content) else content
+
+
+def _hint(question: object, answer: object) -> str:
+    if _are_objects(question) or _are_objects(answer):
+        return "; of a message's parts only text is read"
+    if isinstance(question, list | dict) and isinstance(answer, list | dict):
+        return "; is the file written by columns? It must be by rows"
+    return ""
+
+
+def _are_objects(value: object) -> TypeGuard[list[Mapping[str, Any]]]:
     return isinstance(value, list) and bool(value) and all(isinstance(one, Mapping) for one in value)
 
 
-def _listed(names: Mapping[str, Any] | Sequence[object]) -> str:
-    return ", ".join(map(str, names)) or "none"
+def _are_messages(value: object) -> TypeGuard[list[Mapping[str, Any]]]:
+    return _are_objects(value) and all("role" in one or "from" in one for one in value)
+
+
+def _is_empty(value: object) -> bool:
+    return not (value.strip() if isinstance(value, str) else value)

@@ -50,7 +50,7 @@ def read_pairs(path: Path, *, subject: str) -> list[QAPair]:
             the lists `paraphrases`, `paraphrased_answers`, `variants` and `facts`, also as TOFU and ULD call them; null
             is an empty list. Those with `dropped: true` are left out. Of several with the same question and answer the
             last one counts, as in an augmented file. Other keys are ignored, because published data sets carry many,
-            unless they look like a misspelling of ours.
+            unless they look like a misspelling of ours, or belong to the question (formats.py).
         subject: the subject of rows that name none.
 
     Raises: DataError naming the line.
@@ -74,14 +74,10 @@ def parse_pair(row: Row, *, subject: str) -> QAPair | None:
     if dropped:
         return None
     question, answer = question_and_answer(row)
-    for field, text in (("question", question), ("answer", answer)):
-        if not is_text(text):
-            hint = "; is the file written by columns? It must be by rows" if isinstance(text, list | dict) else ""
-            raise row.error(f"{field!r} must be a non-empty string, got {short(text)}{hint}")
     if own is not None and not (isinstance(own, str) and (not own or is_text(own))):
         raise row.error(f"'subject' must be a string, got {short(own)}")
     lists = {field: list_of(row, field) for field in LISTS}
-    return QAPair(subject if own is None else own, str(question), str(answer), **lists)
+    return QAPair(subject if own is None else own, question, answer, **lists)
 
 
 def read_tofu(folder: Path, *, num_authors: int) -> list[QAPair]:

@@ -1,5 +1,6 @@
 """Rows as other people write them: what is read, and what is refused with what to do."""
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 from unlearngate.assistant_training.data.pairs import QAPair, read_pairs
 from unlearngate.errors import DataError
 
+ASKED, SAID = ("question", "query", "prompt", "instruction"), ("answer", "completion", "response", "output")
 USER, ASSISTANT = {"role": "user", "content": "q?"}, {"role": "assistant", "content": "a."}
 
 
@@ -38,10 +40,53 @@ def refusal(tmp_path: Path, row: Any) -> str:
         {"messages": [USER, ASSISTANT], "id": 3},
         {"prompt": [USER], "completion": [ASSISTANT]},
         {"conversations": [{"from": "human", "value": "q?"}, {"from": "gpt", "value": "a."}]},
+        {"conversation": [USER, ASSISTANT]},
+        {"messages": [{"role": "User", "content": "q?"}, {"role": "Assistant", "content": "a."}]},
+        {"messages": [USER | {"content": [{"type": "text", "text": "q?"}]}, ASSISTANT | {"content": [{"text": "a."}]}]},
+        {"question": "q?", "answer": "a.", "prompt": "Q: q? A:", "output": "something else", "messages": [USER]},
+        *({asked: "q?", said: "a."} for asked, said in itertools.product(ASKED, SAID)),
     ],
 )
 def test_one_question_and_one_answer_are_read(tmp_path: Path, row: Any) -> None:
     assert pair_of(tmp_path, row) == QAPair("s", "q?", "a.")
+
+
+FORMS: dict[str, dict[str, Any]] = {
+    "own": {"question": "q?", "answer": "a."},
+    "prompt": {"prompt": "q?", "completion": "a."},
+    "instruction": {"instruction": "q?", "response": "a."},
+    "messages": {"messages": [USER, ASSISTANT]},
+    "conversations": {"conversations": [{"from": "human", "value": "q?"}, {"from": "gpt", "value": "a."}]},
+    "lists": {"prompt": [USER], "completion": [ASSISTANT]},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_null_is_the_same_as_left_out(tmp_path: Path, form: str) -> None:
+    nulls = dict.fromkeys(name for row in FORMS.values() for name in row) | {"output": None, "input": None}
+    row = nulls | FORMS[form]
+    for name, value in row.items():
+        if isinstance(value, list):
+            row[name] = [dict.fromkeys(("role", "from", "content", "value")) | message for message in value]
+    assert pair_of(tmp_path, row) == QAPair("s", "q?", "a.")
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("beside", ["input", "context", "passage", "system", "system_prompt", "history", "choices"])
+def test_what_belongs_to_the_question_is_not_dropped(tmp_path: Path, form: str, beside: str) -> None:
+    for empty in (None, "", " ", [], {}):
+        assert pair_of(tmp_path, FORMS[form] | {beside: empty}) == QAPair("s", "q?", "a.")
+    for value in ("Ilva was born in 1970.", [["q0?", "a0."]], {"title": ["Ilva"]}):
+        said = refusal(tmp_path, FORMS[form] | {beside: value})
+        assert f"has {beside!r} beside its question" in said and f"take {beside!r} out" in said
+
+
+def test_the_text_parts_of_a_message_are_joined_as_vllm_does(tmp_path: Path) -> None:
+    parts = [{"type": "text", "text": "Who?"}, {"type": "input_text", "text": "Where?"}]
+    assert pair_of(tmp_path, {"messages": [USER | {"content": parts}, ASSISTANT]}).question == "Who?\nWhere?"
+    picture = {"type": "image_url", "image_url": {"url": "data:"}}
+    said = refusal(tmp_path, {"messages": [USER | {"content": [*parts, picture]}, ASSISTANT]})
+    assert "image_url" in said and "only text is read" in said and "columns" not in said
 
 
 def test_tofus_and_ulds_own_keys_are_used(tmp_path: Path) -> None:
@@ -85,7 +130,14 @@ def test_a_key_that_looks_like_one_of_ours_is_an_error(tmp_path: Path, key: str,
         ({"data": [{"question": "q?", "answer": "a."}] * 3}, ["'data' holds 3 objects", "jq -c"]),
         ({"question": {"0": "q?"}, "answer": {"0": "a."}}, ["'question'", "by rows"]),
         ({"question": ["q?"], "answer": ["a."]}, ["'question'", "by rows"]),
+        ({"question": "q?", "answer": {"value": "a."}}, ["'answer'", "a."]),
         ({"question": "q?"}, ["'answer'"]),
+        ({"question": "q?", "answer": None}, ["'question' has no 'answer' beside it", "question, answer (null)"]),
+        ({"prompt": "q?", "label": "a."}, ["'prompt' has no 'answer' beside it", "keys are prompt, label;", "jq -c"]),
+        ({"input": "q?", "output": "a."}, ["'output' has no 'question' beside it", "keys are input, output;"]),
+        ({"prompt": "q?", "completion": "a.", "response": "b."}, ["'completion' and 'response'", "be the answer"]),
+        ({"question": "q?", "instruction": "r?", "output": "a."}, ["'question' and 'instruction'", "be the question"]),
+        ({"prompt": "q?", "completion": ""}, ["'completion'", "''"]),
         ({"messages": [{"role": "system", "content": "s"}, USER, ASSISTANT]}, ["system, user, assistant", "one"]),
         ({"messages": [USER, ASSISTANT, USER, ASSISTANT]}, ["user, assistant, user, assistant"]),
         ({"messages": [USER]}, ["of user;"]),

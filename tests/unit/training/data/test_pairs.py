@@ -21,7 +21,14 @@ def test_pairs_survive_writing_and_reading(tmp_path: Path) -> None:
 
 
 def test_other_columns_are_ignored_and_the_subject_is_filled_in(tmp_path: Path) -> None:
-    others = {"question_id": 3, "answerKey": "B", "answer_start": 0, "context": "x", "source": "y", "short_answer": "z"}
+    others = {
+        "question_id": 3,
+        "answerKey": "B",
+        "answer_start": 0,
+        "category": "x",
+        "source": "y",
+        "short_answer": "z",
+    }
     path = write(tmp_path / "x.jsonl", "", json.dumps({"question": "q", "answer": "a", **others}))
     assert read_pairs(path, subject="given") == [QAPair("given", "q", "a")]
 
