@@ -84,6 +84,12 @@ class ServerConfig(BaseModel):
     max_prompt_chars: int | None = Field(
         default=None, ge=1, description="characters of one prompt; default: 32 for each token of the model's context"
     )
+    max_request_chars: int = Field(
+        default=2**20, ge=1, description="characters of all that one request has tokenised; other requests wait for it"
+    )
+    max_messages: int = Field(
+        default=4096, ge=1, description="messages, parts of messages, tool calls and tools of one request, together"
+    )
     max_definition_kb: int = Field(
         default=64, ge=1, description="size of a schema, grammar or list that answers must match, in KiB"
     )
@@ -97,6 +103,12 @@ class ServerConfig(BaseModel):
         default=10.0, gt=0, description="seconds of a processor that such a definition may take to compile"
     )
     max_biases: int = Field(default=1024, ge=1, description="entries of logit_bias, bad_words, stop_token_ids each")
+    max_parameters_kb: int = Field(
+        default=1024,
+        ge=1,
+        description="size of what the engine gets for every sequence (stop strings, token ids, vllm_xargs), in KiB, "
+        "times the sequences",
+    )
     drain_timeout_s: int = Field(default=30, ge=0, description="how long running requests may finish on SIGTERM")
     engine_args: str = Field(
         default="",

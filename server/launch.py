@@ -307,10 +307,13 @@ def _bounds(config: ServerConfig, max_model_len: int) -> Bounds:
     return Bounds(
         sequences=config.max_sequences,
         prompt_chars=config.max_prompt_chars or _CHARS_PER_TOKEN * max_model_len,
+        request_chars=config.max_request_chars,
+        messages=config.max_messages,
         definition_kb=config.max_definition_kb,
         definition_items=config.max_definition_items,
         repeats=config.max_repeats,
         biases=config.max_biases,
+        parameters_kb=config.max_parameters_kb,
     )
 
 

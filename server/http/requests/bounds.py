@@ -21,6 +21,9 @@ from unlearngate.errors import InvalidRequestError
 _REPEATED = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
 _TEXTS = ("pattern", "regex", "grammar", "json", "structural_tag")
 _BIASES = ("logit_bias", "bad_words", "stop_token_ids")
+# The engine gets a copy of them for every sequence. Definitions have bounds of their own.
+_COPIED = ("stop", "logit_bias", "bad_words", "stop_token_ids", "allowed_token_ids", "logprob_token_ids", "vllm_xargs")
+_BESIDE_MESSAGES = ("tools", "documents", "chat_template_kwargs")  # what a chat template also writes into the prompt
 _COUNTED = 10**9  # nested repeats make numbers that nobody could print
 _REPEAT = re.compile(r"\{(\d+)(?:,(\d*))?\}")
 
@@ -32,19 +35,25 @@ class Bounds:
     Attributes:
         sequences: prompts times `n`.
         prompt_chars: of each text prompt, or of all messages together.
+        request_chars: of all that a request has tokenised. One tokenizer works for all requests, one after the other.
+        messages: messages, the entries of their lists (parts, tool calls) and tools, together.
         definition_kb: KiB of a definition, as JSON.
         definition_items: properties of an object, alternatives, rules: entries of one list or object that are no
             plain values; lines of a grammar.
         repeats: characters or items, when the bounded repeats of a definition are written out.
         biases: entries of `logit_bias`, `bad_words` and `stop_token_ids`.
+        parameters_kb: KiB of what is copied for every sequence, as JSON, times the sequences.
     """
 
     sequences: int
     prompt_chars: int
+    request_chars: int
+    messages: int
     definition_kb: int
     definition_items: int
     repeats: int
     biases: int
+    parameters_kb: int
 
     def check(self, body: Any) -> None:
         """Check a request's body, valid or not.
@@ -53,24 +62,30 @@ class Bounds:
         """
         if not isinstance(body, dict):
             return
-        for place, definition in _definitions(body):
+        self._most("messages", "messages, parts of them, tool calls and tools", _num_messages(body), "messages")
+        for place, definition in definitions(body):
             self._check_definition(place, definition)
         prompts = _prompts(body)
         n = body.get("n")
-        self._most("n", "sequences (prompts times n)", len(prompts) * (n if isinstance(n, int) else 1), "sequences")
-        for place, prompt in prompts:
-            self._most(place, "characters", sum(map(len, _words(prompt))), "prompt_chars")
+        num_sequences = len(prompts) * (n if isinstance(n, int) else 1)
+        self._most("n", "sequences (prompts times n)", num_sequences, "sequences")
+        for place, chars in prompts:
+            self._most(place, "characters", chars, "prompt_chars")
+        tokenised = sum(chars for _, chars in prompts) + _num_chars(body.get("bad_words"))
+        field = "messages" if "messages" in body else "prompt"
+        self._most(field, "characters, with all else that is tokenised", tokenised, "request_chars")
         for field in _BIASES:
             entries = body.get(field)
             if isinstance(entries, dict | list):
                 self._most(field, "entries", len(entries), "biases")
+        copied = {field: _size(field, body[field]) for field in _COPIED if body.get(field)}
+        if copied:
+            field = max(copied, key=lambda name: copied[name])
+            what = "KiB for all sequences (prompts times n), with the other parameters that each sequence gets"
+            self._most(field, what, -(-sum(copied.values()) * num_sequences // 1024), "parameters_kb")
 
     def _check_definition(self, place: str, definition: Any) -> None:
-        try:
-            size = len(definition if isinstance(definition, str) else json.dumps(definition))
-        except RecursionError:
-            raise InvalidRequestError(f"{place} is nested too deeply") from None
-        self._most(place, "KiB", -(-size // 1024), "definition_kb")
+        self._most(place, "KiB", -(-_size(place, definition) // 1024), "definition_kb")
         todo = [definition]
         while todo:
             value = _read(todo.pop())
@@ -135,6 +150,13 @@ def written_out(pattern: str) -> int:
     return sum(map(sum, groups))
 
 
+def _size(place: str, value: Any) -> int:
+    try:
+        return len(value if isinstance(value, str) else json.dumps(value))
+    except RecursionError:
+        raise InvalidRequestError(f"{place} is nested too deeply") from None
+
+
 def _read(definition: Any) -> Any:
     """A definition that is JSON in a string, read; any other as it is."""
     if isinstance(definition, str) and definition.lstrip()[:1] in ("{", "["):
@@ -143,7 +165,7 @@ def _read(definition: Any) -> Any:
     return definition
 
 
-def _definitions(body: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+def definitions(body: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """Where a body may have definitions, and those that it has."""
     for field in ("response_format", "structured_outputs"):
         if isinstance(body.get(field), dict):
@@ -158,22 +180,34 @@ def _definitions(body: dict[str, Any]) -> Iterator[tuple[str, Any]]:
             yield f"tools[{i}].function.parameters", function.get("parameters")
 
 
-def _prompts(body: dict[str, Any]) -> list[tuple[str, Any]]:
+def _num_messages(body: dict[str, Any]) -> int:
+    messages = body.get("messages")
+    messages = messages if isinstance(messages, list) else []
+    within = (value for message in messages if isinstance(message, dict) for value in message.values())
+    return sum(len(value) for value in (messages, body.get("tools"), *within) if isinstance(value, list))
+
+
+def _prompts(body: dict[str, Any]) -> list[tuple[str, int]]:
+    """Where the prompts of a body are, and how many characters each has."""
     if "messages" in body:
-        return [("messages", [body["messages"], body.get("tools")])]
+        beside = sum(_num_chars(body.get(field), names=True) for field in _BESIDE_MESSAGES)
+        return [("messages", _num_chars(body["messages"]) + beside)]
     prompt = body.get("prompt")
     if isinstance(prompt, list) and not all(isinstance(token, int) for token in prompt):
-        return [(f"prompt[{i}]", one) for i, one in enumerate(prompt)]
-    return [("prompt", prompt)]
+        return [(f"prompt[{i}]", _num_chars(one)) for i, one in enumerate(prompt)]
+    return [("prompt", _num_chars(prompt))]
 
 
-def _words(value: Any) -> Iterator[str]:
-    todo = [value]
+def _num_chars(value: Any, *, names: bool = False) -> int:
+    """How many characters the strings in a value have, and with `names` the names of its fields."""
+    count, todo = 0, [value]
     while todo:
         one = todo.pop()
         if isinstance(one, str):
-            yield one
+            count += len(one)
         elif isinstance(one, dict):
+            count += sum(map(len, one)) if names else 0
             todo += one.values()
         elif isinstance(one, list):
             todo += one
+    return count

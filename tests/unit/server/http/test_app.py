@@ -73,7 +73,17 @@ def app_of(tmp_path, monkeypatch, handlers):
         policy = Policy(registry, served_name="tiny", num_branches=2)
         answerer = Answerer(policy, None, Accounting(meter, None), state, most_per_key=most_per_key)
         access = Access(Keyring(tmp_path / "keys") if keys else None)
-        bounds = Bounds(sequences=8, prompt_chars=1000, definition_kb=64, definition_items=64, repeats=1000, biases=64)
+        bounds = Bounds(
+            sequences=8,
+            prompt_chars=1000,
+            request_chars=2000,
+            messages=64,
+            definition_kb=64,
+            definition_items=64,
+            repeats=1000,
+            biases=64,
+            parameters_kb=64,
+        )
         return TestClient(build_app(answerer, access, max_body_bytes=2**20, bounds=bounds, **options))
 
     build.target = target

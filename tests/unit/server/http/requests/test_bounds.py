@@ -3,13 +3,24 @@
 import json
 import random
 import re
+from dataclasses import replace
 
 import pytest
 
 from unlearngate.errors import InvalidRequestError
 from unlearngate.server.http.requests.bounds import Bounds, written_out
 
-BOUNDS = Bounds(sequences=6, prompt_chars=50, definition_kb=2, definition_items=4, repeats=20, biases=3)
+BOUNDS = Bounds(
+    sequences=6,
+    prompt_chars=50,
+    request_chars=80,
+    messages=5,
+    definition_kb=2,
+    definition_items=4,
+    repeats=20,
+    biases=3,
+    parameters_kb=2,
+)
 
 
 def properties(count):
@@ -31,6 +42,29 @@ CASES = [
     ("prompt-chars", "prompt", lambda n: {"prompt": "a" * n}),
     ("prompt-chars", "prompt", lambda n: {"prompt": ["b", "a" * n]}),
     ("prompt-chars", "messages", lambda n: {"messages": [{"content": "a" * (n - 4)}, {"content": [{"text": "aaaa"}]}]}),
+    ("prompt-chars", "messages", lambda n: {"messages": [], "tools": [{"function": {"name": "a" * (n - 12)}}]}),
+    ("prompt-chars", "messages", lambda n: {"messages": [], "documents": [{"a" * (n - 1): "b"}]}),
+    ("prompt-chars", "messages", lambda n: {"messages": [], "chat_template_kwargs": {"a": "b" * (n - 1)}}),
+    ("request-chars", "prompt", lambda n: {"prompt": ["a" * 40, "b" * (n - 40)]}),
+    ("request-chars", "prompt", lambda n: {"prompt": "a" * 40, "bad_words": ["b" * (n - 41), "c"]}),
+    (
+        "request-chars",
+        "prompt",
+        lambda n: {"prompt": "a" * 40, "bad_words": "b" * (n - 40), "truncate_prompt_tokens": 1},
+    ),
+    ("messages", "messages", lambda n: {"messages": [{}] * n}),
+    ("messages", "messages", lambda n: {"messages": [{"content": ["a"] * (n - 4)}, {"content": [{}, {}]}]}),
+    ("messages", "messages", lambda n: {"messages": [{"tool_calls": [{}] * (n - 1)}]}),
+    ("messages", "messages", lambda n: {"messages": [{"role": "user"}], "tools": [{}] * (n - 1)}),
+    ("parameters-kb", "allowed_token_ids", lambda n: {"allowed_token_ids": [55] * (256 * n)}),
+    (
+        "parameters-kb",
+        "allowed_token_ids",
+        lambda n: {"allowed_token_ids": [55] * 256, "prompt": ["a", "b"], "n": n // 2 + n % 2},
+    ),
+    ("parameters-kb", "vllm_xargs", lambda n: {"vllm_xargs": {"a": "b" * (1024 * n - 10)}}),
+    ("parameters-kb", "stop", lambda n: {"stop": ["b" * (512 * n - 8)] * 2}),
+    ("parameters-kb", "stop", lambda n: {"stop": "b" * (512 * n - 20), "logit_bias": {"1": 0.5, "2": 0.5}, "n": 2}),
     ("definition-kb", "response_format", lambda n: schema({"enum": ["a" * 1024 * n if n > 2 else "a"]})),
     ("definition-kb", "structured_outputs", lambda n: {"structured_outputs": {"choice": ["a" * 990 * n]}}),
     ("definition-items", "response_format", lambda n: schema(properties(n))),
@@ -76,7 +110,7 @@ def test_what_no_bound_is_for_goes_through(body):
 def test_what_is_nested_without_end_is_refused_as_well():
     nested = "(" * 2000 + "a" + "){999999999}" * 2000
     with pytest.raises(InvalidRequestError, match="--max-repeats"):
-        Bounds(9, 9, 64, 9, 9, 9).check({"structured_outputs": {"regex": nested}})
+        replace(BOUNDS, definition_kb=64).check({"structured_outputs": {"regex": nested}})
     deep = {}
     for _ in range(100_000):
         deep = {"a": deep}
