@@ -1,4 +1,4 @@
-"""What we add to vLLM's client of the engine: checks of adapter and definition, the count of tokens, an id."""
+"""What we add to vLLM's client of the engine: checks of adapter and definition, counted tokens, plain errors, an id."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from copy import copy
 from typing import Any
 
 from unlearngate.server.contract.plan import TOKEN_FIELD, sign, verify
-from unlearngate.server.engine.compat import VLLMValidationError
+from unlearngate.server.engine.compat import VLLMError, VLLMValidationError
 from unlearngate.server.engine.constraints import Constraints
 from unlearngate.server.engine.definitions import Definitions
+from unlearngate.server.engine.reasons import explained
 from unlearngate.server.engine.usage import Meter, Sequence
 
 
@@ -50,7 +51,10 @@ def try_definitions(engine: Any, definitions: Definitions) -> None:
 
 
 def count_tokens(engine: Any, meter: Meter) -> None:
-    """Report to the meter every sequence that this client of the engine begins, and the tokens that it gets."""
+    """Report to the meter every sequence that this client of the engine begins, and the tokens that it gets.
+
+    What the engine refuses is said in plain words here, for vLLM's handlers put them into streams too.
+    """
     from vllm.sampling_params import RequestOutputKind
 
     generate, add_request = engine.generate, engine.engine_core.add_request_async
@@ -69,8 +73,10 @@ def count_tokens(engine: Any, meter: Meter) -> None:
                         usage.add_tokens(request_id, choice.index, len(choice.token_ids), cumulative=cumulative)
                         _refuse_contradiction(meter, usage.sequences[request_id, choice.index], choice, cumulative)
                     yield output
-        except Exception:
+        except Exception as error:
             usage.failed = True
+            if isinstance(error, VLLMError) and (plain := explained(error, sampling_params)):
+                raise plain from error
             raise
 
     async def begun(request: Any) -> None:

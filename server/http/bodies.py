@@ -16,11 +16,15 @@ from typing import Any, NoReturn
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from pydantic_core import SchemaValidator
 from starlette.exceptions import HTTPException
 
-from unlearngate.server.http.requests.shapes import check_messages, refuse_types, types_only
+from unlearngate.errors import InvalidRequestError
+from unlearngate.server.engine.compat import VLLMError
+from unlearngate.server.engine.reasons import reason_of
+from unlearngate.server.http.requests.problems import sentence_of
+from unlearngate.server.http.requests.shapes import check_integers, check_shapes, refuse_types, types_only
 
 BODY_TIMEOUT_S = 60.0
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -121,15 +125,31 @@ def stop_at_first_problem(model: type[BaseModel]) -> None:
 
 
 def blame_the_body(model: type[BaseModel], data: Any, handler: Callable[[Any], Any]) -> Any:
-    """Run a model's validators. If wrong types in the body make vLLM's fail, the answer is a 400 that says which.
+    """Run a model's validators, and ours. What vLLM's do not say about a wrong body, the answer does: a 400.
 
     Raises: InvalidRequestError.
     """
-    check_messages(data)
+    check_shapes(data)
     try:
-        return handler(data)
+        request = handler(data)
     except (AttributeError, LookupError, TypeError, RecursionError) as error:
-        raise refuse_types(_types_of(model), data, error) from error
+        otherwise = InvalidRequestError(f"the body is not what this route expects: {error}")
+        raise refuse_types(_types_of(model), data, otherwise) from error
+    except VLLMError as error:
+        if error.__cause__ is None:
+            raise
+        raise _wrong_tag(_types_of(model), data, error, getattr(error, "parameter", None)) from error
+    check_integers(model.model_fields, data)
+    return request
+
+
+def _wrong_tag(types: type[BaseModel], data: Any, error: Exception, field: str | None) -> InvalidRequestError:
+    """Of a structural tag vLLM says only that it is wrong. The cause says why."""
+    cause = error.__cause__
+    if isinstance(cause, ValidationError):
+        return InvalidRequestError(f"{field}.{sentence_of(cause.errors(), data[field])[0]}", param=field)
+    reason = f"{field}: this structural tag cannot be used: {reason_of(error)}"
+    return refuse_types(types, data, InvalidRequestError(reason, param=field))
 
 
 @cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -11,6 +12,7 @@ from starlette.exceptions import HTTPException
 
 from unlearngate.errors import UnlearngateError
 from unlearngate.server.engine import compat
+from unlearngate.server.engine.reasons import reason_of
 from unlearngate.server.http.requests.problems import sentence_of
 from unlearngate.server.metrics import REFUSALS
 
@@ -24,6 +26,7 @@ _CODES = {
     503: "unavailable",
 }
 _LONGEST_MESSAGE = 2000
+_LINE_ENDS = re.compile(r"\s*\n\s*")
 
 
 def answer_failures(app: FastAPI) -> None:
@@ -43,7 +46,8 @@ async def on_our_error(_: Request, error: Exception) -> Response:
 
 
 def refusal(status: int, message: str, param: str | None, code: str | None = None) -> JSONResponse:
-    """OpenAI's error body, counted. A message that repeats a long request is cut."""
+    """OpenAI's error body, counted. The message is one line; one that repeats a long request is cut."""
+    message = _LINE_ENDS.sub(" ", message.strip())
     if len(message) > _LONGEST_MESSAGE:
         message = message[:_LONGEST_MESSAGE] + "..."
     kind = "invalid_request_error" if status < 500 else "internal_error"
@@ -73,4 +77,4 @@ async def _on_engine_error(_: Request, error: Exception) -> Response:
     status, message, param = compat.describe_error(error)
     if status >= 500:
         logger.error("a request failed", exc_info=error)
-    return refusal(status, message, param)
+    return refusal(status, message or f"the server could not answer this request: {reason_of(error)}", param)

@@ -44,11 +44,18 @@ def _parse_choice(index: int, item: object) -> ForgetSetChoice:
     try:
         return ForgetSetChoice.model_validate(item)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise InvalidRequestError(
-            f"forget_sets[{index}].{where}: {first['msg']}, got {_shown(first['input'])}", param="forget_sets"
-        ) from None
+        raise InvalidRequestError(f"forget_sets[{index}]{_reason(error)}", param="forget_sets") from None
+
+
+def _reason(error: ValidationError) -> str:
+    first = error.errors()[0]
+    field, kind = first["loc"][0], first["type"]
+    if kind == "missing":
+        return f".{field} is missing: {_SHAPE}, got {_shown(first['input'])}"
+    if kind == "extra_forbidden":
+        known = ", ".join(ForgetSetChoice.model_fields)
+        return f".{field} is no field of a forget set, which has {known}; got {_shown(first['input'])}"
+    return f".{field} must be {'a string' if field == 'name' else 'a number'}, got {_shown(first['input'])}"
 
 
 def _shown(value: object) -> str:

@@ -3,11 +3,13 @@
 import math
 import time
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 from fastapi.testclient import TestClient
 from pydantic import BaseModel
 from starlette.datastructures import State
+from vllm.v1.engine.exceptions import EngineGenerateError
 
 from support.engine.tiny import make_forget_set, make_target
 from unlearngate.server.audit.accounting import Accounting
@@ -108,6 +110,13 @@ def test_a_stream_tells_proxies_not_to_hold_it_back(app_of):
     assert response.headers["cache-control"] == "no-cache"
     assert response.headers["x-accel-buffering"] == "no"
     assert response.headers["x-forget-sets"] == "none"
+
+
+def test_a_failure_is_one_line_and_never_without_a_word(app_of, handlers):
+    client = app_of()
+    for failure, said in [(EngineGenerateError(), "EngineGenerateError"), (ValueError("a\n  b\n"), "a b")]:
+        handlers.meanwhile = Mock(side_effect=failure)
+        assert client.post("/v1/completions", json=BODY).json()["error"]["message"].endswith(said)
 
 
 def test_a_key_has_so_many_requests_at_a_time_and_one_that_ends_makes_room(app_of, handlers):

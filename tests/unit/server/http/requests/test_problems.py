@@ -1,14 +1,35 @@
 """What is wrong with a body, as a sentence that a client's author can act on, for OpenAI's and vLLM's fields."""
 
+import inspect
+from types import SimpleNamespace
+
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
+from vllm.renderers.chat_utils import parse_chat_messages
+from vllm.renderers.hf import safe_apply_chat_template
 
 from unlearngate.server.http.app import ForgettingChatRequest, ForgettingCompletionRequest
 from unlearngate.server.http.bodies import StrictRoute, stop_at_first_problem
 from unlearngate.server.http.failures import answer_failures
+from unlearngate.server.http.requests.shapes import RESERVED_SWITCHES
 
 USER = {"role": "user", "content": "hello"}
+FUNCTION = {"name": "f", "arguments": "{}"}
+CALL = {"id": "x", "type": "function", "function": FUNCTION}
+
+
+def called(call):
+    return {"messages": [{"role": "assistant", "tool_calls": [call]}]}
+
+
+def strict(number, strict=True):
+    function = {"name": "f", "parameters": {"maximum": number}, "strict": strict}
+    return {"type": "function", "function": function}
+
+
 CHAT = [
     ({"stop": list("abcde")}, "stop must have at most 4 items, got 5 items"),
     ({"stop": 5}, "stop must be a string or a list of strings, got 5"),
@@ -31,6 +52,44 @@ CHAT = [
         "response_format.json_schema must be an object, got 'x'",
     ),
     ({"response_format": {"type": "json_schema"}}, "'json_schema' field must be provided"),
+    (
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "a"}}},
+        "response_format.json_schema.schema is missing",
+    ),
+    ({"response_format": {"type": "structural_tag"}}, "response_format.structures is missing"),
+    (
+        {"response_format": {"type": "structural_tag", "structures": [{"begin": "a"}], "triggers": ["a"]}},
+        "response_format.structures[0].end is missing",
+    ),
+    (
+        {"response_format": {"type": "structural_tag", "structures": [{"begin": "a", "end": "b"}], "triggers": ["a"]}},
+        "response_format: this structural tag cannot be used: json_schema has the wrong type",
+    ),
+    (
+        {"response_format": {"type": "structural_tag", "format": {"type": "foo"}}},
+        "response_format: this structural tag cannot be used: Format type not recognized: foo",
+    ),
+    (
+        {
+            "response_format": {
+                "type": "structural_tag",
+                "format": {"type": "json_schema", "json_schema": {"type": "x"}},
+            }
+        },
+        'response_format: this structural tag cannot be used: Unsupported type "x"',
+    ),
+    ({"structured_outputs": {"structural_tag": "{}"}}, "cannot be used: Structural tag must have a format field"),
+    ({"structured_outputs": {"structural_tag": "{"}}, "cannot be used: Expecting property name"),
+    ({"structured_outputs": {"structural_tag": '{"structures": []}'}}, "cannot be used: 'triggers' is missing"),
+    ({"structured_outputs": {"structural_tag": {}}}, "structured_outputs.structural_tag must be a string, got {}"),
+    ({"structured_outputs": {"structural_tag": ""}}, "must be a structural tag, as JSON, got ''"),
+    ({"structured_outputs": {}}, "structured_outputs must have one of json, regex, choice"),
+    ({"structured_outputs": {"json": None}}, "it has none of them"),
+    ({"structured_outputs": {"json": {}, "regex": "a"}}, "it has json and regex"),
+    (
+        {"structured_outputs": {"regex": "a"}, "response_format": {"type": "json_object"}},
+        "structured_outputs (regex) and response_format (json_object) both define the answer",
+    ),
     ({"messages": [{"role": "user", "content": [{"type": "foo"}]}]}, "messages[0].content[0].type must be 'text'"),
     ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "reads nothing but text, got 'image_url'"),
     ({"messages": [{"role": "user", "content": [{"type": ["text"]}]}]}, "messages[0].content[0].type must be 'text'"),
@@ -49,6 +108,20 @@ CHAT = [
         {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}]},
         "messages[0].tool_calls[0].function.arguments must be a string",
     ),
+    (called({**CALL, "id": 5}), "messages[0].tool_calls[0].id must be a string, as in {"),
+    (called({"type": "function", "function": FUNCTION}), "messages[0].tool_calls[0].id must be a string"),
+    (called({"id": "x", "function": FUNCTION}), "messages[0].tool_calls[0].type must be a string"),
+    (called({**CALL, "type": "foo"}), "messages[0].tool_calls[0].type must be 'function', as in {"),
+    (called({"id": "x", "type": "custom", "custom": {"name": "f", "input": "a"}}), "no other calls, got 'custom'"),
+    (
+        {"messages": [{"role": "user", "content": {"type": "text", "text": "a"}}]},
+        "messages[0].content must be a string or a list, got {",
+    ),
+    ({"chat_template_kwargs": {"messages": 1}}, "chat_template_kwargs.messages is no switch of the chat template"),
+    ({"chat_template_kwargs": {"a": 1, "tools": 5}}, "send the field 'tools' of the request"),
+    ({"forget_sets": [{"name": "anna", "weight": "1"}]}, "forget_sets[0].weight must be a number, got '1'"),
+    ({"forget_sets": [{"anna": 1}]}, "forget_sets[0].name is missing"),
+    ({"tools": [strict(2**64)]}, "tools[0].function.parameters.maximum must fit 64 bits"),
     ({"tools": {"a": 1}}, "tools must be a list, for example"),
     ({"tools": ["f"]}, "tools[0] must be an object, got 'f'"),
     ({"tools": [{"type": "x"}]}, "tools[0].type must be 'function', got 'x'"),
@@ -71,6 +144,19 @@ BOTH = [
     ({"n": "x"}, "n must be an integer, got 'x'"),
     ({"n": 1.5}, "n must be an integer, got 1.5"),
     ({"seed": 2**70}, f"seed must be at most {2**63 - 1}, got {2**70}"),
+    ({"top_k": 2**70}, f"top_k must fit 64 bits: at least -2**63 and below 2**64, got {2**70}"),
+    ({"top_k": -(2**63) - 1}, "top_k must fit 64 bits"),
+    ({"thinking_token_budget": 2**64}, "thinking_token_budget must fit 64 bits"),
+    ({"vllm_xargs": {"a": [1, 2**64]}}, "vllm_xargs.a[1] must fit 64 bits"),
+    (
+        {"repetition_detection": {"max_pattern_size": 2**70, "min_pattern_size": 1, "min_count": 2}},
+        "repetition_detection.max_pattern_size must fit 64 bits",
+    ),
+    (
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"const": 2**70}}}},
+        "response_format.json_schema.schema.const must fit 64 bits",
+    ),
+    ({"structured_outputs": {"json": {"enum": [1, 2**70]}}}, "structured_outputs.json.enum[1] must fit 64 bits"),
     ({"logit_bias": {"5": "x"}}, "logit_bias.5 must be a number, got 'x'"),
     ({"logit_bias": [1]}, "logit_bias must be an object, for example"),
     ({"stream": "maybe"}, "stream must be true or false, got 'maybe'"),
@@ -85,6 +171,8 @@ TEXT = [
     ({"prompt": [1.5]}, "prompt[0] must be an integer, a list or a string, got 1.5"),
     ({"prompt": [["a"]]}, "prompt[0][0] must be an integer, got 'a'"),
 ]
+# What pydantic, Python and the compilers of definitions say to themselves.
+RAW = ["\n", "validation error", "Input should", "Field required", "None, '", "Grammar error", "specification.", ".cc:"]
 CASES = [("/chat", {"messages": [USER]}, *case) for case in CHAT + BOTH]
 CASES += [("/text", {"prompt": "hello"}, *case) for case in BOTH + TEXT]
 
@@ -99,8 +187,10 @@ def client():
         stop_at_first_problem(request_type)
 
     @app.post("/chat")
-    async def chat(request: ForgettingChatRequest) -> dict:
-        return {}
+    async def chat(request: ForgettingChatRequest) -> list:
+        config = SimpleNamespace(multimodal_config=None, enable_prompt_embeds=False)
+        request.extract_structured_outputs()
+        return parse_chat_messages(request.messages, config, "string")[0]  # vLLM's: it reads what is lazy
 
     @app.post("/text")
     async def text(request: ForgettingCompletionRequest) -> dict:
@@ -116,7 +206,7 @@ def test_a_wrong_field_is_one_sentence_that_names_it_and_what_belongs_there(clie
     error = response.json()["error"]
     assert response.status_code == 400 and sentence in error["message"]
     assert error["param"] == next(iter(wrong))
-    assert "\n" not in error["message"] and "validation error" not in error["message"]
+    assert not [raw for raw in RAW if raw in error["message"]]
 
 
 @pytest.mark.parametrize("path, good", [("/chat", {"messages": [USER]}), ("/text", {"prompt": "hello"})])
@@ -129,13 +219,46 @@ def test_any_value_of_any_field_is_taken_or_refused_by_a_sentence_about_this_fie
         if response.status_code == 400:
             error = response.json()["error"]
             assert error["message"] and "object has no attribute" not in error["message"], field
-            assert "\n" not in error["message"] and "Input should" not in error["message"], (field, error["message"])
+            assert not [raw for raw in RAW if raw in error["message"]], (field, error["message"])
 
 
-def test_parts_of_text_in_any_of_their_spellings_are_taken(client):
-    parts = ["a", {"type": "text", "text": "a"}, {"text": "a"}, {"type": "input_text", "text": "a"}]
-    assert client.post("/chat", json={"messages": [{"role": "user", "content": parts}]}).status_code == 200
-    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
-    messages = [USER, {"role": "assistant", "content": None, "tool_calls": [call]}]
-    messages += [{"role": "tool", "tool_call_id": "1", "content": "b"}]
-    assert client.post("/chat", json={"messages": messages}).status_code == 200
+PARTS = [
+    "a",
+    {"text": "a"},
+    {"type": "text", "text": "a"},
+    {"type": "text", "text": "a", "uuid": "1", "cache_control": {"type": "ephemeral"}},
+    {"type": "input_text", "text": "a"},
+    {"type": "output_text", "text": "a"},
+    {"type": "refusal", "refusal": "a"},
+    {"type": "thinking", "thinking": "a"},
+]
+
+
+@pytest.mark.parametrize("role", ["system", "developer", "user", "assistant", "tool", "narrator"])
+def test_parts_of_text_in_any_of_their_spellings_are_read_from_every_role(client, role):
+    for part in PARTS:
+        message = {"role": role, "content": [part, "b"], "tool_call_id": "1"}
+        response = client.post("/chat", json={"messages": [message]})
+        assert response.status_code == 200, (part, response.text)
+        assert response.json()[0]["content"] == "a\nb", part
+
+
+def test_calls_and_their_answers_are_read(client):
+    messages = [USER, {"role": "assistant", "content": None, "tool_calls": [CALL]}]
+    messages += [{"role": "tool", "tool_call_id": "x", "content": "b"}]
+    read = client.post("/chat", json={"messages": messages}).json()
+    assert [message["content"] for message in read] == ["hello", "", "b"]
+    assert read[1]["tool_calls"] == [{**CALL, "function": {"name": "f", "arguments": {}}}]
+
+
+def test_a_large_integer_that_the_engine_is_not_told_is_let_through(client):
+    free = {"metadata": {"a": 2**70}, "unknown": 2**70, "tools": [strict(2**256, strict=False)]}
+    edges = {"top_k": 2**63 - 1, "vllm_xargs": {"a": -(2**63), "b": 2**64 - 1}}
+    assert client.post("/chat", json={"messages": [USER], **free, **edges}).status_code == 200
+
+
+def test_every_argument_of_what_renders_a_chat_template_is_reserved():
+    given_by_the_request = {"add_generation_prompt", "continue_final_message"}  # vLLM prefers the fields of these names
+    rendering = (safe_apply_chat_template, PreTrainedTokenizerBase.apply_chat_template, render_jinja_template)
+    arguments = {name for function in rendering for name in inspect.signature(function).parameters}
+    assert arguments - {"kwargs"} - given_by_the_request <= RESERVED_SWITCHES
