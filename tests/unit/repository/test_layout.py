@@ -40,7 +40,7 @@ OFFLINE = {
     "model": {"data"},
     "train": {"model", "data"},
     "evaluate": {"model", "data"},
-    "attack": {"evaluate", "data"},
+    "attack": {"evaluate", "model", "data"},
     "calibrate": {"evaluate", "model", "data"},
     "demo": {"train", "evaluate", "model", "data"},
     "reproduce": {"demo", "train", "evaluate", "model", "data"},
