@@ -1,4 +1,4 @@
-"""What a checkpoint folder must hold before any weight of it is read: whole files, and no quantised weights."""
+"""What a checkpoint folder must hold before any weight of it is read: whole files, every weight, none quantised."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from unlearngate.errors import ArtefactError
 
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _POINTER_BYTES = 1024  # Git LFS: a pointer is smaller
-_INDEX = "model.safetensors.index.json"
+_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 # Where quantisers of several years say what they did: in config.json, or in a file of their own.
 _QUANTISED_BY = ("quantization_config", "compression_config", "quantization")
 _QUANTISERS_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
@@ -61,35 +61,63 @@ def refuse_quantised(folder: Path, config: Mapping[str, Any]) -> None:
             raise ArtefactError(folder, _quantised(f"it holds {name}"))
 
 
-def check_weight_files(folder: Path, shards: Iterable[Path]) -> None:
+def check_weight_files(folder: Path, shards: Iterable[Path], wanted: Iterable[tuple[str, tuple[int, ...]]]) -> None:
     """Read the headers of weight files, and none of the weights.
 
     Args:
         folder: the checkpoint's.
         shards: its *.safetensors files.
+        wanted: the names and shapes of the tensors that its model needs; it may have others.
 
-    Raises: ArtefactError if one is no whole safetensors file or holds quantised weights, or one that the index lists
-        is missing.
+    Raises: ArtefactError if one is no whole safetensors file or holds quantised weights, if one that the index lists is
+        missing, or the index itself, or if a wanted tensor is missing or has another shape.
     """
-    found = list(shards)
-    for path in found:
-        try:
-            with safe_open(path, framework="np") as tensors:
-                dtypes = {name: str(tensors.get_slice(name).get_dtype()) for name in tensors.keys()}
-        except (SafetensorError, OSError) as error:
-            raise ArtefactError(
-                path, f"is not a whole safetensors file ({error}; {path.stat().st_size:,} bytes); download it again"
-            ) from error
-        for name, dtype in dtypes.items():
-            if "weight" in name and dtype not in _PLAIN_DTYPES:
-                raise ArtefactError(path, _quantised(f"tensor {name} is {dtype}"))
-    if (folder / _INDEX).is_file():
-        missing = sorted(_listed(folder / _INDEX) - {path.name for path in found})
-        if missing:
+    shapes = {path.name: _shapes(path) for path in shards}
+    listed = _listed(folder / _INDEX) if (folder / _INDEX).is_file() else set()
+    if missing := sorted(listed - shapes.keys()):
+        raise ArtefactError(
+            folder, f"lacks {len(missing)} of the weight files that {_INDEX} lists, such as {missing[0]}; download it"
+        )
+    if _SINGLE not in shapes and not listed:
+        raise ArtefactError(
+            folder,
+            f"holds {min(shapes)} but neither {_SINGLE} nor {_INDEX}, so that nobody knows which files are the "
+            "model's; download the one that is missing",
+        )
+    read = [_SINGLE] if _SINGLE in shapes else listed  # as Hugging Face does
+    # Hugging Face reads them without "model." too: an inner model that was saved alone has names like that.
+    held = {name.removeprefix("model."): shape for file in read for name, shape in shapes[file].items()}
+    for name, shape in wanted:
+        found = held.get(name.removeprefix("model."))
+        if found is None:
             raise ArtefactError(
                 folder,
-                f"lacks {len(missing)} of the weight files that {_INDEX} lists, such as {missing[0]}; download it",
+                f"has no tensor {name}, which the model of its config.json needs; download the weights again, or give "
+                "the config.json that belongs to them",
             )
+        if found != shape:
+            raise ArtefactError(
+                folder,
+                f"has the tensor {name} in the shape {list(found)}, where its config.json makes it {list(shape)}; give "
+                "the config.json that belongs to these weights",
+            )
+
+
+def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of a file's tensors by name."""
+    try:
+        with safe_open(path, framework="np") as tensors:
+            slices = {name: tensors.get_slice(name) for name in tensors.keys()}
+            dtypes = {name: str(one.get_dtype()) for name, one in slices.items()}
+            shapes = {name: tuple(one.get_shape()) for name, one in slices.items()}
+    except (SafetensorError, OSError) as error:
+        raise ArtefactError(
+            path, f"is not a whole safetensors file ({error}; {path.stat().st_size:,} bytes); download it again"
+        ) from error
+    for name, dtype in dtypes.items():
+        if "weight" in name and dtype not in _PLAIN_DTYPES:
+            raise ArtefactError(path, _quantised(f"tensor {name} is {dtype}"))
+    return shapes
 
 
 def _listed(index: Path) -> set[str]:

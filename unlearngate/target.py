@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,10 +20,34 @@ _INFORMATIVE = {"_name_or_path", "transformers_version", "use_cache", "dtype", "
 # Architectures whose inner model is embeddings, layers that take (positions, hidden, residual), and a final norm, and
 # names its linear maps as Llama does. Each is in the parity tests.
 TARGET_ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen3ForCausalLM")
+# Switches of a configuration, and the linear maps that have a bias with them.
+_BIASES = {
+    "LlamaForCausalLM": {"attention_bias": "self_attn.", "mlp_bias": "mlp."},
+    "Qwen3ForCausalLM": {"attention_bias": "self_attn."},
+}
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tekken.json")
+# What is read beside config.json, if it is there, and the keys without which it is nothing.
+_JSON_FILES: dict[str, tuple[str, ...]] = {
+    "tokenizer.json": ("model", "added_tokens"),
+    "tekken.json": ("config", "vocab"),
+    "tokenizer_config.json": (),
+    "special_tokens_map.json": (),
+    "added_tokens.json": (),
+    "generation_config.json": (),
+}
+_SMALL_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
 _SUPPORTED = f"supported: {', '.join(TARGET_ARCHITECTURES)}"
-_WITHIN = ("*/config.json", "snapshots/*/config.json")
-_HUB_ID = re.compile(r"(?:(?:https?:/+huggingface\.co|hf:)/+)?([\w.-]+/[\w.-]+)/?")
+# Below a folder; the hub's cache has a folder for each repository, and in that one for each version.
+_WITHIN = tuple(
+    f"{above}*/config.json" for above in ("", "snapshots/", "models--*/snapshots/", "hub/models--*/snapshots/")
+)
+_CACHED = "models--"
+_HUB_ID = re.compile(
+    r"(?:(?:https?:/+)?(?:www\.)?(?:huggingface\.co|hf\.co)/+|hf:/+)?"
+    r"(?P<name>\w[\w.-]*(?:/\w[\w.-]*)?)"
+    r"(?:@(?P<revision>[\w.-]+)|/(?:tree|blob|resolve)/(?P<branch>[\w.-]+)(?:/.*)?)?/?"
+)
+_NO_DIGEST = "0" * 64
 
 
 class TargetIdentity(BaseModel):
@@ -104,39 +129,63 @@ class _Files(NamedTuple):
 
 
 def _read_files(folder: Path) -> _Files:
-    shards = sorted(folder.glob("*.safetensors"))
-    if not shards and (other := _other_weights(folder)):
+    if other := _no_target(folder):
         raise ArtefactError(folder, other)
-    refuse_pointers([folder / "config.json", *(folder / name for name in _TOKENIZER_FILES)])
+    refuse_pointers(path for pattern in _SMALL_FILES for path in sorted(folder.glob(pattern)))
     config = _read_config(folder)
     refuse_quantised(folder, config)
     dimensions = _dimensions(folder / "config.json", config)
+    shards = sorted(folder.glob("*.safetensors"))
     if not shards:
         raise ArtefactError(folder, "holds no *.safetensors file; a target must be a safetensors checkpoint")
     tokenizer = next((folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()), None)
     if tokenizer is None:
         raise ArtefactError(folder, f"holds no tokenizer file (looked for {', '.join(_TOKENIZER_FILES)})")
+    for name, keys in _JSON_FILES.items():
+        if (folder / name).is_file():
+            content = _read_object(folder / name)
+            if missing := [key for key in keys if key not in content]:
+                raise ArtefactError(folder / name, f"has no {missing[0]!r}, so it is no tokenizer; download it again")
     refuse_pointers(shards)
-    check_weight_files(folder, shards)
+    check_weight_files(folder, shards, _weights(config, dimensions))
     return _Files(config, shards, tokenizer, dimensions)
 
 
-def _other_weights(folder: Path) -> str | None:
-    """What a folder without safetensors holds in their place, and how to convert it; None if it is nothing known."""
-    if gguf := sorted(folder.glob("*.gguf")):
+def _no_target(path: Path) -> str | None:
+    """What a path is that cannot be a target, whatever its configuration says, and what to do; None otherwise."""
+    if path.is_file():
+        if path.suffix.lower() == ".gguf":
+            return f"is {_of_gguf(path)}"
+        return f"is not a Hugging Face checkpoint folder but a file; name the folder that it is in, {path.parent}"
+    if (path / "forget_set.json").is_file():
+        return "is a forget set; name the target that it was trained on, a checkpoint folder"
+    if (path / "adapter_config.json").is_file():
         return (
-            f"holds no *.safetensors file but {gguf[0].name}, which is llama.cpp's format; write a checkpoint folder "
-            f"from it: AutoModelForCausalLM.from_pretrained({str(folder)!r}, gguf_file={gguf[0].name!r}, "
-            "quantization_config=GgufConfig(dequantize=True)).save_pretrained(NEW), and "
-            f"AutoTokenizer.from_pretrained({str(folder)!r}, gguf_file={gguf[0].name!r}).save_pretrained(NEW)"
+            "holds a PEFT adapter (adapter_config.json), which is no model of its own; name the checkpoint folder that "
+            f"it was trained on, or write one of both: PeftModel.from_pretrained(BASE, {str(path)!r})"
+            ".merge_and_unload().save_pretrained(NEW), and the tokenizer beside it"
         )
-    if pickles := sorted(folder.glob("pytorch_model*.bin")):
+    if any(path.glob("*.safetensors")):
+        return None
+    if gguf := sorted(path.glob("*.gguf")):
+        return f"holds no *.safetensors file but {gguf[0].name}, {_of_gguf(gguf[0])}"
+    if pickles := sorted(path.glob("pytorch_model*.bin")):
         return (
             f"holds no *.safetensors file but {pickles[0].name}, a pickle, which can run code when read; write a "
-            f"checkpoint folder from it: AutoModelForCausalLM.from_pretrained({str(folder)!r}).save_pretrained(NEW), "
+            f"checkpoint folder from it: AutoModelForCausalLM.from_pretrained({str(path)!r}).save_pretrained(NEW), "
             "and the same with AutoTokenizer"
         )
     return None
+
+
+def _of_gguf(path: Path) -> str:
+    """That a file is a GGUF, and how to convert it."""
+    read = f"from_pretrained({str(path.parent)!r}, gguf_file={path.name!r}"
+    return (
+        f"a file in llama.cpp's format; write a checkpoint folder from it: AutoModelForCausalLM.{read}, "
+        f"quantization_config=GgufConfig(dequantize=True)).save_pretrained(NEW), and AutoTokenizer.{read})"
+        ".save_pretrained(NEW)"
+    )
 
 
 def file_digest(path: Path) -> str:
@@ -152,27 +201,70 @@ def _dimensions(path: Path, config: dict[str, Any]) -> dict[str, Any]:
     """
     architecture = _architecture(path, config)
     try:
-        heads = int(config["num_attention_heads"])
-        fields = {
+        heads, hidden = _count(path, config, "num_attention_heads"), _count(path, config, "hidden_size")
+        return {
             "architecture": architecture,
-            "vocab_size": config["vocab_size"],
-            "hidden_size": config["hidden_size"],
-            "intermediate_size": config["intermediate_size"],
-            "num_layers": config["num_hidden_layers"],
+            "vocab_size": _count(path, config, "vocab_size"),
+            "hidden_size": hidden,
+            "intermediate_size": _count(path, config, "intermediate_size"),
+            "num_layers": _count(path, config, "num_hidden_layers"),
             "num_heads": heads,
-            "num_kv_heads": config.get("num_key_value_heads") or heads,
-            "head_dim": config.get("head_dim") or int(config["hidden_size"]) // heads,
+            "num_kv_heads": _count(path, config, "num_key_value_heads", heads),
+            "head_dim": _count(path, config, "head_dim", hidden // heads),
         }
-        nothing = "0" * 64
-        TargetIdentity(model_id="", weights_digest=nothing, tokenizer_digest=nothing, **fields)
-    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+    except ArtefactError:
         if architecture not in TARGET_ARCHITECTURES:
             raise ArtefactError(path, f"target architecture {architecture!r} is not supported; {_SUPPORTED}") from None
-        reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
-        within = "; it wraps the one in its text_config, whose model must be a checkpoint of its own"
-        wraps = within if "text_config" in config else ""
-        raise ArtefactError(path, f"is not a decoder-only model's configuration: {reason}{wraps}") from error
-    return fields
+        raise
+
+
+def _count(path: Path, config: Mapping[str, Any], key: str, default: int | None = None) -> int:
+    """A number of things in a configuration; `default` where it is left out or null."""
+    value = config.get(key)
+    if value is None and default is not None:
+        value = default
+    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        return value
+    reason = f"{key!r} is {json.dumps(value)[:80]}, and must be a whole number above 0"
+    inner = max(_models_within(config), default=None)
+    wraps = f"; it wraps the one in its {inner[1]}, whose model must be a checkpoint of its own" if inner else ""
+    raise ArtefactError(
+        path,
+        f"is not a decoder-only model's configuration: {reason if key in config else f'it has no {key!r}'}{wraps}",
+    )
+
+
+def _models_within(config: Mapping[str, Any]) -> Iterator[tuple[bool, str]]:
+    """The configurations of models in another one: whether it has a vocabulary, as text has, and where it is."""
+    for key, value in config.items():
+        if isinstance(value, dict):
+            if "num_attention_heads" in value:
+                yield "vocab_size" in value, key
+            yield from ((has_words, f"{key}.{inner}") for has_words, inner in _models_within(value))
+
+
+def _weights(config: Mapping[str, Any], dimensions: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """The tensors that a configuration's model needs, with their shapes; none if its architecture is not served."""
+    identity = TargetIdentity(model_id="", weights_digest=_NO_DIGEST, tokenizer_digest=_NO_DIGEST, **dimensions)
+    if identity.architecture not in TARGET_ARCHITECTURES:
+        return
+    biased = tuple(stem for key, stem in _BIASES.get(identity.architecture, {}).items() if config.get(key))
+    words, hidden = (identity.vocab_size, identity.hidden_size), (identity.hidden_size,)
+    yield "model.embed_tokens.weight", words
+    for layer in range(identity.num_layers):
+        stem = f"model.layers.{layer}."
+        for name, shape in identity.linear_shapes().items():
+            yield f"{stem}{name}.weight", shape
+            if name.startswith(biased):
+                yield f"{stem}{name}.bias", shape[:1]
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            yield f"{stem}{norm}.weight", hidden
+        if identity.architecture == "Qwen3ForCausalLM":
+            for norm in ("self_attn.q_norm", "self_attn.k_norm"):
+                yield f"{stem}{norm}.weight", (identity.head_dim,)
+    yield "model.norm.weight", hidden
+    if not config.get("tie_word_embeddings"):
+        yield "lm_head.weight", words
 
 
 def _architecture(path: Path, config: dict[str, Any]) -> str:
@@ -190,30 +282,43 @@ def _architecture(path: Path, config: dict[str, Any]) -> str:
 def _no_configuration(folder: Path) -> str:
     """Why a path without a config.json is no target, and what to name in its place."""
     reason = "is not a Hugging Face checkpoint folder: config.json is missing"
-    # The hub's cache has a folder for each repository, and in that one for each version.
     found = sorted({p.parent for pattern in _WITHIN for p in folder.glob(pattern)})
     if found:
         return f"{reason}; there is one in {', '.join(map(str, found[:3]))}: name that folder"
+    around = (*reversed(folder.absolute().parts), *(path.name for path in sorted(folder.glob(f"{_CACHED}*"))))
+    if cached := next((part for part in around if part.startswith(_CACHED)), None):
+        name = cached.removeprefix(_CACHED).replace("--", "/")
+        return (
+            f"{reason}; the download of {name} into the Hugging Face cache did not end: give `hf download {name}` "
+            "again, and name the folder that it prints"
+        )
     if folder.exists():
-        return reason
+        return f"{reason}; a target is a folder with config.json, *.safetensors and a tokenizer"
     hub_id = _HUB_ID.fullmatch(str(folder))
     if hub_id is None:
         return f"{reason}; there is no such folder"
-    name = hub_id[1]
+    name, revision = hub_id["name"], hub_id["revision"] or hub_id["branch"]
+    options = f"{f' --revision {revision}' if revision else ''} --local-dir {name.rpartition('/')[2]}"
     return (
         f"{reason}; there is no such folder. If it is the Hugging Face hub's {name}, download it "
-        f"(`hf download {name} --local-dir {name.rpartition('/')[2]}`) and name that folder"
+        f"(`hf download {name}{options}`) and name that folder"
     )
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
     try:
-        config = json.loads(path.read_bytes())
+        return _read_object(folder / "config.json")
     except (FileNotFoundError, NotADirectoryError):
         raise ArtefactError(folder, _no_configuration(folder)) from None
-    except (OSError, ValueError) as error:
-        raise ArtefactError(path, f"cannot be read as JSON ({error})") from error
-    if not isinstance(config, dict):
-        raise ArtefactError(path, f"must hold a JSON object, got {type(config).__name__}")
-    return config
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise ArtefactError(path, f"cannot be read as JSON ({error}); download it again") from error
+    if not isinstance(content, dict):
+        raise ArtefactError(path, f"must hold a JSON object, got {type(content).__name__}")
+    return content
