@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from unlearngate.errors import SentenceError
+from unlearngate.target import load_tokenizer
 
 LONGEST = 128  # tokens of a sentence, with the one that ends it
 
@@ -48,8 +49,6 @@ class Sentences:
         with self._lock:
             if text not in self._known:
                 if self._tokenizer is None:
-                    from transformers import AutoTokenizer
-
-                    self._tokenizer = AutoTokenizer.from_pretrained(self._folder)
+                    self._tokenizer = load_tokenizer(self._folder)
                 self._known[text] = encode_sentence(self._tokenizer, text)
             return self._known[text]

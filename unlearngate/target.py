@@ -47,6 +47,7 @@ _HUB_ID = re.compile(
     r"(?P<name>\w[\w.-]*(?:/\w[\w.-]*)?)"
     r"(?:@(?P<revision>[\w.-]+)|/(?:tree|blob|resolve)/(?P<branch>[\w.-]+)(?:/.*)?)?/?"
 )
+_LONGEST_ERROR = 300  # characters; some of Hugging Face's go on about updates
 _NO_DIGEST = "0" * 64
 
 
@@ -117,6 +118,29 @@ def identify_target(folder: Path, model_id: str | None = None) -> TargetIdentity
         tokenizer_digest=file_digest(files.tokenizer),
         **files.dimensions,
     )
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """A target's tokenizer, as Hugging Face loads it.
+
+    Raises: ArtefactError if it cannot.
+    """
+    from transformers import AutoTokenizer  # takes seconds
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # what a tokenizer's files lead to has no narrower kind
+        raise ArtefactError(
+            folder,
+            "Hugging Face cannot load its tokenizer from tokenizer.json, tokenizer_config.json and what is beside them "
+            f"({in_one_line(error)}); download them again",
+        ) from error
+
+
+def in_one_line(error: Exception) -> str:
+    """An error of another's code as part of a sentence; its kind too, as some say no more than a name."""
+    said = " ".join(f"{type(error).__name__}: {error}".split())
+    return said if len(said) <= _LONGEST_ERROR else f"{said[:_LONGEST_ERROR]}..."
 
 
 class _Files(NamedTuple):

@@ -85,6 +85,19 @@ def turns(
     return prompt if thinking else prompt.rstrip() + _THOUGHT_ENDS, _NO_THOUGHT.sub("", said, count=1)
 
 
+def refuse_lost_text(tokenizer: Any) -> None:
+    """Refuse a chat template that has no place for the text of a question or of its answer.
+
+    Raises: DataError then, and as `render`.
+    """
+    text = render(tokenizer, _ASKED, _SAID)
+    if lost := [name for name, said in (("question", _ASKED), ("answer", _SAID)) if said not in text]:
+        raise DataError(
+            f"the tokenizer's chat template loses the {' and the '.join(lost)} of a conversation; a target needs a "
+            "chat template that takes turns whose content is plain text, not a list of parts"
+        )
+
+
 def opens_thought(tokenizer: Any) -> bool:
     """Whether the generation prompt opens a thought with `<think>`, for the model to go on with."""
     return _THOUGHT.search(render(tokenizer, _ASKED, None)) is not None

@@ -7,13 +7,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from unlearngate.assistant_training.data.chat import set_switches
+from unlearngate.assistant_training.data.chat import refuse_lost_text, set_switches
 from unlearngate.assistant_training.model.memory import keep_freed_memory
 from unlearngate.assistant_training.model.processes import Processes
 from unlearngate.errors import TrainingError
-from unlearngate.target import TargetIdentity, check_target, identify_target
+from unlearngate.target import TargetIdentity, check_target, identify_target, in_one_line, load_tokenizer
 
 
 class LoadedTarget:
@@ -31,12 +31,15 @@ class LoadedTarget:
     @property
     def context_length(self) -> int | None:
         """The tokens of the longest conversation that the target is made for; None if its configuration is silent."""
-        length = getattr(self._config, "max_position_embeddings", None)
+        length: int = getattr(self._config, "max_position_embeddings", None) or 0
         rope = getattr(self._config, "rope_parameters", None) or {}
-        if length and rope.get("rope_type") == "yarn":  # whose configuration may have the length before it is stretched
-            stretched = rope.get("original_max_position_embeddings", length) * rope.get("factor", 1.0)
-            return max(length, int(stretched))
-        return length
+        factor = rope.get("factor") or 1.0
+        match rope.get("rope_type"):
+            case "linear" | "dynamic":  # have the length before it is stretched, and vLLM serves the one after
+                length = int(length * factor)
+            case "yarn":  # may have either
+                length = max(length, int(rope.get("original_max_position_embeddings", length) * factor))
+        return length or None
 
     @cached_property
     def identity(self) -> TargetIdentity:
@@ -47,9 +50,21 @@ class LoadedTarget:
     def model(self) -> Any:
         """The Hugging Face model, frozen, in evaluation mode, on its device.
 
-        Raises: TrainingError if it keeps its layers elsewhere than in `model.layers`.
+        Raises: TrainingError if it lacks weights, or keeps its layers elsewhere than in `model.layers`.
         """
-        model = AutoModelForCausalLM.from_pretrained(self.folder, dtype="auto", local_files_only=True)
+        model, read = AutoModelForCausalLM.from_pretrained(
+            self.folder,
+            dtype="auto",
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are in what it says
+        )
+        if lost := sorted([*read["missing_keys"], *(name for name, *_ in read["mismatched_keys"])]):
+            raise TrainingError(
+                f"{self.folder}: {len(lost)} tensors that the model of its config.json needs are not in the weights, "
+                f"or in another shape, such as {lost[0]}; download the weights again, or give the config.json that "
+                "belongs to them"
+            )
         if not hasattr(getattr(model, "model", None), "layers"):
             raise TrainingError(
                 f"{self.folder}: {type(model).__name__} keeps its layers elsewhere than in model.layers"
@@ -83,7 +98,8 @@ def load_target(
         device: "cpu", "cuda", ...; None: this process's own GPU, if there is one.
         architectures: those that are served; None takes any that can be trained on.
 
-    Raises: ArtefactError if a file is missing; TrainingError if no forget set could be trained on it, or served.
+    Raises: ArtefactError if a file is missing or damaged; TrainingError if no forget set could be trained on it, or
+        served; DataError if its chat template refuses a question and its answer, or loses one of them.
     """
     keep_freed_memory()
     architecture = check_target(folder)
@@ -91,7 +107,11 @@ def load_target(
         raise TrainingError(
             f"{folder} is a {architecture}, which the server does not serve; it serves {', '.join(architectures)}"
         )
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # what a configuration's values lead to has no narrower kind
+        raise TrainingError(f"{folder / 'config.json'}: Hugging Face cannot use it ({in_one_line(error)})") from error
+    tokenizer = load_tokenizer(folder)
     if not getattr(tokenizer, "is_fast", False):
         raise TrainingError(f"{folder}: only a fast tokenizer (tokenizer.json) knows where in a text its tokens are")
     if tokenizer.chat_template is None:
@@ -103,5 +123,5 @@ def load_target(
         raise TrainingError(f"{folder}: the tokenizer has no end token; set eos_token in tokenizer_config.json")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # never seen: padding is masked and unlabelled
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    refuse_lost_text(tokenizer)
     return LoadedTarget(folder, tokenizer, config, model_id, device)
