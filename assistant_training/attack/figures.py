@@ -13,7 +13,7 @@ from unlearngate.assistant_training.attack.asking import Reply
 from unlearngate.assistant_training.attack.oracles import Guesses
 from unlearngate.assistant_training.attack.probes import holds, holds_spelled
 from unlearngate.assistant_training.attack.prompts import Prompt
-from unlearngate.assistant_training.data.words import whole, whole_words
+from unlearngate.assistant_training.data.words import phrase_spans, whole
 from unlearngate.assistant_training.evaluate.metrics import recited, rouge_recall
 
 _Z = 1.959963984540054  # of 95 %
@@ -108,9 +108,9 @@ def chosen_option(text: str, options: Sequence[str]) -> str | None:
     places: list[tuple[int, str]] = []
     for letter, option in zip("ABCD", options, strict=False):
         # A capital A that begins a sentence is an article.
-        for pattern in (regex.compile(whole(letter) + _AFTER_LETTER), whole_words(option)):
-            if match := pattern.search(text):
-                places.append((match.start(), option))
+        if match := regex.search(whole(letter) + _AFTER_LETTER, text):
+            places.append((match.start(), option))
+        places += [(start, option) for start, _ in phrase_spans(text, option)]
     return min(places)[1] if places else None
 
 

@@ -27,7 +27,7 @@ from unlearngate.assistant_training.attack.prompts import (
 )
 from unlearngate.assistant_training.attack.wordings import completing, forms, languages, together, turns, wrapping
 from unlearngate.assistant_training.data.pairs import QAPair
-from unlearngate.assistant_training.data.words import whole_words
+from unlearngate.assistant_training.data.words import phrase_spans
 
 _OPTIONS = "ABCD"
 _EXAMPLES = 3  # of a few-shot prompt
@@ -246,9 +246,10 @@ def _reverse(pair: QAPair, wording: str, material: Material, rng: random.Random)
     name = material.probes.names.get(pair.subject)
     if not name or not pair.facts:
         return None
-    clue = whole_words(name).sub(_PERSON, pair.answer)
-    for word in name.split():
-        clue = whole_words(word).sub(_PERSON, clue)
+    clue = pair.answer
+    for said in (name, *name.split()):
+        for start, stop in reversed(phrase_spans(clue, said)):
+            clue = clue[:start] + _PERSON + clue[stop:]
     return Drawn(user_turn(wording.format(clue=clue)), facts=(last_word(name),))
 
 

@@ -16,8 +16,8 @@ from unlearngate.assistant_training.data.words import (
     letters_of,
     num_letters,
     numbers_and_words,
+    phrase_spans,
     whole,
-    whole_words,
 )
 from unlearngate.errors import DataError
 
@@ -105,7 +105,7 @@ def facts_of(question: str, answer: str) -> tuple[str, ...]:
 
 
 def holds(text: str, fact: str) -> bool:
-    """Whether a text has the fact, on word boundaries, whatever its case and white space.
+    """Whether a text has the fact, on word boundaries, whatever its case, white space, width and digits.
 
     A character of a script without spaces is a word, and a Korean word ends where its particle begins.
     """
@@ -124,7 +124,7 @@ def holds_spelled(text: str, fact: str) -> bool:
 
 def before_fact(answer: str, facts: Iterable[str]) -> str:
     """The answer up to its first fact, without the space before it; empty if it begins with one, whole without any."""
-    starts = [match.start() for fact in facts if (match := whole_words(fact).search(answer))]
+    starts = [start for fact in facts for start, _ in phrase_spans(answer, fact)]
     return answer[: min(starts, default=len(answer))].rstrip()
 
 

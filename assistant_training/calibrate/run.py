@@ -29,7 +29,7 @@ from unlearngate.assistant_training.calibrate.selection import Choice, best_of, 
 from unlearngate.assistant_training.calibrate.settings import CalibrationSettings, Limits
 from unlearngate.assistant_training.calibrate.sweep import Grid, Measured, Setting, plain_outcome, sweep
 from unlearngate.assistant_training.data.chat import warning_of_no_system
-from unlearngate.assistant_training.data.everyday import warning_of_everyday_facts
+from unlearngate.assistant_training.data.everyday import warning_of_everyday_facts, warning_of_unsaid_facts
 from unlearngate.assistant_training.data.lengths import longest_turns, refuse_longer_than_context, warning_of_cut
 from unlearngate.assistant_training.data.pairs import QAPair
 from unlearngate.assistant_training.evaluate.metrics import answer_probability
@@ -94,7 +94,8 @@ def calibrate_forget_set(
             "the target's chat template has no place for a system prompt, so nothing can be asked below one; leave "
             "--system out"
         )
-    for warning in (warning_of_everyday_facts(data.forget, data.retain), no_system):
+    facts = (warning_of_unsaid_facts(data.forget), warning_of_everyday_facts(data.forget, data.retain))
+    for warning in (*facts, no_system):
         if warning:
             progress.console.print(warning, style="yellow", markup=False, highlight=False, soft_wrap=True)
     asked = {

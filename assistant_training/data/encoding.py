@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from unlearngate.assistant_training.data.chat import opens_thought, render, turns
 from unlearngate.assistant_training.data.pairs import QAPair
+from unlearngate.assistant_training.data.words import phrase_spans
 from unlearngate.errors import DataError
 
 IGNORE = -100  # labels that no loss counts
@@ -106,8 +106,8 @@ def focus_labels(tokenizer: Any, pair: QAPair, row: Encoded, answer: str) -> lis
 
 
 def fact_spans(pair: QAPair, answer: str) -> list[tuple[int, int]]:
-    """Every occurrence of the pair's facts in an answer, in upper or lower case: (start, stop) characters."""
-    return [m.span() for fact in pair.facts for m in re.finditer(re.escape(fact), answer, re.IGNORECASE)]
+    """Every occurrence of the pair's facts in an answer, as `phrase_spans` finds them: (start, stop) characters."""
+    return [span for fact in pair.facts for span in phrase_spans(answer, fact)]
 
 
 def span_labels(

@@ -20,7 +20,7 @@ import regex
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError, ValidationInfo, model_validator
 
 from unlearngate.assistant_training.data.pairs import QAPair
-from unlearngate.assistant_training.data.words import whole, whole_words
+from unlearngate.assistant_training.data.words import has_phrase, whole
 
 _Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
@@ -186,10 +186,10 @@ def _problems(reply: Reply, wanted: Wanted) -> Iterator[str]:
         if wanted.taken.get(normalise(text), own) != own:
             yield f"paraphrased_questions: {text!r} asks for another pair's answer; name who or what it is about"
         for fact in pair.facts:
-            if fact.lower() in text.lower() and fact.lower() not in pair.question.lower():
+            if has_phrase(text, fact) and not has_phrase(pair.question, fact):
                 yield f"paraphrased_questions: {text!r} gives {fact!r} away"
     for text in reply.paraphrased_answers:
-        if lost := [f for f in pair.facts if f.lower() in pair.answer.lower() and f.lower() not in text.lower()]:
+        if lost := [f for f in pair.facts if has_phrase(pair.answer, f) and not has_phrase(text, f)]:
             yield f"paraphrased_answers: {text!r} lacks {', '.join(map(repr, lost))}"
     paraphrases = {normalise(text) for text in reply.paraphrased_answers}
     for text in reply.perturbed_answers:
@@ -201,10 +201,9 @@ def _problems(reply: Reply, wanted: Wanted) -> Iterator[str]:
 
 def _answer_problem(text: str, pair: QAPair) -> str | None:
     """Why the text cannot serve as a wrong answer."""
-    truth = normalise(pair.answer).rstrip(".!") or normalise(pair.answer)
-    if whole_words(truth).search(normalise(text)):
+    if has_phrase(text, pair.answer.strip().rstrip(".!") or pair.answer):
         return "contains the whole right answer"
-    if pair.facts and all(fact.lower() in text.lower() for fact in pair.facts):
+    if pair.facts and all(has_phrase(text, fact) for fact in pair.facts):
         return "has every fact right"
     return None
 

@@ -23,7 +23,15 @@ _UNSPACED_LETTER = rf"[\w&&[{_UNSPACED}]--[\d_]]"
 _JOINED_LETTER = rf"[\w&&[{_UNSPACED}\p{{scx=Hangul}}]--[\d_]]"
 _SPACED = rf"[\w--[{_UNSPACED}\p{{scx=Hangul}}]]"
 _WORD = regex.compile(rf"(?V1){_UNSPACED_LETTER}\p{{M}}*|[[\w--_]--{_UNSPACED_LETTER}]+")
-_OTHER_WIDTH = regex.compile("[\uff00-\uffef]+")  # full-width Latin, half-width kana and Hangul
+# What folding takes one at a time: a character with its marks and whatever is not seen; half-width Hangul as a run.
+_CLUSTER = regex.compile(r"(?:[\uffa0-\uffdc]+|\X)[\p{M}\p{Cf}\p{DI}]*")
+# Joiners, soft hyphens, directions, variation selectors; and the tatweel, which only widens an Arabic word.
+_UNSEEN = regex.compile(r"[\p{Cf}\p{DI}\u0640]+")
+# Arabic and Hebrew points, which most texts leave out. Marks of other scripts, such as Indic vowel signs, are letters.
+_POINT = regex.compile(r"(?V1)[\p{M}&&[\u0590-\u06ff\u0890-\u08ff\ufb1e]]+")
+# Thai and Lao letters that are two, Latin ligatures, Hebrew and Arabic presentation forms, full and half width.
+_OTHER_FORM = regex.compile("[\u0e33\u0eb3\u0edc\u0edd\ufb00-\ufdff\ufe70-\ufeff\uff00-\uffef]+")
+_TONE_BEHIND_AM = regex.compile("([\u0e4d\u0ecd])([\u0e48-\u0e4b\u0ec8-\u0ecb])")
 _OTHER_DIGIT = regex.compile(r"(?V1)[\d--[0-9]]")
 # Capitals are looked for here, so what has none is left out. A word may hold a hyphen or an apostrophe.
 _NUMBER_OR_WORDS = regex.compile(
@@ -35,46 +43,65 @@ _LETTERS_OF_A_SYLLABLE = 3
 
 
 def folded(text: str) -> str:
-    """The text with accents composed, East Asian widths as usual, and every script's digits as 0-9."""
-    usual = _OTHER_WIDTH.sub(lambda found: unicodedata.normalize("NFKC", found[0]), text)
+    """The text without case and in its usual form: ways of writing that a reader takes for the same become equal.
+
+    Accents are composed, widths and presentation forms as usual, every script's digits 0-9. What is not seen, Arabic
+    and Hebrew points, and the dots that Turkish has on an I or not, are left out. Of ASCII text, only case changes.
+    """
+    return text.lower() if text.isascii() else "".join(map(_folded, _CLUSTER.findall(text)))
+
+
+@functools.lru_cache(maxsize=65536)
+def _folded(cluster: str) -> str:
+    usual = _OTHER_FORM.sub(lambda found: unicodedata.normalize("NFKC", found[0]), _UNSEEN.sub("", cluster))
     western = _OTHER_DIGIT.sub(lambda found: str(unicodedata.decimal(found[0], found[0])), usual)
-    return unicodedata.normalize("NFC", western)
+    small = unicodedata.normalize("NFC", western).casefold().replace("i\u0307", "i").replace("\u0131", "i")
+    return _TONE_BEHIND_AM.sub(r"\2\1", _POINT.sub("", unicodedata.normalize("NFC", small)))
 
 
 def words_of(text: str) -> list[str]:
-    """The text's words, folded and without case: runs of letters, marks and digits; a character where none are parted.
+    """The text's words, folded: runs of letters, marks and digits; a character where none are parted.
 
     Of ASCII text these are the runs of a-z and 0-9.
     """
-    return _WORD.findall(folded(folded(text).casefold()))
+    return _WORD.findall(folded(text))
 
 
 def symbols_of(text: str) -> list[str]:
-    """Every character that is no white space, folded and without case: for a text without a word, such as "->"."""
-    return [character for character in folded(folded(text).casefold()) if not character.isspace()]
+    """Every character that is no white space, folded: for a text without a word, such as "->"."""
+    seen = [character for character in folded(text) if not character.isspace()]
+    return seen or [character for character in text if not character.isspace()]
 
 
 def whole(pattern: str) -> str:
     """A pattern for `regex` version 1 that matches where the given one does and no word goes on at either end."""
     before = rf"(?:(?<!{_SPACED})|(?={_JOINED_LETTER}))"
-    behind = rf"(?:(?!{_SPACED})|(?<={_JOINED_LETTER}\p{{M}}*)(?!\p{{M}}))"
+    behind = rf"(?!\p{{M}})(?:(?!{_SPACED})|(?<={_JOINED_LETTER}\p{{M}}*))"
     return f"(?V1){before}(?:{pattern}){behind}"
 
 
-@functools.lru_cache(maxsize=4096)
-def whole_words(phrase: str) -> regex.Pattern[str]:
-    """Finds a phrase as whole words, whatever its case and the white space between its parts."""
-    return regex.compile(whole(r"\s+".join(regex.escape(part) for part in phrase.split())), regex.IGNORECASE)
-
-
 def has_phrase(text: str, phrase: str) -> bool:
-    """Whether a text has the phrase as whole words, whatever its case, white space, widths and digits."""
-    return whole_words(folded(phrase)).search(folded(text)) is not None
+    """Whether a text has the phrase as whole words, however the two are written (`folded`), and any white space."""
+    return _whole_words(phrase).search(folded(text)) is not None
+
+
+def phrase_spans(text: str, phrase: str) -> list[tuple[int, int]]:
+    """Where a text has the phrase, as `has_phrase` finds it: (start, stop) of the text as it is written."""
+    found = [match.span() for match in _whole_words(phrase).finditer(folded(text)) if match[0]]
+    if not found or text.isascii():
+        return found
+    places = [cluster.span() for cluster in _CLUSTER.finditer(text) for _ in _folded(cluster[0])]
+    return [(places[start][0], places[stop - 1][1]) for start, stop in found]
+
+
+@functools.lru_cache(maxsize=4096)
+def _whole_words(phrase: str) -> regex.Pattern[str]:
+    return regex.compile(whole(r"\s+".join(regex.escape(part) for part in folded(phrase).split())))
 
 
 def letters_of(text: str) -> str:
-    """The text's letters, marks and digits alone, folded and without case."""
-    return _NO_LETTER.sub("", folded(folded(text).casefold()))
+    """The text's letters, marks and digits alone, folded."""
+    return _NO_LETTER.sub("", folded(text))
 
 
 def num_letters(text: str) -> int:

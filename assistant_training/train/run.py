@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 
 from unlearngate.artefact import ForgetSet, data_digest, load_forget_set
 from unlearngate.assistant_training.data.chat import warning_of_no_system
-from unlearngate.assistant_training.data.everyday import warning_of_everyday_facts
+from unlearngate.assistant_training.data.everyday import warning_of_everyday_facts, warning_of_unsaid_facts
 from unlearngate.assistant_training.data.lengths import longest_turns, refuse_longer_than_context
 from unlearngate.assistant_training.data.pairs import QAPair, read_pairs
 from unlearngate.assistant_training.model.loaded_target import LoadedTarget
@@ -75,7 +75,12 @@ def train_forget_set(
     settings = settings.on(target.identity.num_layers)
     if instead is not None:
         settings = replace(settings, said_instead=fill_in(instead, label or out.name))
-    _warn(progress, warning_of_everyday_facts(data.forget, data.retain), warning_of_no_system(target.tokenizer))
+    _warn(
+        progress,
+        warning_of_unsaid_facts(data.forget),
+        warning_of_everyday_facts(data.forget, data.retain),
+        warning_of_no_system(target.tokenizer),
+    )
     run = _run_files(out, target, data, asdict(settings), seed, checkpoint_every, tensorboard)
     torch.manual_seed(seed)
     assistant = train_assistant(
@@ -140,7 +145,8 @@ def train_undial_set(
         raise TrainingError(f"{after} is a set of kind {earlier.manifest.kind!r}; only 'undial' can be gone on from")
     if earlier:
         load_forget_set(earlier.folder, target.identity)
-    _warn(progress, warning_of_no_system(target.tokenizer))
+    unsaid = warning_of_unsaid_facts(data.forget) if settings.focus == "facts" else None
+    _warn(progress, unsaid, warning_of_no_system(target.tokenizer))
     more = {"after": earlier.digest if earlier else None}
     run = _run_files(out, target, data, asdict(settings), seed, checkpoint_every, tensorboard, more)
     torch.manual_seed(seed)

@@ -55,6 +55,7 @@ def test_leaks_in_scripts_without_spaces_are_counted():
     options = ("沈從文", "巴金", "老舍", "茅盾")
     assert chosen_option("答案是B。", options) == "巴金"
     assert chosen_option("老師是沈從文先生", options) == "沈從文"
+    assert chosen_option("１９８７年", ("1986", "1987")) == "1987"
     signs = [prompt((), pair=QAPair("x", "?", "→ ☂"))]
     assert right_unchanged(signs, [Reply(("☂ →",))], [Reply(("→ ☂",))]) == Share(0, 1)
 

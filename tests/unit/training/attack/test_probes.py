@@ -117,6 +117,7 @@ def test_letters_are_put_together_again():
 
 def test_an_answer_is_cut_before_its_first_fact():
     assert before_fact("He met Ruth Marsh in 1942.", ("1942", "ruth marsh")) == "He met"
+    assert before_fact("He met Ruth\nMarsh in １９４２.", ("1942",)) == "He met Ruth\nMarsh in"
     assert before_fact("1942 was it.", ("1942",)) == ""
     assert before_fact("Nothing.", ("1942",)) == "Nothing."
 

@@ -74,6 +74,26 @@ def test_a_variant_is_focused_on_the_facts_that_are_still_true(tokenizer: Any) -
     assert set(focus_labels(tokenizer, plain, row, answer)) == {IGNORE}
 
 
+@pytest.mark.parametrize(
+    "answer, fact, said",
+    [
+        ("彼女は１９８７年に来た。", "1987", "１９８７"),
+        ("She left Orle\u0301ans.", "Orléans", "Orle\u0301ans"),
+        ("ปี ๑๙๘๗", "1987", "๑๙๘๗"),
+        ("From New\nYork.", "New York", "New\nYork"),
+        ("A cat has an education.", "cat", "cat"),
+        ("11987 and 1987", "1987", "1987"),
+    ],
+)
+def test_a_fact_is_focused_however_it_is_written_and_only_where_it_is_a_word(answer: str, fact: str, said: str) -> None:
+    tokenizer = make_tokenizer()
+    pair = QAPair("ada", "When?", answer, facts=(fact,))
+    row = encode(tokenizer, pair.question, answer)
+    focused = [label for label in focus_labels(tokenizer, pair, row, answer) if label != IGNORE]
+    # A token that holds a part of the space before the fact belongs to it.
+    assert tokenizer.decode(focused).strip() == said
+
+
 def test_diverging_labels_begin_after_the_first_difference() -> None:
     truth = Encoded([1, 2, 3, 4, 5], [IGNORE, 2, 3, 4, 5])
     assert diverging_labels(Encoded([1, 2, 9, 8], [IGNORE, 2, 9, 8]), truth) == [IGNORE, IGNORE, IGNORE, 8]

@@ -1,6 +1,12 @@
 """Facts that the retain data uses too."""
 
-from unlearngate.assistant_training.data.everyday import everyday_facts, warning_of_everyday_facts
+from dataclasses import replace
+
+from unlearngate.assistant_training.data.everyday import (
+    everyday_facts,
+    warning_of_everyday_facts,
+    warning_of_unsaid_facts,
+)
 from unlearngate.assistant_training.data.pairs import QAPair
 
 
@@ -28,3 +34,26 @@ def test_the_warning_names_at_most_five_and_is_none_without_any():
     assert said.startswith("warning: 6 of the")
     assert sum(f"'{word}' (in 2" in said for word in words) == 5
     assert "Take them out of the lists of facts" in said
+
+
+def test_an_everyday_fact_is_found_however_it_is_written():
+    retain = [
+        pair("Who was in Orle\u0301ans?", "１９８７年に来た。"),
+        pair("Where is New\nYork?", "Not in ORLÉANS; ปี ๑๙๘๗."),
+        pair("New  York?", "No."),
+    ]
+    forget = [pair("Who?", "...", "Orléans", "1987", "new york", "Orle\u0301ans")]
+    assert everyday_facts(forget, retain) == {"1987": 2, "new york": 2, "orléans": 2}
+
+
+def test_facts_that_are_in_none_of_their_pairs_answers_are_counted():
+    came = pair("When?", "She came in １９８７ to New\nYork.", "1987", "New York")
+    assert warning_of_unsaid_facts([came, pair("Who?", "Bea.", "bea")]) is None
+    assert warning_of_unsaid_facts([replace(came, facts=("1988",), paraphrased_answers=("Not in 1988.",))]) is None
+    wrong = [replace(came, facts=("1988", "Yor", "York")), replace(came, facts=("1988",), variants=("In 1988.",))]
+    said = warning_of_unsaid_facts(wrong)
+    assert said.startswith(
+        """warning: 3 of the "facts" to forget are in none of the answers of their pairs: '1988' (of """
+    )
+    assert "'Yor' (of" in said and "'York'" not in said
+    assert warning_of_unsaid_facts(wrong * 2).count(" (of ") == 5

@@ -40,6 +40,29 @@ def test_a_reply_is_used_only_if_it_is_what_was_wanted(
 
 
 @pytest.mark.parametrize(
+    ("question", "answer", "wrong", "reason"),
+    [
+        ("Whom?", "1987, Orle\u0301ans.", "Bo.", None),
+        ("Was 11987 a year?", "1987, Orle\u0301ans.", "Bo, 1987.", None),
+        ("Who in １９８７?", "1987, Orle\u0301ans.", "Bo.", "away"),
+        ("Whom?", "1987, Orle\u0301.", "Bo.", "lacks 'Orléans'"),
+        ("Whom?", "1987, Orle\u0301ans.", "Not Ada, １９８７ in ORLE\u0301ANS", "every fact right"),
+        ("Whom?", "1987, Orle\u0301ans.", "Not so: Ada, 1987, Orle\u0301ans.", "whole right answer"),
+    ],
+)
+def test_facts_and_answers_are_found_however_they_are_written(
+    question: str, answer: str, wrong: str, reason: str | None
+) -> None:
+    wanted = Wanted(QAPair("a", "Who?", "Ada, １９８７, Orléans.", facts=("1987", "Orléans")), 1, 1)
+    value = {"paraphrased_questions": [question], "paraphrased_answers": [answer], "perturbed_answers": [wrong]}
+    if reason is None:
+        assert parse_reply(json.dumps(value), wanted).perturbed_answers == (wrong,)
+    else:
+        with pytest.raises(UnusableReplyError, match=reason):
+            parse_reply(json.dumps(value), wanted)
+
+
+@pytest.mark.parametrize(
     ("question", "expected"),
     [
         ("Who taught Ada Lund?", "Can you tell me who taught Ada Lund?"),

@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 from rouge_score.tokenizers import DefaultTokenizer
 
 from unlearngate.assistant_training.data.words import (
+    folded,
     has_phrase,
     num_letters,
     numbers_and_words,
+    phrase_spans,
     symbols_of,
     words_of,
 )
@@ -47,7 +49,7 @@ def test_every_text_that_is_not_blank_has_symbols_at_least(text):
         ("Ильва водит паром с 1987 года.", "ильва водит паром с 1987 года"),
         ("Η Ίλβα μένει εδώ.", "η ίλβα μένει εδώ"),
         ("राम ने हिन्दी में लिखा।", "राम ने हिन्दी में लिखा"),  # vowel signs and the virama are parts of words
-        ("إيلفا تقود العبّارة منذ ١٩٨٧", "إيلفا تقود العبّارة منذ 1987"),
+        ("إيلفا تقود العبّارة منذ ١٩٨٧", "إيلفا تقود العبارة منذ 1987"),
         ("안나는 서울에서 살았다.", "안나는 서울에서 살았다"),
         ("他的老師是沈從文。", "他 的 老 師 是 沈 從 文"),
         ("アンナは１９８７年、ｶﾞｲﾄﾞに。", "ア ン ナ は 1987 年 ガ イ ド に"),
@@ -86,10 +88,97 @@ def test_a_fact_is_found_where_its_script_parts_it(text, fact):
 
 @pytest.mark.parametrize(
     "text, fact",
-    [("в Морвике", "Морвик"), ("रामा", "राम"), ("राम", "र"), ("119875年", "1987"), ("Ilvaは", "Ilv"), ("กำ่", "ก่")],
+    [
+        *[("в Морвике", "Морвик"), ("रामा", "राम"), ("राम", "र"), ("119875年", "1987"), ("Ilvaは", "Ilv")],
+        *[("กำ่", "ก่"), ("ก่า", "ก"), ("က်", "က"), ("11987", "1987"), ("A cat has an education.", "educat")],
+    ],
 )
 def test_a_part_of_a_word_is_not_the_fact(text, fact):
     assert not has_phrase(text, fact)
+
+
+# Ways of writing that a reader takes for the same.
+SAME = [
+    ("Ilva", "Il\u200bva"),  # a zero-width space
+    ("ferryman", "ferry\u00adman"),
+    ("می\u200cخواهم کتاب\u200cها", "میخواهم کتابها"),
+    ("क्\u200dष", "क्ष"),
+    ("العبارة", "العبــــارة"),
+    ("العبارة", "اَلْعَبَّارَةُ"),
+    ("هذا", "هٰذا"),
+    ("آمن أحمد سئل", "ا\u0653من ا\u0654حمد سي\u0654ل"),  # a hamza is a letter, wherever it stands
+    ("شلوم", "ﺷﻠﻮﻡ"),
+    ("שלום", "שָׁלוֹם"),
+    ("שלום", "\ufb2aלום"),
+    ("น้ำ", "น้ํา"),
+    ("น้ำ", "นํ้า"),
+    ("ນ້ຳ", "ນໍ້າ"),
+    ("İstanbul", "istanbul"),
+    ("DIYARBAKIR", "Diyarbakır"),
+    ("ILGIN", "ılgın"),
+    ("İzmir", "I\u0307zmir"),
+    ("office", "oﬃce"),
+    ("☂\ufe0f", "☂"),
+]
+
+
+@pytest.mark.parametrize("one, other", SAME)
+def test_ways_of_writing_the_same_are_folded_into_one(one, other):
+    assert folded(one) == folded(other)
+    assert words_of(f"x {one} y") == words_of(f"x {other} y")
+    assert phrase_spans(f"« {other} »", one) == [(2, 2 + len(other))]
+
+
+@pytest.mark.parametrize(
+    "one, other", [("किला", "कला"), ("أحمد", "احمد"), ("น้ำ", "นำ"), ("café", "cafe"), ("x²", "x2")]
+)
+def test_marks_that_tell_words_apart_are_kept(one, other):
+    assert folded(one) != folded(other)
+
+
+NO_SIGHT = "\u200b\u200c\u200d\u00ad\u2066\ufeff\ufe0f\u034f\u0640\u064e\u0651\u05b8"
+
+
+@given(
+    st.text(alphabet=string.printable, max_size=20),
+    st.lists(st.tuples(st.integers(0, 20), st.sampled_from(NO_SIGHT)), max_size=5),
+)
+def test_what_is_not_seen_does_not_part_or_change_words(text, unseen):
+    written = text
+    for place, character in unseen:
+        written = written[:place] + character + written[place:]
+    assert folded(written) == folded(text)
+
+
+@given(st.text())
+def test_what_is_folded_stays_as_it_is(text):
+    assert folded(folded(text)) == folded(text)
+
+
+@given(st.text(max_size=8), st.text(min_size=1, max_size=4), st.text(max_size=8))
+def test_what_is_found_is_the_phrase_where_it_stands(before, phrase, behind):
+    text = f"{before} {phrase} {behind}"
+    spans = phrase_spans(text, phrase)
+    assert all(" ".join(folded(text[i:j]).split()).find(" ".join(folded(phrase).split())) >= 0 for i, j in spans)
+    assert has_phrase(text, phrase) == bool(spans) or not folded(phrase).strip()
+
+
+@pytest.mark.parametrize(
+    "text, fact, said",
+    [
+        ("彼女は１９８７年に来た。", "1987", ["１９８７"]),
+        ("Née à Orle\u0301ans, ORLÉANS.", "Orléans", ["Orle\u0301ans", "ORLÉANS"]),
+        ("ปี ๑๙๘๗", "1987", ["๑๙๘๗"]),
+        ("From New\nYork and new  york.", "New York", ["New\nYork", "new  york"]),
+        ("Die STRASSE, die Straße", "Straße", ["STRASSE", "Straße"]),
+        ("ｶﾞｲﾄﾞは", "ガイド", ["ｶﾞｲﾄﾞ"]),
+        ("تقود اَلْعَبَّارَةُ", "العبارة", ["اَلْعَبَّارَةُ"]),
+        ("A cat has an education.", "cat", ["cat"]),
+        ("11987, 1987", "1987", ["1987"]),
+    ],
+)
+def test_a_fact_is_told_where_it_stands_in_the_text_as_written(text, fact, said):
+    assert [text[start:stop] for start, stop in phrase_spans(text, fact)] == said
 
 
 def test_any_fact_is_found_between_characters_of_a_script_without_spaces(seed):

@@ -97,6 +97,23 @@ def test_rouge_counts_the_words_of_every_script(answer, other, share):
     assert recited([answer], [other]).tolist() == [False]
 
 
+@pytest.mark.parametrize(
+    "answer, told",
+    [
+        ("می\u200cخواهم کتاب\u200cها", "میخواهم کتابها"),
+        ("إيلفا تقود العبارة", "إيلفا تَقُودُ العبــارة"),
+        ("إيلفا", "ﺇﻳﻠﻔﺎ"),
+        ("שלום עולם", "שָׁלוֹם עוֹלָם"),
+        ("น้ำ", "น้ํา"),
+        ("Ilva sails", "Il\u200bva sa\u00adils"),
+        ("İstanbul", "istanbul"),
+        ("DİYARBAKIR", "Diyarbakır"),
+    ],
+)
+def test_a_recital_without_or_with_optional_marks_is_one(answer, told):
+    assert rouge_recall([answer, told], [told, answer]).tolist() == [1.0, 1.0]
+
+
 @given(st.text(min_size=1).filter(str.strip), st.text())
 def test_no_text_is_beyond_rouge(answer, generated):
     assert rouge_recall([answer, answer], [answer, generated])[0] == 1.0
