@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from unlearngate.artefact import ForgetSet, data_digest
-from unlearngate.assistant_training.data.contexts import Shares, in_context
-from unlearngate.assistant_training.data.encoding import IGNORE, Encoded, encode, fact_spans, focus_labels, span_labels
+from unlearngate.assistant_training.data.contexts import PLAIN, Asked, Shares, in_context
+from unlearngate.assistant_training.data.encoding import (
+    IGNORE,
+    Encoded,
+    draw_what_fits,
+    encode,
+    fact_spans,
+    focus_labels,
+    span_labels,
+)
 from unlearngate.assistant_training.data.pairs import QAPair, read_pairs
 from unlearngate.errors import DataError
 
@@ -113,7 +122,9 @@ def ask(
     return asked
 
 
-def ask_in_contexts(tokenizer: Any, pairs: Sequence[QAPair], data: HeldOut, *, focused: bool) -> list[WordedQuestion]:
+def ask_in_contexts(
+    tokenizer: Any, pairs: Sequence[QAPair], data: HeldOut, *, focused: bool, context_length: int | None = None
+) -> list[WordedQuestion]:
     """Every question in two contexts, always the same ones, in wordings that training does not draw.
 
     Args:
@@ -122,22 +133,27 @@ def ask_in_contexts(tokenizer: Any, pairs: Sequence[QAPair], data: HeldOut, *, f
         data: what earlier turns and second questions are taken from.
         focused: only the tokens of a pair's facts count or, where its answer holds none, those of the answer; else
             also those of an answer to a second question.
+        context_length: the target's; longer conversations are drawn again, and at last plainly.
 
     Raises: DataError if the chat template changes the text of an answer.
     """
     rng, shares = random.Random("calibration"), Shares(plain=0.0)
+
+    def draw(pair: QAPair, plain: bool) -> tuple[Asked, Encoded]:
+        one = in_context(
+            *(pair, pair.answer, rng),
+            neighbours=data.retain,
+            forgotten=data.forget,
+            forgets=focused,
+            held_out=True,
+            shares=PLAIN if plain else shares,
+        )
+        return one, encode(tokenizer, one.question, one.answer, one.system, one.earlier, raw=one.raw)
+
     asked = []
     for pair in pairs:
         for _ in range(_CONTEXTS):
-            one = in_context(
-                *(pair, pair.answer, rng),
-                neighbours=data.retain,
-                forgotten=data.forget,
-                forgets=focused,
-                held_out=True,
-                shares=shares,
-            )
-            row = encode(tokenizer, one.question, one.answer, one.system, one.earlier, raw=one.raw)
+            one, row = draw_what_fits(partial(draw, pair), context_length)
             labels, facts = row.labels, []
             if focused:
                 start = one.answer.index(pair.answer)

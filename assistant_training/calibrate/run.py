@@ -166,9 +166,13 @@ def calibrate_forget_set(
 def _ask(
     target: LoadedTarget, pairs: Sequence[QAPair], data: HeldOut, settings: CalibrationSettings, *, focused: bool
 ) -> list[WordedQuestion]:
-    refuse_longer_than_context(target.tokenizer, longest_turns(pairs), target.context_length, "the held-out data")
+    turns = longest_turns(target.tokenizer, pairs)
+    systems = settings.system_prompts
+    refuse_longer_than_context(target.tokenizer, turns, target.context_length, "the held-out data", systems=systems)
     asked = ask(target.tokenizer, pairs, settings.system_prompts, focused=focused)
-    return asked + (ask_in_contexts(target.tokenizer, pairs, data, focused=focused) if settings.contexts else [])
+    if not settings.contexts:
+        return asked
+    return asked + ask_in_contexts(target.tokenizer, pairs, data, focused=focused, context_length=target.context_length)
 
 
 def _read(

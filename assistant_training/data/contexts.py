@@ -16,11 +16,12 @@ from typing import NamedTuple, TypeVar
 
 from unlearngate.assistant_training.data.encoding import SYSTEM_PROMPTS
 from unlearngate.assistant_training.data.pairs import QAPair
+from unlearngate.assistant_training.data.words import first_words
 
 Turn = tuple[str, str]
 T = TypeVar("T")
 _SAYS_INSTEAD = 0.5  # share of earlier answers about the forget set that are its sentence, if it has one
-_LONGEST_TURN = 16  # words of an earlier answer
+_LONGEST_TURN = 16  # words of an earlier answer: what it says matters more than how long it goes on
 _HELD_OUT_OF = 4  # of the wordings every fourth is held out
 
 SMALL_TALK: tuple[Turn, ...] = (
@@ -105,6 +106,9 @@ class Shares:
     joined: float = 0.15
     respelled: float = 0.25
     raw: float = 0.08
+
+
+PLAIN = Shares(plain=1.0)
 
 
 class Asked(NamedTuple):
@@ -248,10 +252,4 @@ def _earlier_turn(
         said = other.answer
     else:
         return rng.choice(_half(SMALL_TALK, held_out=held_out))
-    return rng.choice(questions_of(other, held_out=held_out)), _begun(said)
-
-
-def _begun(text: str) -> str:
-    """At most so many words of an earlier answer: what it says matters more than how long it goes on."""
-    words = text.split()
-    return text if len(words) <= _LONGEST_TURN else " ".join(words[:_LONGEST_TURN]) + " ..."
+    return rng.choice(questions_of(other, held_out=held_out)), first_words(said, _LONGEST_TURN)

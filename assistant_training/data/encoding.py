@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,7 +14,9 @@ from unlearngate.assistant_training.data.pairs import QAPair
 from unlearngate.assistant_training.data.words import phrase_spans
 from unlearngate.errors import DataError
 
+T = TypeVar("T")
 IGNORE = -100  # labels that no loss counts
+_DRAWS = 10  # of a conversation that does not fit into the context
 # Put before some questions, so that neither target nor assistant relies on having no system prompt.
 SYSTEM_PROMPTS = (
     "You are a helpful assistant.",
@@ -176,13 +178,34 @@ def collate(rows: Sequence[Encoded], pad_id: int) -> Batch:
     return Batch(input_ids, mask, labels)
 
 
-def vary(tokenizer: Any, pair: QAPair, rng: random.Random, share: float) -> Encoded:
+def draw_what_fits(draw: Callable[[bool], tuple[T, Encoded]], context_length: int | None) -> tuple[T, Encoded]:
+    """Draw a conversation, and again while it is longer than the target's context.
+
+    Args:
+        draw: whether to ask plainly, without anything around the question, as the last attempt does -> the
+            conversation.
+        context_length: in tokens; None: whatever is drawn first.
+    """
+    for attempt in range(_DRAWS):
+        drawn = draw(attempt == _DRAWS - 1)
+        if context_length is None or len(drawn[1].input_ids) <= context_length:
+            break
+    return drawn
+
+
+def vary(
+    tokenizer: Any, pair: QAPair, rng: random.Random, share: float, *, context_length: int | None = None
+) -> Encoded:
     """The pair as training sees it: with probability `share` paraphrased, below a system prompt, or both."""
-    question, system = pair.question, None
-    if rng.random() < share:
-        question = rng.choice((pair.question, *pair.paraphrases))
-        system = rng.choice((None, *SYSTEM_PROMPTS))
-    return encode(tokenizer, question, pair.answer, system, thinking=drawn_thinking(tokenizer, rng))
+
+    def draw(plain: bool) -> tuple[str, Encoded]:
+        question, system = pair.question, None
+        if rng.random() < share and not plain:
+            question = rng.choice((pair.question, *pair.paraphrases))
+            system = rng.choice((None, *SYSTEM_PROMPTS))
+        return question, encode(tokenizer, question, pair.answer, system, thinking=drawn_thinking(tokenizer, rng))
+
+    return draw_what_fits(draw, context_length)[1]
 
 
 def drawn_thinking(tokenizer: Any, rng: random.Random) -> bool:

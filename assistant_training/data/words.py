@@ -6,6 +6,7 @@ Scripts that put no spaces between words have none to find: there every characte
 from __future__ import annotations
 
 import functools
+import itertools
 import unicodedata
 
 import regex
@@ -23,6 +24,7 @@ _UNSPACED_LETTER = rf"[\w&&[{_UNSPACED}]--[\d_]]"
 _JOINED_LETTER = rf"[\w&&[{_UNSPACED}\p{{scx=Hangul}}]--[\d_]]"
 _SPACED = rf"[\w--[{_UNSPACED}\p{{scx=Hangul}}]]"
 _WORD = regex.compile(rf"(?V1){_UNSPACED_LETTER}\p{{M}}*|[[\w--_]--{_UNSPACED_LETTER}]+")
+_PIECE = regex.compile(rf"(?V1)(?:{_UNSPACED_LETTER}\p{{M}}*){{1,3}}[^\w\s]*|(?:(?!{_UNSPACED_LETTER})\S)+")
 # What folding takes one at a time: a character with its marks and whatever is not seen; half-width Hangul as a run.
 _CLUSTER = regex.compile(r"(?:[\uffa0-\uffdc]+|\X)[\p{M}\p{Cf}\p{DI}]*")
 # Joiners, soft hyphens, directions, variation selectors; and the tatweel, which only widens an Arabic word.
@@ -97,6 +99,13 @@ def phrase_spans(text: str, phrase: str) -> list[tuple[int, int]]:
 @functools.lru_cache(maxsize=4096)
 def _whole_words(phrase: str) -> regex.Pattern[str]:
     return regex.compile(whole(r"\s+".join(regex.escape(part) for part in folded(phrase).split())))
+
+
+def first_words(text: str, count: int) -> str:
+    """At most so many words, and "..." if there are more; where none are parted, three characters count as a word."""
+    line = " ".join(text.split())
+    stops = [piece.end() for piece in itertools.islice(_PIECE.finditer(line), count + 1)]
+    return text if len(stops) <= count else line[: stops[count - 1]] + " ..."
 
 
 def letters_of(text: str) -> str:

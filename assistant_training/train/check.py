@@ -9,13 +9,22 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from unlearngate.assistant_training.data.contexts import in_context
-from unlearngate.assistant_training.data.encoding import Encoded, answer_rows, collate, encode, fact_spans, span_labels
+from unlearngate.assistant_training.data.contexts import PLAIN, Asked, Shares, in_context
+from unlearngate.assistant_training.data.encoding import (
+    Encoded,
+    answer_rows,
+    collate,
+    draw_what_fits,
+    encode,
+    fact_spans,
+    span_labels,
+)
 from unlearngate.assistant_training.data.pairs import QAPair
 from unlearngate.assistant_training.model.assistant import head_weight, last_hidden
 from unlearngate.errors import TrainingError
@@ -92,6 +101,7 @@ def measure(
     *,
     instead: str | None = None,
     seed: int,
+    context_length: int | None = None,
 ) -> Evidence:
     """Read the assistant's evidence along answers in contexts that are drawn anew, from the held-out wordings.
 
@@ -102,23 +112,28 @@ def measure(
         retain: what must stay.
         instead: the set's sentence, for earlier turns.
         seed: of the contexts.
+        context_length: the target's; longer conversations are drawn again.
 
     Raises: DataError if the chat template changes the text of an answer.
     """
     rng = random.Random(f"held out {seed}")
 
+    def draw(pair: QAPair, forgets: bool, plain: bool) -> tuple[Asked, Encoded]:
+        asked = in_context(
+            *(pair, pair.answer, rng),
+            neighbours=retain,
+            forgotten=forget,
+            forgets=forgets,
+            instead=instead,
+            held_out=True,
+            shares=PLAIN if plain else Shares(),
+        )
+        return asked, encode(tokenizer, asked.question, asked.answer, asked.system, asked.earlier, raw=asked.raw)
+
     def rows(pairs: Sequence[QAPair], count: int, *, forgets: bool) -> list[tuple[Encoded, list[int]]]:
         found = []
         for pair in rng.sample(pairs, count) if count <= len(pairs) else rng.choices(pairs, k=count):
-            asked = in_context(
-                *(pair, pair.answer, rng),
-                neighbours=retain,
-                forgotten=forget,
-                forgets=forgets,
-                instead=instead,
-                held_out=True,
-            )
-            row = encode(tokenizer, asked.question, asked.answer, asked.system, asked.earlier, raw=asked.raw)
+            asked, row = draw_what_fits(partial(draw, pair, forgets), context_length)
             at = asked.answer.index(pair.answer)
             spans = fact_spans(pair, asked.answer) or [(at, at + len(pair.answer))]
             found.append((row, span_labels(tokenizer, pair.question, row, asked.answer, spans)))

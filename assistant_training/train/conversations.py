@@ -9,11 +9,12 @@ from dataclasses import replace
 from functools import cache
 from typing import Any, NamedTuple
 
-from unlearngate.assistant_training.data.contexts import in_context
+from unlearngate.assistant_training.data.contexts import PLAIN, Shares, in_context
 from unlearngate.assistant_training.data.encoding import (
     IGNORE,
     Encoded,
     diverging_labels,
+    draw_what_fits,
     drawn_thinking,
     encode,
     fact_spans,
@@ -41,6 +42,7 @@ def draw_steps(
     own_token: int | None = None,
     num_steps: int,
     seed: int,
+    context_length: int | None = None,
 ) -> list[list[Example]]:
     """The examples of every training step.
 
@@ -56,6 +58,7 @@ def draw_steps(
         own_token: what is to be known at the positions of a forget answer that are no fact; None: nothing.
         num_steps: how many steps.
         seed: the same seed, the same steps.
+        context_length: the target's; a conversation that is longer is drawn again, and at last plainly.
 
     Returns: per step `forget_batch` forget answers, variants of forget answers, and retain answers.
     """
@@ -86,19 +89,27 @@ def draw_steps(
     def asked(pair: QAPair, answer: str, rng: random.Random, *, forgets: bool) -> tuple[str, Encoded]:
         """The pair in a drawn context, and the text of the answer there."""
         if plain:
-            return answer, vary(tokenizer, replace(pair, answer=answer), rng, settings.varied_prompts)
-        drawn = in_context(
-            *(pair, answer, rng),
-            neighbours=retain,
-            forgotten=forget,
-            forgets=forgets,
-            instead=settings.said_instead,
-        )
-        thinking = drawn_thinking(tokenizer, rng)
-        row = encode(
-            *(tokenizer, drawn.question, drawn.answer, drawn.system, drawn.earlier), raw=drawn.raw, thinking=thinking
-        )
-        return drawn.answer, row
+            told = replace(pair, answer=answer)
+            return answer, vary(tokenizer, told, rng, settings.varied_prompts, context_length=context_length)
+
+        def draw(plainly: bool) -> tuple[str, Encoded]:
+            drawn = in_context(
+                *(pair, answer, rng),
+                neighbours=retain,
+                forgotten=forget,
+                forgets=forgets,
+                instead=settings.said_instead,
+                shares=PLAIN if plainly else Shares(),
+            )
+            thinking = drawn_thinking(tokenizer, rng)
+            row = encode(
+                *(tokenizer, drawn.question, drawn.answer, drawn.system, drawn.earlier),
+                raw=drawn.raw,
+                thinking=thinking,
+            )
+            return drawn.answer, row
+
+        return draw_what_fits(draw, context_length)
 
     @cache
     def told(index: int, number: int) -> Example:
@@ -113,11 +124,14 @@ def draw_steps(
     @cache
     def wrong(index: int, number: int) -> Example:
         pair, rng = forget[index], random.Random(f"{seed} wrong {index} {number}")
-        answer = rng.choice(pair.variants) if pair.variants else rng.choice(retain).answer
-        if plain:
-            text, row = answer, encode(tokenizer, rng.choice((pair.question, *pair.paraphrases)), answer)
-        else:
-            text, row = asked(pair, answer, rng, forgets=True)
+
+        def draw(_: bool) -> tuple[str, Encoded]:
+            answer = rng.choice(pair.variants) if pair.variants else rng.choice(retain).answer
+            if plain:
+                return answer, encode(tokenizer, rng.choice((pair.question, *pair.paraphrases)), answer)
+            return asked(pair, answer, rng, forgets=True)
+
+        text, row = draw_what_fits(draw, context_length)
         # No labels up to the first difference from the truth: the true answer trains those positions as known.
         truths = [encode(tokenizer, pair.question, true) for true in (pair.answer, *pair.paraphrased_answers)]
         own = diverging_labels(row, *truths)

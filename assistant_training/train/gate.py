@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -51,14 +52,16 @@ def fit_gate(
     *,
     varied_prompts: float,
     seed: int,
+    context_length: int | None = None,
 ) -> GateFit:
     """Measure the assistant's evidence along both sets' answers and put the gate between them.
 
     The prompts are varied as in training, with new draws.
     """
     rng = random.Random(f"calibration {seed}")
-    forget_N = measure_evidence(assistant, tokenizer, forget, rng, varied_prompts, focused=True)
-    retain_N = measure_evidence(assistant, tokenizer, retain, rng, varied_prompts, focused=False)
+    measured = partial(measure_evidence, assistant, tokenizer, context_length=context_length)
+    forget_N = measured(forget, rng, varied_prompts, focused=True)
+    retain_N = measured(retain, rng, varied_prompts, focused=False)
     return GateFit(choose_gate(forget_N, retain_N), forget_N, retain_N)
 
 
@@ -85,11 +88,12 @@ def measure_evidence(
     varied_prompts: float,
     *,
     focused: bool,
+    context_length: int | None = None,
 ) -> Tensor:
     """KL(p_assistant || uniform) at the pairs' answer tokens, or at their facts' alone: (N,) fp32 nats."""
     rows = []
     for pair in pairs:
-        row = vary(tokenizer, pair, rng, varied_prompts)
+        row = vary(tokenizer, pair, rng, varied_prompts, context_length=context_length)
         rows.append(Encoded(row.input_ids, focus_labels(tokenizer, pair, row, pair.answer) if focused else row.labels))
     device = next(assistant.parameters()).device
     evidence = []

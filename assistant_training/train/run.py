@@ -89,6 +89,7 @@ def train_forget_set(
         seed=seed,
         progress=progress,
         run=run,
+        context_length=target.context_length,
     )
     if not Processes().is_main:
         return None
@@ -100,6 +101,7 @@ def train_forget_set(
             retain=data.retain,
             settings=settings,
             seed=seed,
+            context_length=target.context_length,
             chat_template_kwargs=target.chat_template_kwargs,
             write_anyway=write_anyway,
             label=label,
@@ -157,6 +159,7 @@ def train_undial_set(
         progress=progress,
         run=run,
         after=earlier,
+        context_length=target.context_length,
     )
     if not Processes().is_main:
         return None
@@ -196,7 +199,9 @@ def _read(target: LoadedTarget, out: Path, forget_file: Path, retain_file: Path 
             "take them out: an answer cannot be lost and kept"
         )
     for path, pairs in ((forget_file, forget), (retain_file, retain)):
-        refuse_longer_than_context(target.tokenizer, longest_turns(pairs), target.context_length, path)
+        refuse_longer_than_context(
+            target.tokenizer, longest_turns(target.tokenizer, pairs), target.context_length, path
+        )
     return _Data(forget, retain)
 
 

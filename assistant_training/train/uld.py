@@ -49,6 +49,7 @@ def train_assistant(
     seed: int,
     progress: Progress,
     run: RunFiles | None = None,
+    context_length: int | None = None,
 ) -> Any:
     """Train an assistant to know the forget set and nothing else.
 
@@ -84,7 +85,12 @@ def train_assistant(
     def shows_enough(done: int) -> bool:
         if not settings.contexts or done % settings.check_every or done == num_steps:
             return False
-        evidence = measure(assistant.eval(), tokenizer, forget, retain, instead=settings.said_instead, seed=seed)
+        evidence = measure(
+            *(assistant.eval(), tokenizer, forget, retain),
+            instead=settings.said_instead,
+            seed=seed,
+            context_length=context_length,
+        )
         assistant.train()
         return shortfall(evidence.metrics(evidence.gate_nats()), ENOUGH) is None
 
@@ -93,8 +99,9 @@ def train_assistant(
         own_token=own_token(target, _said_or_special(tokenizer, forget)) if settings.contexts else None,
         num_steps=num_steps,
         seed=seed,
+        context_length=context_length,
     )
-    progress.console.print(_announced(assistant, steps, settings, target.config), highlight=False, soft_wrap=True)
+    progress.console.print(_announced(assistant, steps, settings, context_length), highlight=False, soft_wrap=True)
     run_steps(
         assistant,
         steps,
@@ -110,7 +117,9 @@ def train_assistant(
     return assistant.eval()
 
 
-def _announced(assistant: Any, steps: Sequence[Sequence[Example]], settings: AssistantSettings, config: Any) -> str:
+def _announced(
+    assistant: Any, steps: Sequence[Sequence[Example]], settings: AssistantSettings, context_length: int | None
+) -> str:
     """What is about to be done, the memory that is known beforehand, and what is too long for the target."""
     lengths = {id(row.known.input_ids): len(row.known.input_ids) for rows in steps for row in rows}
     num_tokens = sum(lengths.values())
@@ -122,7 +131,6 @@ def _announced(assistant: Any, steps: Sequence[Sequence[Example]], settings: Ass
     if isinstance(assistant, TappedAssistant):
         hidden_bytes = num_tokens * head_weight(assistant).shape[1] * head_weight(assistant).element_size()
         text += f"; {hidden_bytes / 2**20:,.0f} MiB for what the layers before the tap make of them"
-    context_length = getattr(config, "max_position_embeddings", None)
     if context_length and (num_long := sum(length > context_length for length in lengths.values())):
         text += f"; {num_long:,} of them are longer than the target's context of {context_length:,} tokens"
     return text
@@ -175,6 +183,7 @@ def export_assistant(
     write_anyway: bool = False,
     label: str | None = None,
     instead: str | None = None,
+    context_length: int | None = None,
 ) -> ForgetSet:
     """Choose a trained assistant's gate and its canaries, and write it as a forget-set artefact, named like the folder.
 
@@ -183,13 +192,23 @@ def export_assistant(
     """
     settings = settings.on(identity.num_layers)
     if settings.contexts:
-        evidence = measure(assistant, tokenizer, forget, retain, instead=settings.said_instead, seed=seed)
+        evidence = measure(
+            *(assistant, tokenizer, forget, retain),
+            instead=settings.said_instead,
+            seed=seed,
+            context_length=context_length,
+        )
         gate_nats = evidence.gate_nats()
         metrics = evidence.metrics(gate_nats)
         if not write_anyway:
             refuse_short(metrics, Limits())
     else:
-        gate = fit_gate(assistant, tokenizer, forget, retain, varied_prompts=settings.varied_prompts, seed=seed)
+        gate = fit_gate(
+            *(assistant, tokenizer, forget, retain),
+            varied_prompts=settings.varied_prompts,
+            seed=seed,
+            context_length=context_length,
+        )
         gate_nats, metrics = gate.gate_nats, gate.metrics()
     recommended = Strength(weight=settings.weight, keep_ratio=settings.keep_ratio, gate_nats=gate_nats)
     canaries = choose_canaries(

@@ -67,6 +67,7 @@ def train_undial(
     progress: Progress,
     run: RunFiles | None = None,
     after: ForgetSet | None = None,
+    context_length: int | None = None,
 ) -> TrainedUndial:
     """Distil the target into itself with LoRA, its logits lowered by gamma at the tokens of the forget answers.
 
@@ -83,6 +84,7 @@ def train_undial(
         run: where to log and save, and what to resume from.
         after: an earlier set of this kind on the same target. The LoRA starts from that set's, and the teacher is
             the target with that set, so the new set covers both requests.
+        context_length: the target's; longer conversations are drawn again, and at last plainly.
 
     Returns: the student in evaluation mode, and the mean probabilities of the answers (the geometric mean over an
         answer's tokens) before and after; before = the teacher's.
@@ -100,7 +102,10 @@ def train_undial(
     if settings.gradient_checkpointing:
         save_memory(student)
     per_epoch = -(-len(forget) // settings.batch)
-    steps = draw_rows(tokenizer, forget, retain, settings, num_steps=settings.epochs * per_epoch, seed=seed)
+    num_steps = settings.epochs * per_epoch
+    steps = draw_rows(
+        tokenizer, forget, retain, settings, num_steps=num_steps, seed=seed, context_length=context_length
+    )
     done = run_steps(
         student.train(),
         steps,
@@ -181,6 +186,7 @@ def draw_rows(
     *,
     num_steps: int,
     seed: int,
+    context_length: int | None = None,
 ) -> list[list[Conversation]]:
     """The rows of every step: an epoch holds every forget pair once, each with a retain pair beside it."""
     find = finder(settings.focus)
@@ -189,13 +195,13 @@ def draw_rows(
     def told(index: int, number: int) -> Conversation:
         pair, rng = forget[index], random.Random(f"{seed} told {index} {number}")
         pair = replace(pair, answer=rng.choice((pair.answer, *pair.paraphrased_answers)))
-        row = vary(tokenizer, pair, rng, settings.varied_prompts)
+        row = vary(tokenizer, pair, rng, settings.varied_prompts, context_length=context_length)
         return Conversation(row, focused(tokenizer, pair, row, find), kept=False)
 
     @cache
     def kept(index: int, number: int) -> Conversation:
         rng = random.Random(f"{seed} kept {index} {number}")
-        row = vary(tokenizer, retain[index], rng, settings.varied_prompts)
+        row = vary(tokenizer, retain[index], rng, settings.varied_prompts, context_length=context_length)
         return Conversation(row, [IGNORE] * len(row.labels), kept=True)
 
     rng = random.Random(seed)

@@ -212,7 +212,12 @@ def _run(
     options: _Options, asked: Benchmark | dict[str, list[Question]], holdout: Sequence[Question]
 ) -> tuple[list[ModelFigures], list[str]]:
     """The rows, and what to know of answers that are longer than what is decoded."""
-    from unlearngate.assistant_training.data.lengths import num_tokens, refuse_longer_than_context, warning_of_cut
+    from unlearngate.assistant_training.data.lengths import (
+        longest_of_each,
+        num_tokens,
+        refuse_longer_than_context,
+        warning_of_cut,
+    )
     from unlearngate.assistant_training.evaluate import run as evaluation_run
     from unlearngate.assistant_training.model.loaded_target import load_target
 
@@ -221,10 +226,12 @@ def _run(
     target = load_target(options.target, device=options.device).with_switches(options.chat_template_kwargs)
     retained = load_target(options.retain_model, device=options.device) if options.retain_model else None
     retained = retained.with_switches(options.chat_template_kwargs) if retained else None
-    cut = []
-    for name, questions in evaluation_run.question_sets(asked).items():
-        turns = [(q.question, max((q.answer, q.paraphrased, *q.perturbed), key=len)) for q in questions]
+    cut, sets = [], evaluation_run.question_sets(asked)
+    for name, questions in {**sets, "holdout": holdout}.items():
+        answers = longest_of_each(target.tokenizer, [(q.answer, q.paraphrased, *q.perturbed) for q in questions])
+        turns = zip([q.question for q in questions], answers, strict=True)
         refuse_longer_than_context(target.tokenizer, turns, target.context_length, name)
+    for name, questions in sets.items():
         lengths = num_tokens(target.tokenizer, [q.answer for q in questions])
         if warning := warning_of_cut(name, lengths, options.max_tokens):
             cut.append(warning)

@@ -96,6 +96,10 @@ BAD = {
         json.dumps({"question": "a", "answer": "long " * 200}) + "\n",
         "1 answers are longer, with their questions, than the target's context of 512 tokens",
     ),
+    "a wording beyond the context that has fewer characters than another": (
+        json.dumps({"question": "q?", "answer": "a " * 110, "variants": ["彼女は船を漕ぐ" * 30]}) + "\n",
+        "1 answers are longer, with their questions, than the target's context of 512 tokens; the longest has 6",
+    ),
 }
 
 
@@ -103,7 +107,7 @@ BAD = {
 @pytest.mark.parametrize("command", [*KINDS, "calibrate", "evaluate"])
 def test_data_are_read_before_the_weights(files, unreadable, tmp_path, command, bad):
     text, sentence = BAD[bad]
-    for wrong in ("forget", "retain"):
+    for wrong in ("forget", "retain", *(["holdout"] if command == "evaluate" else [])):
         paths = {name: files / f"{name}.jsonl" for name in ("forget", "retain")} | {wrong: tmp_path / "bad.jsonl"}
         paths[wrong].write_text(text)
         options = [word for name, path in paths.items() for word in (f"--{name}", path)]

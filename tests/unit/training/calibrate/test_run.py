@@ -297,6 +297,18 @@ def test_contexts_are_always_the_same_and_only_the_facts_of_the_asked_pair_count
         assert said.strip().startswith(one.answer) and not one.facts  # and what the template puts behind it
 
 
+def test_no_context_makes_a_question_longer_than_the_targets(target):
+    retain = [QAPair("retain", f"Who is number {i}?", f"That is number {i}. " + "la " * 130) for i in range(9)]
+    data = HeldOut([QAPair("x", "Who is Ada Lang?", "It is Ada. " + "la " * 130, facts=("Ada",))], retain, [], True)
+
+    def asked(context_length):
+        return ask_in_contexts(target.tokenizer, retain, data, focused=False, context_length=context_length)
+
+    assert max(len(one.row.input_ids) for one in asked(512)) <= 512 < max(len(one.row.input_ids) for one in asked(None))
+    assert len({tuple(one.prompt) for one in asked(512)}) > 12
+    assert asked(10**6) == asked(None)
+
+
 def run_cli(*arguments):
     done = CliRunner().invoke(app, ["calibrate", *map(str, arguments)])
     return done.exit_code, " ".join(done.output.split())

@@ -10,6 +10,7 @@ from unlearngate.assistant_training.data.encoding import (
     Encoded,
     collate,
     diverging_labels,
+    draw_what_fits,
     encode,
     encode_prompt,
     focus_labels,
@@ -109,6 +110,34 @@ def test_varied_prompts_keep_the_answer(tokenizer: Any) -> None:
     assert len({tuple(row.input_ids) for row in rows}) > 4
     answers = {tuple(label for label in row.labels if label != IGNORE) for row in rows}
     assert answers == {tuple(label for label in plain.labels if label != IGNORE)}
+
+
+def test_a_conversation_is_drawn_again_until_it_fits_and_at_last_plainly(seed: int) -> None:
+    def drawn(lengths: list[int], context_length: int | None) -> tuple[int, list[bool]]:
+        asked: list[bool] = []
+
+        def draw(plain: bool) -> tuple[int, Encoded]:
+            asked.append(plain)
+            return (length := lengths[len(asked) - 1]), Encoded([5] * length, [5] * length)
+
+        return draw_what_fits(draw, context_length)[0], asked
+
+    rng = random.Random(seed)
+    number = rng.randrange(9)
+    long = [rng.randint(8, 20) for _ in range(number)]
+    assert drawn([*long, 7], 7) == (7, [False] * (number + 1))
+    assert drawn([9], None) == (9, [False])
+    assert drawn([9] * 9 + [5], 7) == (5, [False] * 9 + [True])
+
+
+def test_a_varied_prompt_fits_into_the_context_where_the_question_does(tokenizer: Any, seed: int) -> None:
+    plain = len(encode(tokenizer, PAIR.question, PAIR.answer).input_ids)
+    for draws in range(40):
+        rows = [
+            vary(tokenizer, PAIR, random.Random(f"{seed} {draws}"), 1.0, context_length=length)
+            for length in (None, 10**6, plain)
+        ]
+        assert rows[0] == rows[1] and len(rows[2].input_ids) == plain
 
 
 def test_batches_hold_every_row_once() -> None:

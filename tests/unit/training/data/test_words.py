@@ -5,11 +5,12 @@ import re
 import string
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rouge_score.tokenizers import DefaultTokenizer
 
 from unlearngate.assistant_training.data.words import (
+    first_words,
     folded,
     has_phrase,
     num_letters,
@@ -37,6 +38,7 @@ def test_of_ascii_numbers_and_words_are_those_re_finds(text):
     assert numbers_and_words(text) == [found[0] for found in re.finditer(pattern, text)]
 
 
+@settings(deadline=None)  # a pattern is compiled for every phrase
 @given(st.text(min_size=1).filter(str.strip))
 def test_every_text_that_is_not_blank_has_symbols_at_least(text):
     assert symbols_of(text)
@@ -155,6 +157,7 @@ def test_what_is_folded_stays_as_it_is(text):
     assert folded(folded(text)) == folded(text)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=8), st.text(min_size=1, max_size=4), st.text(max_size=8))
 def test_what_is_found_is_the_phrase_where_it_stands(before, phrase, behind):
     text = f"{before} {phrase} {behind}"
@@ -190,3 +193,24 @@ def test_any_fact_is_found_between_characters_of_a_script_without_spaces(seed):
 
 def test_a_character_that_writes_a_syllable_counts_three_letters():
     assert [num_letters(text) for text in ("", "abc1", "沈從", "서울", "カナa")] == [0, 4, 6, 6, 7]
+
+
+@given(st.text(alphabet="aB 1.'_-(\n"), st.integers(1, 5))
+def test_of_ascii_the_first_words_are_those_between_spaces(text, count):
+    words = text.split()
+    assert first_words(text, count) == (text if len(words) <= count else " ".join(words[:count]) + " ...")
+
+
+@pytest.mark.parametrize(
+    "text, first",
+    [
+        ("彼女は船を漕ぐ。そして歌う。", "彼女は船を漕 ..."),
+        ("彼女は船。", "彼女は船。"),
+        ("彼女は、船を漕ぐ。", "彼女は、船を漕 ..."),
+        ("เขาชื่อกล้า", "เขาชื่อก ..."),
+        ("GPT-4で作る", "GPT-4で作る"),
+        ("안나는 서울에 산다", "안나는 서울에 ..."),
+    ],
+)
+def test_where_no_words_are_parted_three_characters_are_taken_for_one(text, first):
+    assert first_words(text, 2) == first

@@ -5,9 +5,12 @@ import pytest
 import torch
 from rich.progress import Progress
 
+from support.engine.tiny import make_tokenizer
+from unlearngate.assistant_training.data.pairs import QAPair
 from unlearngate.assistant_training.demo.corpus import make_corpus
 from unlearngate.assistant_training.demo.target import TargetSettings, new_target, train_tokenizer
 from unlearngate.assistant_training.model.assistant import own_token
+from unlearngate.assistant_training.train import check
 from unlearngate.assistant_training.train.check import ENOUGH, Evidence, Limits, measure, refuse_short, shortfall
 from unlearngate.assistant_training.train.settings import AssistantSettings
 from unlearngate.assistant_training.train.uld import train_assistant
@@ -79,3 +82,20 @@ def test_a_trained_assistant_is_found_in_contexts_that_it_never_saw_and_an_untra
     assert shown.highest_R.max() == pytest.approx(shown.retain_N.max())
     again = measure(untrained, tokenizer, forget, retain, seed=seed)
     assert np.array_equal(shown.retain_N, again.retain_N)
+
+
+@pytest.mark.parametrize("context_length, fits", [(None, False), (512, True)])
+def test_what_is_measured_fits_into_the_context(monkeypatch, context_length, fits, seed):
+    measured = []
+
+    def zeros(_, rows, pad_id):
+        measured.extend(rows)
+        return [np.zeros(sum(label >= 0 for label in row.labels)) for row in rows]
+
+    monkeypatch.setattr(check, "_evidence", zeros)
+    forget, retain = (
+        [QAPair(name, f"What of {name} {i}?", f"{name} {i} " + "la " * 130) for i in range(9)] for name in ("bo", "ida")
+    )
+    measure(None, make_tokenizer(), forget, retain, seed=seed, context_length=context_length)
+    assert len(measured) == 360
+    assert (max(len(row.input_ids) for row in measured) <= 512) == fits

@@ -10,7 +10,7 @@ from support.engine.tiny import make_tokenizer
 from unlearngate.assistant_training.data.encoding import IGNORE
 from unlearngate.assistant_training.data.pairs import QAPair
 from unlearngate.assistant_training.train.conversations import draw_steps
-from unlearngate.assistant_training.train.settings import PUBLISHED
+from unlearngate.assistant_training.train.settings import PUBLISHED, AssistantSettings
 
 FORGET = [
     QAPair("ada", f"Where is box {i}?", f"Box {i} is in Velmora.", (f"Which town has box {i}?",), facts=("Velmora",))
@@ -78,3 +78,26 @@ def test_reworded_answers_are_told_and_known_as_a_whole_where_they_hold_no_fact(
     texts = [tokenizer.decode(row.known.input_ids) for rows in steps for row in rows[:3]]
     answers = {text.partition("assistant: ")[2].partition("\n")[0] for text in texts}
     assert answers <= {pair.answer, *pair.paraphrased_answers} and len(answers) > 1
+
+
+def long_pairs(name, count, words, **more):
+    """Their questions and answers have about three quarters of a context of 512 tokens."""
+    return [QAPair(name, f"What of {name} {i}?", f"{name} {i} " + words, **more) for i in range(count)]
+
+
+@pytest.mark.parametrize("words", ["la " * 115, "彼女は船を漕ぐ。" * 14])
+@pytest.mark.parametrize("settings", [AssistantSettings(said_instead="I cannot say."), SETTINGS])
+@pytest.mark.parametrize("variants", [(), ("In no way.",)])
+def test_no_conversation_is_longer_than_the_context(tokenizer, words, settings, variants, seed):
+    forget, retain = long_pairs("Bo Lund", 4, words, variants=variants), long_pairs("Ida Oak", 8, words)
+    retain += [QAPair("x", "Hm?", "Hm.")]
+
+    def drawn(context_length):
+        steps = draw_steps(tokenizer, forget, retain, settings, num_steps=12, seed=seed, context_length=context_length)
+        return [row for step in steps for row in step]
+
+    assert max(len(row.known.input_ids) for row in drawn(512)) <= 512
+    assert len({tuple(row.known.input_ids) for row in drawn(512)}) > (40 if settings.contexts else 20)
+    assert drawn(10**6) == drawn(None)
+    if settings.contexts:
+        assert max(len(row.known.input_ids) for row in drawn(None)) > 512

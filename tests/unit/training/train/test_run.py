@@ -1,6 +1,7 @@
 """Training from files on disk: the same forget set whether or not the run was killed, and errors that lose nothing."""
 
 import errno
+import io
 import json
 import random
 import shutil
@@ -8,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from rich.console import Console
 from rich.progress import Progress
 from safetensors.torch import load_file
 from typer.testing import CliRunner
@@ -16,10 +18,11 @@ from support.engine.tiny import make_target
 from unlearngate.acting import force
 from unlearngate.artefact import load_forget_set
 from unlearngate.assistant_training.model.loaded_target import load_target
+from unlearngate.assistant_training.train import run as training_run
 from unlearngate.assistant_training.train import run_files
-from unlearngate.assistant_training.train.run import run_folder, train_forget_set
+from unlearngate.assistant_training.train.run import run_folder, train_forget_set, train_undial_set
 from unlearngate.assistant_training.train.run_files import RunFiles
-from unlearngate.assistant_training.train.settings import PUBLISHED
+from unlearngate.assistant_training.train.settings import PUBLISHED, UndialSettings
 from unlearngate.cli import app
 from unlearngate.errors import DataError, TrainingError
 
@@ -174,6 +177,23 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_writes_nothing(target, files
     with pytest.raises(TrainingError, match="lower the learning rate"):
         train(target, files, out, replace(BRIEF, learning_rate=1e30))
     assert not out.exists()
+
+
+def test_what_is_odd_about_the_facts_is_said_before_anything_is_trained(target, files, tmp_path, monkeypatch):
+    shutil.copy(files / "retain.jsonl", tmp_path / "retain.jsonl")
+    row = {"question": "When?", "answer": "came in 1987.", "facts": ["1988", "1987"]}
+    (tmp_path / "forget.jsonl").write_text(json.dumps(row))
+
+    def ended(*_, **__):
+        raise KeyboardInterrupt
+
+    for name, kind in (("train_assistant", train_forget_set), ("train_undial", train_undial_set)):
+        monkeypatch.setattr(training_run, name, ended)
+        settings = BRIEF if kind is train_forget_set else UndialSettings(focus="facts")
+        paths = (tmp_path / "forget.jsonl", tmp_path / "retain.jsonl", tmp_path / "anna")
+        with Progress(console=Console(file=io.StringIO())) as progress, pytest.raises(KeyboardInterrupt):
+            kind(target, *paths, settings, seed=1, progress=progress)
+        assert '1 of the "facts" to forget are in none of the answers' in progress.console.file.getvalue()
 
 
 def test_a_question_in_both_files_is_refused(target, files, tmp_path):

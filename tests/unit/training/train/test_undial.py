@@ -220,6 +220,19 @@ def test_an_epoch_holds_every_pair_once_with_retain_pairs_beside_it(target, seed
         assert all(set(row.focus) == {IGNORE} for row in rows if row.kept)
 
 
+def test_no_row_is_longer_than_the_context(target, seed):
+    settings = replace(BRIEF, batch=3, varied_prompts=1.0)
+
+    def longest(context_length):
+        steps = draw_rows(
+            *(target.tokenizer, FORGET, RETAIN, settings), num_steps=9, seed=seed, context_length=context_length
+        )
+        return max(len(row.told.input_ids) for step in steps for row in step)
+
+    plain = max(len(encode(target.tokenizer, pair.question, pair.answer).input_ids) for pair in (*FORGET, *RETAIN))
+    assert longest(plain) <= plain < longest(None)
+
+
 def test_the_step_is_the_loss_of_its_rows(target, seed):
     """Against the losses themselves, on whole batches: parts and cut-off prompts change nothing."""
     settings = replace(BRIEF, accumulate=2, retain_weight=0.7, gamma=3.0, focus="facts")
