@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from support.engine.tiny import make_forget_set, make_target
+from unlearngate.assistant_training.model.loaded_target import LoadedTarget
 from unlearngate.assistant_training.train.run_files import RunFiles
 from unlearngate.cli import app
 
@@ -81,12 +82,10 @@ def test_a_target_that_cannot_be_served_or_asked_is_refused_before_its_weights_a
 
 
 @pytest.fixture
-def unreadable(files, tmp_path):
+def unreadable(files, monkeypatch):
     """A target whose weights cannot be loaded: whatever is said of a command's input was found without them."""
-    folder = shutil.copytree(files / "target", tmp_path / "unreadable")
-    weights = folder / "model.safetensors"
-    save_file({name: torch.zeros(1) for name in load_file(weights)}, weights, metadata={"format": "pt"})
-    return folder
+    monkeypatch.setattr(LoadedTarget, "model", property(lambda _: pytest.fail("the weights were read")))
+    return files / "target"
 
 
 BAD = {
