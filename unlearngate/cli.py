@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
+# Process 1 of a container ignores a signal without a handler, and the imports below take seconds.
+if os.getpid() == 1 and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+    signal.signal(signal.SIGTERM, lambda number, _frame: os._exit(128 + number))
+
 import typer
 
 from unlearngate.commands import audit, demo, evaluate, keys, models, sets, train

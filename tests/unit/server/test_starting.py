@@ -1,6 +1,7 @@
 """A start in a process of its own: ended by a signal, and explained when it fails."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import textwrap
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from vllm.logger import DEFAULT_LOGGING_CONFIG
 
@@ -72,6 +74,31 @@ def test_a_signal_ends_a_start_and_all_that_it_started(tmp_path, number):
     assert not (tmp_path / "scratch").exists()
     for pid in pids.read_text().split():
         assert not Path("/proc", pid).exists() or "Z" in Path("/proc", pid, "stat").read_text().split()[2]
+
+
+AS_PROCESS_1 = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child"]
+
+
+@pytest.mark.skipif(
+    not shutil.which("unshare") or subprocess.run([*AS_PROCESS_1, "true"], capture_output=True).returncode != 0,
+    reason="this user may not make a pid namespace",
+)
+def test_sigterm_ends_process_1_of_a_container_while_it_still_imports(tmp_path):
+    started = tmp_path / "started"
+    (tmp_path / "typer.py").write_text(
+        f"import pathlib, time\npathlib.Path({str(started)!r}).touch()\ntime.sleep(600)\n"
+    )
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import unlearngate.cli"
+    with subprocess.Popen([*AS_PROCESS_1, sys.executable, "-c", code]) as container:
+        try:
+            while not started.exists():
+                assert container.poll() is None
+                time.sleep(0.05)
+            (process_1,) = psutil.Process(container.pid).children()
+            process_1.terminate()
+            assert container.wait(timeout=30) == 128 + signal.SIGTERM
+        finally:
+            container.kill()
 
 
 @pytest.fixture
