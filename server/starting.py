@@ -10,6 +10,7 @@ import re
 import shutil
 import signal
 import tempfile
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 
 import psutil
 
-from unlearngate.errors import StartError
+from unlearngate.errors import StartError, in_one_line
 from unlearngate.processes import LOG_CONFIG
 from unlearngate.server.contract.start_log import StartLog
 
@@ -59,7 +60,7 @@ def ended_at_once(scratch: Path) -> Iterator[None]:
 
 @contextmanager
 def explained(scratch: Path, logging_config: dict[str, Any]) -> Iterator[None]:
-    """Start an engine inside: if it fails, one sentence says why, and its log stays in a file.
+    """Start an engine inside: if it fails, one sentence says why, and its log stays in a file, with the traceback.
 
     Args:
         scratch: a folder that lives as long as the server.
@@ -72,9 +73,15 @@ def explained(scratch: Path, logging_config: dict[str, Any]) -> Iterator[None]:
     )  # an operator's own logging has it all
     try:
         yield
-    except (RuntimeError, ValueError, OSError) as error:
-        cause = (log and _cause(log)) or str(error)
-        where = f"its log is kept in {_kept(log)}" if log else f"its log is where {LOG_CONFIG} says"
+    except Exception as error:
+        cause = (log and _NO_CAUSE.search(str(error)) and _cause(log)) or in_one_line(error)
+        if log:
+            with log.open("a") as file:
+                traceback.print_exc(file=file)
+            where = f"its log is kept in {_kept(log)}"
+        else:
+            logging.getLogger("vllm").exception("the engine did not start")
+            where = f"its log is where {LOG_CONFIG} says"
         raise StartError(f"the engine did not start: {cause}; {where}") from error
     if log:
         log.unlink()

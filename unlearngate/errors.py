@@ -178,3 +178,11 @@ class AugmentationError(UnlearngateError):
     """An endpoint that cannot be used; the message says what to do, and that what has come is kept."""
 
     code = "augmentation_failed"
+
+
+def in_one_line(error: Exception) -> str:
+    """What a library's exception says, and which one it is."""
+    said = error.args[0] if isinstance(error, KeyError) and error.args else error  # str() would quote it
+    kind = type(error).__name__
+    text = " ".join(str(said).split()).rstrip(".")
+    return f"{text} ({kind})" if text else kind

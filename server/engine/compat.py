@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 from argparse import Namespace
-from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.exceptions import VLLMError, VLLMValidationError
 from vllm.lora.request import LoRARequest
 
-from unlearngate.errors import UnsupportedDeploymentError
+from unlearngate.errors import UnsupportedDeploymentError, in_one_line
 from unlearngate.processes import ForkContext, may_fork
 
 CPU_KV_CACHE_BYTES = 4 * 2**30
@@ -45,13 +46,16 @@ def parse_engine_arguments(arguments: list[str]) -> Namespace:
     """Parse the words with vLLM's own `vllm serve` parser; exit with its usage message if they are wrong.
 
     On a CPU the KV cache has CPU_KV_CACHE_BYTES unless the words or the environment say otherwise.
+
+    Raises: UnsupportedDeploymentError if vLLM finds them contradictory.
     """
     from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     parser = make_arg_parser(FlexibleArgumentParser(prog="unlearngate serve MODEL --engine-args"))
     args = parser.parse_args(arguments)
-    validate_parsed_serve_args(args)
+    with _refusal_in_one_sentence():
+        validate_parsed_serve_args(args)
     _bound_memory(args, parser.get_default("gpu_memory_utilization"))
     return args
 
@@ -75,14 +79,28 @@ def logging_config() -> dict[str, Any]:
 def engine_config(args: Namespace) -> Any:
     """The VllmConfig that these arguments make.
 
-    Raises: UnsupportedDeploymentError if vLLM finds them contradictory.
+    Raises: UnsupportedDeploymentError if vLLM finds them contradictory, or does not know a parser that they name.
     """
     from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.entrypoints.launchers.launcher import validate_api_server_args
 
-    try:
+    with _refusal_in_one_sentence():
+        validate_api_server_args(args)
         return AsyncEngineArgs.from_cli_args(args).create_engine_config()
-    except (ValueError, NotImplementedError) as error:
-        raise UnsupportedDeploymentError(f"vLLM refuses this configuration: {error}") from error
+
+
+@contextmanager
+def _refusal_in_one_sentence() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        reason = in_one_line(error)
+        if isinstance(error, ValidationError):
+            first = error.errors(include_url=False)[0]
+            reason = ": ".join([*map(str, first["loc"]), " ".join(first["msg"].removeprefix("Value error, ").split())])
+        raise UnsupportedDeploymentError(
+            f"vLLM refuses this configuration, which --engine-args can change: {reason}"
+        ) from error
 
 
 def engine_client(args: Namespace, num_threads: int, unwanted: Sequence[int]) -> AbstractAsyncContextManager[Any]:

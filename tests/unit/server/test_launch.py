@@ -5,6 +5,8 @@ import logging
 import pytest
 
 from support.engine.tiny import make_forget_set, make_target
+from unlearngate.errors import UnsupportedDeploymentError
+from unlearngate.server.engine import compat
 from unlearngate.server.launch import _warn_of_other_dtypes, _warn_of_other_switches
 from unlearngate.server.sets.registry import Registry
 from unlearngate.target import identify_target
@@ -44,3 +46,28 @@ def test_a_set_that_was_trained_with_other_switches_of_the_template_is_named(reg
     assert all('with {"enable_thinking": false} unless they say otherwise' in line for line in said)
     assert "trained with the chat template's switches {}" in said[0]
     assert """--default-chat-template-kwargs '{"enable_thinking": true}'""" in said[1]
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory):
+    return make_target(tmp_path_factory.mktemp("target") / "tiny", seed=1)
+
+
+@pytest.mark.parametrize(
+    "words, reason",
+    [
+        (["--enable-auto-tool-choice", "--tool-call-parser", "nope"], "invalid tool call parser: nope (chose from {"),
+        (["--reasoning-parser", "nope"], "Reasoning parser 'nope' not found. Available parsers: "),
+        (["--max-model-len", "100000"], "User-specified max_model_len (100000) is greater than the derived max_model"),
+        (["--enable-auto-tool-choice"], "Error: --enable-auto-tool-choice requires --tool-call-parser (TypeError)"),
+        (["--gpu-memory-utilization", "7"], "gpu_memory_utilization: Input should be "),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_arguments_that_vllm_refuses_are_one_sentence_with_its_reason(target, monkeypatch, words, reason):
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    with pytest.raises(UnsupportedDeploymentError) as raised:
+        compat.engine_config(compat.parse_engine_arguments(["--model", str(target), *words]))
+    said = str(raised.value)
+    assert said.startswith(f"vLLM refuses this configuration, which --engine-args can change: {reason}")
+    assert "\n" not in said and "pydantic" not in said

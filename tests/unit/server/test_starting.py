@@ -1,5 +1,6 @@
 """A start in a process of its own: ended by a signal, and explained when it fails."""
 
+import logging
 import os
 import shutil
 import signal
@@ -152,10 +153,37 @@ def test_the_log_of_a_start_is_gone_when_the_server_is_up_and_nothing_brings_it_
 
 
 def test_a_failure_without_a_cause_in_the_log_keeps_its_own_words(tmp_path, logging_as_before, monkeypatch):
-    with pytest.raises(StartError, match=r"did not start: Failed core proc\(s\): EngineCore_0: -9; its log is kept"):
+    with pytest.raises(
+        StartError, match=r"did not start: Failed core proc\(s\): EngineCore_0: -9 \(RuntimeError\); its"
+    ):
         with explained(tmp_path, DEFAULT_LOGGING_CONFIG):
             raise RuntimeError("Failed core proc(s): EngineCore_0: -9")
     monkeypatch.setenv("VLLM_LOGGING_CONFIG_PATH", "/etc/logging.json")
     with pytest.raises(StartError, match="its log is where VLLM_LOGGING_CONFIG_PATH says"):
         with explained(tmp_path, DEFAULT_LOGGING_CONFIG):
             raise RuntimeError("no")
+
+
+@pytest.mark.parametrize(
+    "error, said",
+    [
+        (KeyError("no parser of\nthis name."), "no parser of this name (KeyError)"),
+        (TypeError("has not been registered"), "has not been registered (TypeError)"),
+        (AssertionError(), "AssertionError"),
+    ],
+    ids=repr,
+)
+def test_any_exception_of_a_start_is_one_sentence_and_its_traceback_is_in_the_log(
+    tmp_path, logging_as_before, monkeypatch, caplog, error, said
+):
+    with pytest.raises(StartError) as raised, explained(tmp_path, DEFAULT_LOGGING_CONFIG):
+        assert run_an_engine_that_fails() == 0  # what the engine had logged before is not the cause
+        raise error
+    (log,) = tmp_path.glob("unlearngate-start-*.log")
+    assert str(raised.value) == f"the engine did not start: {said}; its log is kept in {log}"
+    assert "Traceback" in log.read_text() and "in test_any_exception" in log.read_text()
+    monkeypatch.setenv("VLLM_LOGGING_CONFIG_PATH", "/etc/logging.json")
+    monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)
+    with pytest.raises(StartError), explained(tmp_path, DEFAULT_LOGGING_CONFIG):
+        raise error
+    assert "in test_any_exception" in caplog.text
