@@ -23,6 +23,16 @@ def seed(request):
     return value
 
 
+@pytest.fixture(autouse=True)
+def environment_as_before():
+    """What a test, or the code that it calls, sets in the environment is for no other test."""
+    before = dict(os.environ)
+    yield
+    if os.environ != before:
+        os.environ.clear()
+        os.environ.update(before)
+
+
 @pytest.fixture(scope="session")
 def smollm2():
     """The folder of SmolLM2-135M-Instruct, a real pretrained model. Mark what asks for it `real_model`."""

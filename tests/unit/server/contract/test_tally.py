@@ -12,8 +12,7 @@ from unlearngate.server.contract.tally import TALLY_VARIABLE, Tally, Totals
 
 
 @pytest.fixture
-def tally(tmp_path, monkeypatch):
-    monkeypatch.setenv(TALLY_VARIABLE, "")  # put back what create() sets
+def tally(tmp_path):
     return Tally.create(tmp_path, max_num_seqs=4, max_model_len=50)
 
 
@@ -43,7 +42,6 @@ def test_counts_are_those_of_the_tokens_that_were_received(tally, seed):
 
 
 def test_a_slots_former_sequence_neither_counts_nor_passes_for_the_new_one(tmp_path, monkeypatch):
-    monkeypatch.setenv(TALLY_VARIABLE, "")
     monkeypatch.setattr("unlearngate.server.contract.tally._BUDGET_BYTES", 0)
     tally = Tally.create(tmp_path, max_num_seqs=1, max_model_len=4)
     for _ in range(600):  # tags come round more than twice
@@ -72,8 +70,7 @@ def test_an_engine_without_a_server_has_no_tally(monkeypatch):
     assert Tally.attach() is None
 
 
-def test_a_disk_without_room_is_told_at_the_start(tmp_path, monkeypatch):
-    monkeypatch.setenv(TALLY_VARIABLE, "")
+def test_a_disk_without_room_is_told_at_the_start(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UnlearngateError, match="TMPDIR"):
         Tally.create(tmp_path / "file", max_num_seqs=4, max_model_len=50)

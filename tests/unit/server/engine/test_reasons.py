@@ -12,7 +12,7 @@ from vllm.v1.engine.exceptions import EngineGenerateError
 
 from support.engine.tiny import make_target
 from unlearngate.server.contract.plan import TOKEN_FIELD, Plan, sign
-from unlearngate.server.contract.tally import TALLY_VARIABLE, Tally
+from unlearngate.server.contract.tally import Tally
 from unlearngate.server.engine.client import count_tokens
 from unlearngate.server.engine.reasons import explained
 from unlearngate.server.engine.usage import Meter
@@ -93,8 +93,7 @@ def caused_by(cause):
     return failure
 
 
-def test_an_engine_that_fails_without_a_word_is_given_some(tmp_path, monkeypatch):
-    monkeypatch.setenv(TALLY_VARIABLE, "")
+def test_an_engine_that_fails_without_a_word_is_given_some(tmp_path):
     meter = Meter(Tally.create(tmp_path, max_num_seqs=2, max_model_len=20))
     error = ask(meter, caused_by(OverflowError("can't serialize ints")))
     assert isinstance(error, VLLMValidationError) and "does not fit the 64 bits" in str(error)

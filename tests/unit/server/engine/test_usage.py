@@ -6,7 +6,7 @@ from vllm import SamplingParams
 
 from unlearngate.errors import BusyError
 from unlearngate.server.contract.plan import Plan, Term
-from unlearngate.server.contract.tally import TALLY_VARIABLE, Tally
+from unlearngate.server.contract.tally import Tally
 from unlearngate.server.engine.constraints import Constraints
 from unlearngate.server.engine.usage import Meter, Tokens
 
@@ -17,7 +17,6 @@ SPEAKING = (Term(0, 1.0, 0.5, sentence=(7, 8, 1)), Term(1, 1.0, 0.5))
 
 @pytest.fixture
 def meter(tmp_path, monkeypatch):
-    monkeypatch.setenv(TALLY_VARIABLE, "")
     monkeypatch.setattr("unlearngate.server.contract.tally._BUDGET_BYTES", 0)
     return Meter(Tally.create(tmp_path, max_num_seqs=3, max_model_len=20))
 

@@ -13,7 +13,7 @@ from vllm.v1.engine.exceptions import EngineGenerateError
 
 from support.engine.tiny import make_forget_set, make_target
 from unlearngate.server.audit.accounting import Accounting
-from unlearngate.server.contract.tally import TALLY_VARIABLE, Tally
+from unlearngate.server.contract.tally import Tally
 from unlearngate.server.engine.usage import Meter
 from unlearngate.server.http.access import Access
 from unlearngate.server.http.app import Answerer, build_app
@@ -57,8 +57,7 @@ def handlers():
 
 
 @pytest.fixture
-def app_of(tmp_path, monkeypatch, handlers):
-    monkeypatch.setenv(TALLY_VARIABLE, "")
+def app_of(tmp_path, handlers):
     target = make_target(tmp_path / "tiny", seed=1)
     make_forget_set(tmp_path / "sets" / "anna", target, seed=1, rank=1)
     registry = Registry(identify_target(target), tmp_path / "bindings")

@@ -26,7 +26,7 @@ from unlearngate.server.contract.branches import BranchOptions
 from unlearngate.server.contract.options import engine_options
 from unlearngate.server.contract.plan import TOKEN_FIELD, Plan, Term, sign
 from unlearngate.server.contract.refusals import PROCESSOR
-from unlearngate.server.contract.tally import TALLY_VARIABLE, Tally
+from unlearngate.server.contract.tally import Tally
 from unlearngate.server.worker import model as served
 from unlearngate.server.worker import plugin
 from unlearngate.server.worker.processor import ComposeLogitsProcessor
@@ -360,8 +360,7 @@ def test_admission_refuses_what_would_show_the_plain_target(vllm_config, changes
 
 
 @pytest.fixture
-def tally(tmp_path, monkeypatch):
-    monkeypatch.setenv(TALLY_VARIABLE, "")  # put back what create() sets
+def tally(tmp_path):
     return Tally.create(tmp_path, max_num_seqs=MAX_REQUESTS, max_model_len=64)
 
 

@@ -18,7 +18,7 @@ from support.engine.tiny import EOS, VOCAB_SIZE, make_target
 from unlearngate.server.contract.branches import BranchOptions
 from unlearngate.server.contract.options import engine_options
 from unlearngate.server.contract.plan import TOKEN_FIELD, Plan, Term, sign
-from unlearngate.server.contract.tally import TALLY_VARIABLE, Tally
+from unlearngate.server.contract.tally import Tally
 from unlearngate.server.worker import model as served
 from unlearngate.server.worker import plugin
 from unlearngate.server.worker.processor import ComposeLogitsProcessor
@@ -43,7 +43,6 @@ def vllm_config(tmp_path_factory):
 
 @pytest.fixture
 def tally(tmp_path, monkeypatch):
-    monkeypatch.setenv(TALLY_VARIABLE, "")  # put back what create() sets
     monkeypatch.setattr("unlearngate.server.contract.tally._BUDGET_BYTES", 0)
     return Tally.create(tmp_path, max_num_seqs=MAX_REQUESTS, max_model_len=WIDTH)
 
