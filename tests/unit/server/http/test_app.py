@@ -153,6 +153,7 @@ def test_a_wish_in_the_wrong_place_is_refused_by_the_routes_that_generate(app_of
             ({"extra_body": {"forget_sets": ["anna"]}}, ""),
             ({"forget_set": "anna"}, ""),
             ({}, "?forget_sets=anna"),
+            ({"messages": [{"role": "user", "content": [{"type": "text", "text": "a", "forget_sets": ["anna"]}]}]}, ""),
         ]:
             response = client.post(path + more, json={**BODY, "messages": [], **body})
             assert (response.status_code, response.json()["error"]["param"]) == (400, "forget_sets")
