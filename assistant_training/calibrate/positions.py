@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unlearngate.assistant_training.data.encoding import Encoded, answer_rows, collate
+from unlearngate.assistant_training.data.encoding import Encoded, collate
 from unlearngate.assistant_training.model.in_force import subtract, without_cut
+from unlearngate.assistant_training.model.scoring import answer_logits
 from unlearngate.kernels.compose import compose
 from unlearngate.kernels.pairs import Mode, Pairs
 from unlearngate.manifest import Rule, Strength
 
-_MODES: tuple[Mode, ...] = ("scoring", "sampling")
 _LOGITS_AT_ONCE = 2**24  # 64 MiB in fp32
 
 
@@ -104,8 +104,8 @@ def read_rows(target_NV: Tensor, assistant_NV: Tensor, label_N: Tensor) -> tuple
     Raises: ValueError if logits are not finite.
     """
     evidence_N = _evidence(target_NV, assistant_NV.contiguous())
-    log_p_N, choice_N = _read(target_NV, label_N)
-    return evidence_N.cpu().numpy(), log_p_N.cpu().numpy(), (choice_N == label_N).cpu().numpy()
+    right_N = target_NV.argmax(dim=-1) == label_N
+    return evidence_N.cpu().numpy(), _log_p(target_NV, label_N).cpu().numpy(), right_N.cpu().numpy()
 
 
 @torch.inference_mode()
@@ -170,18 +170,26 @@ def compose_rows(
     Raises: ValueError if logits are not finite.
     """
     choice_N = target_NV.argmax(dim=-1)
-    log_p_SN = {mode: np.empty((len(pairs), len(label_N))) for mode in _MODES}
+    scoring_SN, sampling_SN = (np.empty((len(pairs), len(label_N))) for _ in range(2))
     right_SN, changed_SN = (np.empty((len(pairs), len(label_N)), dtype=bool) for _ in range(2))
-    for s, (weight, keep_ratio) in enumerate(pairs):
+    known: dict[tuple[float, float | None], Tensor] = {}
+
+    def composed(mode: Mode, weight: float, keep_ratio: float) -> Tensor:
+        composed_NV = target_NV.clone()
         strength = Strength(weight=weight, keep_ratio=keep_ratio, gate_nats=0.0)
-        for mode in _MODES:
-            composed_NV = target_NV.clone()
-            subtract(composed_NV, [assistant_NV], [strength], [rule], mode=mode)
-            log_p_N, now_N = _read(composed_NV, label_N)
-            log_p_SN[mode][s] = log_p_N.cpu().numpy()
-            if mode == "sampling":  # the served one
-                right_SN[s], changed_SN[s] = ((now_N == label_N).cpu().numpy(), (now_N != choice_N).cpu().numpy())
-    return log_p_SN["scoring"], log_p_SN["sampling"], right_SN, changed_SN
+        subtract(composed_NV, [assistant_NV], [strength], [rule], mode=mode)
+        return composed_NV
+
+    for s, (weight, keep_ratio) in enumerate(pairs):
+        # Of a set that lowers, the ratio says which tail is cut, and scoring cuts none.
+        same = (weight, None if rule == "lower" else keep_ratio)
+        if same not in known:
+            known[same] = _log_p(composed("scoring", weight, keep_ratio), label_N)
+        served_NV = composed("sampling", weight, keep_ratio)
+        now_N = served_NV.argmax(dim=-1)
+        scoring_SN[s], sampling_SN[s] = known[same].cpu().numpy(), _log_p(served_NV, label_N).cpu().numpy()
+        right_SN[s], changed_SN[s] = (now_N == label_N).cpu().numpy(), (now_N != choice_N).cpu().numpy()
+    return scoring_SN, sampling_SN, right_SN, changed_SN
 
 
 def least_evidence(gate_nats: float) -> float:
@@ -204,9 +212,8 @@ def _batches(
     for start in range(0, len(by_length), batch_size):
         part = by_length[start : start + batch_size]
         batch = collate([rows[index] for index in part], pad_id).to(device)
-        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-        target_NV, label_N = answer_rows(target(**inputs).logits, batch.labels)
-        assistant_NV = answer_rows(assistant(**inputs).logits, batch.labels)[0]
+        target_NV, label_N = answer_logits(target, batch)
+        assistant_NV = answer_logits(assistant, batch)[0]
         answer_N = np.repeat(part, (batch.labels[:, 1:] >= 0).sum(dim=1).cpu().numpy())
         yield _Batch(target_NV, assistant_NV, label_N, answer_N)
         advance(len(part))
@@ -233,7 +240,10 @@ def _evidence(target_NV: Tensor, assistant_NV: Tensor) -> Tensor:
     return done.evidence_N
 
 
-def _read(logits_NV: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor]:
-    """(N,) ln p of the labels in fp64, and (N,) the first choice."""
-    label_N = logits_NV.gather(1, labels_N[:, None])[:, 0].double()
-    return without_cut(label_N - logits_NV.double().logsumexp(dim=-1)), logits_NV.argmax(dim=-1)
+def _log_p(logits_NV: Tensor, label_N: Tensor) -> Tensor:
+    """(N,) ln p of the labels, fp64; the logits are fp32."""
+    largest_N1 = logits_NV.amax(dim=-1, keepdim=True)
+    # What is below e^-80 of the largest changes no sum, and would be denormal, which CPUs are slow with.
+    sum_N = (logits_NV - largest_N1).clamp_(min=-80.0).exp_().sum(dim=-1).double()
+    own_N = logits_NV.gather(1, label_N[:, None])[:, 0].double()
+    return without_cut(own_N - largest_N1[:, 0].double() - sum_N.log())

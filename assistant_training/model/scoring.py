@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unlearngate.assistant_training.data.encoding import Encoded, answer_rows, collate
+from unlearngate.assistant_training.data.encoding import Batch, Encoded, answer_rows, collate
 from unlearngate.assistant_training.model.in_force import LoadedSet, subtract, without_cut
 from unlearngate.kernels.pairs import Mode
 
@@ -60,10 +60,9 @@ def score(
     for start in range(0, len(rows), batch_size):
         chosen = by_length[start : start + batch_size]
         batch = collate([rows[index] for index in chosen], pad_id).to(device)
-        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-        logits_NV, labels_N = answer_rows(target(**inputs).logits, batch.labels)
+        logits_NV, labels_N = answer_logits(target, batch)
         logits_NV = logits_NV.float().contiguous()
-        assistants = [answer_rows(f.assistant(**inputs).logits, batch.labels)[0] for f in in_force]
+        assistants = [answer_logits(f.assistant, batch)[0] for f in in_force]
         strengths, rules = [f.strength for f in in_force], [f.rule for f in in_force]
         untouched_N = subtract(logits_NV, assistants, strengths, rules, mode=mode)
         parts = _figures(logits_NV, labels_N, untouched_N)
@@ -71,6 +70,19 @@ def score(
         split = (np.split(part, np.cumsum(lengths)[:-1]) for part in parts)
         scored |= {index: Scored(*arrays) for index, *arrays in zip(chosen, *split, strict=True)}
     return [scored[index] for index in range(len(rows))]
+
+
+def answer_logits(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The logits that predict the batch's answer tokens, (N, V), and these tokens, (N,).
+
+    Args:
+        model: a Hugging Face model, or a model with the same interface; its head is not asked about prompts.
+        batch: conversations on the model's device.
+    """
+    labels_BT = batch.labels[:, batch.answers]
+    kept = {"logits_to_keep": labels_BT.shape[1]}
+    logits_BTV = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, **kept).logits
+    return answer_rows(logits_BTV, labels_BT)
 
 
 def _figures(logits_NV: Tensor, labels_N: Tensor, untouched_N: Tensor) -> list[np.ndarray]:

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from unlearngate.assistant_training.data.encoding import (
     Encoded,
-    answer_rows,
     collate,
     focus_labels,
     length_batches,
     vary,
 )
 from unlearngate.assistant_training.data.pairs import QAPair
+from unlearngate.assistant_training.model.scoring import answer_logits
 from unlearngate.kernels.reference import centre
 
 _LOWEST_NATS = 0.25
@@ -99,8 +99,7 @@ def measure_evidence(
     evidence = []
     for chosen in length_batches(rows, 64, rng):
         batch = collate(chosen, tokenizer.pad_token_id).to(device)
-        logits_BTV = assistant(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
-        evidence.append(centre(answer_rows(logits_BTV, batch.labels)[0].float())[1].cpu())
+        evidence.append(centre(answer_logits(assistant, batch)[0].float())[1].cpu())
     return torch.cat(evidence)
 
 
