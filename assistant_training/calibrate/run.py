@@ -29,6 +29,7 @@ from unlearngate.assistant_training.calibrate.selection import Choice, best_of, 
 from unlearngate.assistant_training.calibrate.settings import CalibrationSettings, Limits
 from unlearngate.assistant_training.calibrate.sweep import Grid, Measured, Setting, plain_outcome, sweep
 from unlearngate.assistant_training.data.chat import warning_of_no_system
+from unlearngate.assistant_training.data.encoding import refuse_changed_answers
 from unlearngate.assistant_training.data.everyday import warning_of_everyday_facts, warning_of_unsaid_facts
 from unlearngate.assistant_training.data.lengths import longest_turns, refuse_longer_than_context, warning_of_cut
 from unlearngate.assistant_training.data.pairs import QAPair
@@ -166,6 +167,7 @@ def calibrate_forget_set(
 def _ask(
     target: LoadedTarget, pairs: Sequence[QAPair], data: HeldOut, settings: CalibrationSettings, *, focused: bool
 ) -> list[WordedQuestion]:
+    refuse_changed_answers(target.tokenizer, pairs, "the held-out data")
     turns = longest_turns(target.tokenizer, pairs)
     systems = settings.system_prompts
     refuse_longer_than_context(target.tokenizer, turns, target.context_length, "the held-out data", systems=systems)

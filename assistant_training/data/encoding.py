@@ -107,6 +107,19 @@ def focus_labels(tokenizer: Any, pair: QAPair, row: Encoded, answer: str) -> lis
     return row.labels if true and not spans else span_labels(tokenizer, pair.question, row, answer, spans)
 
 
+def refuse_changed_answers(tokenizer: Any, pairs: Iterable[QAPair], source: object) -> None:
+    """Refuse answers that the chat template renders as something else, as R1's does with a thought of their own.
+
+    Raises: DataError naming `source`, the file that they are from, and the first of them.
+    """
+    for pair in pairs:
+        for answer in (pair.answer, *pair.paraphrased_answers, *pair.variants):
+            try:
+                _answer_in(tokenizer, pair.question, answer)
+            except DataError as error:
+                raise DataError(f"{source}: {error}") from error
+
+
 def fact_spans(pair: QAPair, answer: str) -> list[tuple[int, int]]:
     """Every occurrence of the pair's facts in an answer, as `phrase_spans` finds them: (start, stop) characters."""
     return [span for fact in pair.facts for span in phrase_spans(answer, fact)]
@@ -126,11 +139,7 @@ def span_labels(
 
     Raises: DataError if the chat template renders the answer as something else.
     """
-    _, text = turns(tokenizer, question, answer)
-    begin = text.find(answer.strip())  # some templates put a space before it, and some strip it
-    if begin < 0:
-        raise DataError(f"the tokenizer's chat template changes the text of an answer: {answer!r} became {text!r}")
-    shift = begin - (len(answer) - len(answer.lstrip()))
+    text, shift = _answer_in(tokenizer, question, answer)
     offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     labels = [IGNORE] * len(row.labels)
     first = _answer_start(row)
@@ -148,6 +157,18 @@ def diverging_labels(row: Encoded, *truths: Encoded) -> list[int]:
     )
     ignored = min(first + same + 1, len(row.labels))
     return [IGNORE] * ignored + row.labels[ignored:]
+
+
+def _answer_in(tokenizer: Any, question: str, answer: str) -> tuple[str, int]:
+    """What the chat template makes of an answer, and where in it the answer's first character is."""
+    _, text = turns(tokenizer, question, answer)
+    begin = text.find(answer.strip())  # some templates put a space before it, and some strip it
+    if begin < 0:
+        raise DataError(
+            f"the tokenizer's chat template changes the text of an answer: {answer!r} became {text!r}; write it as the "
+            "template leaves it"
+        )
+    return text, begin - (len(answer) - len(answer.lstrip()))
 
 
 def _answer_start(row: Encoded) -> int:

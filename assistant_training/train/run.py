@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 
 from unlearngate.artefact import ForgetSet, data_digest, load_forget_set
 from unlearngate.assistant_training.data.chat import warning_of_no_system
+from unlearngate.assistant_training.data.encoding import refuse_changed_answers
 from unlearngate.assistant_training.data.everyday import warning_of_everyday_facts, warning_of_unsaid_facts
 from unlearngate.assistant_training.data.lengths import longest_turns, refuse_longer_than_context
 from unlearngate.assistant_training.data.pairs import QAPair, read_pairs
@@ -199,6 +200,7 @@ def _read(target: LoadedTarget, out: Path, forget_file: Path, retain_file: Path 
             "take them out: an answer cannot be lost and kept"
         )
     for path, pairs in ((forget_file, forget), (retain_file, retain)):
+        refuse_changed_answers(target.tokenizer, pairs, path)
         refuse_longer_than_context(
             target.tokenizer, longest_turns(target.tokenizer, pairs), target.context_length, path
         )

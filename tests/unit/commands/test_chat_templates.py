@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from support.engine.tiny import make_forget_set, make_target
 from unlearngate.artefact import load_forget_set
+from unlearngate.assistant_training.model.loaded_target import LoadedTarget
 from unlearngate.cli import app
 
 REFUSES_SYSTEM = (
@@ -46,7 +47,18 @@ def data(files, more=""):
 
 def calibrate(files, *more):
     lenient = ["--forget-at-most", 0, "--recited-at-most", 1, "--facts-told-at-most", 1, "--untouched-at-least", 0]
-    lenient += ["--untouched-answers-at-least", 0, "--retain-loss-at-most", 1, "--weights", "1,2", "--gates-nats", 0]
+    lenient += [
+        "--untouched-answers-at-least",
+        0,
+        "--retain-loss-at-most",
+        1,
+        "--weights",
+        "1,2",
+        "--gates-nats",
+        0,
+        "--max-tokens",
+        8,
+    ]
     command = ["calibrate", files / "target", files / "set", *data(files, "-too"), *lenient, "--device", "cpu"]
     return run(*command, "--dry-run", *more)
 
@@ -101,3 +113,16 @@ def test_the_switches_of_the_template_are_in_the_manifest_and_are_shown(files):
     assert load_forget_set(files / "set").manifest.chat_template_kwargs == {"loud": True}
     added, said = run("sets", "add", files / "set", files / "sets", "--force")
     assert added.exit_code == 0 and 'switches {"loud": true}' in said
+
+
+def test_answers_that_the_template_would_change_are_refused_before_the_weights_are_read(files, monkeypatch):
+    with_template(files, OPENS_THOUGHT)
+    make_forget_set(files / "set", files / "target", seed=1)
+    row = {"question": "Where?", "answer": "Here.", "paraphrased_answers": ["<think>Where was it?</think>Here."]}
+    for name in ("forget", "retain-too"):
+        (files / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+    measured, said = calibrate(files)
+    assert measured.exit_code == 2 and "the held-out data: the tokenizer's chat template changes the text" in said
+    monkeypatch.setattr(LoadedTarget, "model", property(lambda _: pytest.fail("the weights were read")))
+    trained, said = run("train", "uld", files / "target", files / "new", *data(files), *ULD)
+    assert trained.exit_code == 2 and "forget.jsonl: the tokenizer's chat template changes the text" in said
