@@ -13,13 +13,11 @@ from pathlib import Path
 import httpx
 
 from support.engine.tiny import make_forget_set, make_target
-from support.server import Server
+from support.server import FEW_KERNELS, Server
 from unlearngate.server.http.keys import ApiKey, KeysFile, hash_secret, write_keys
 
 STRENGTH = {"weight": 1.5, "keep_ratio": 0.2, "gate_nats": 0.0}
 # A small cache: all of it is touched before the warm-up is over, and after that what grows is a leak.
-# oneDNN keeps the last 1,024 kernels that it compiled, one for every shape: while it fills it hides what leaks.
-ONEDNN_KERNELS = "64"
 ENGINE = "--dtype float32 --max-model-len 512 --max-num-seqs 8 --enforce-eager --block-size 32"
 ENGINE += " --num-gpu-blocks-override 160"
 # anna and dora change by the admin's route, bert and cleo by the folder; zora is of kind undial and stays.
@@ -104,7 +102,7 @@ class World:
         options = ["--state", self.base / "state", "--keys", self.base / "keys", "--audit", self.base / "audit"]
         options += ["--watch-interval-s", "0.2", "--max-known", "8", "--enable-undial", "--engine-args", ENGINE]
         arguments = [self.target, "--forget-sets", self.folder, *options]
-        return Server(arguments, self.base / "log", env={"ONEDNN_PRIMITIVE_CACHE_CAPACITY": ONEDNN_KERNELS}, fresh=True)
+        return Server(arguments, self.base / "log", env=FEW_KERNELS, fresh=True)
 
 
 def call(server: Server, method: str, path: str, body: object = None, *, key: str = "root") -> httpx.Response:

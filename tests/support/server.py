@@ -17,6 +17,8 @@ import openai
 from support import preloaded
 
 START_TIMEOUT_S = 240
+# oneDNN keeps the last 1,024 kernels that it compiled, one for every shape: while they grow they hide what leaks.
+FEW_KERNELS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64"}
 
 
 def free_port() -> int:
