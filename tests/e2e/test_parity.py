@@ -2,6 +2,9 @@
 
 import json
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -27,6 +30,8 @@ if IN_FULL:
         "mistral-eager": ["--family", "mistral"],
         "mistral-tapped-default": ["--family", "mistral", "--tap", "1", "--default-compilation"],
         "qwen3-eager": ["--family", "qwen3"],
+        "llama-v2": ["--family", "llama", "--v2"],
+        "llama-undial-tapped-v2": ["--family", "llama", "--undial", "--tap", "1", "--v2"],
     }
 
 # One that starts a second time, to be as right with the compiled code that the first start left.
@@ -42,12 +47,22 @@ LINE = (
 )
 
 
+def start(name, arguments, log, env):
+    """A copy of a process that has imported vLLM, or where that is to take V2, a process that has not."""
+    if "--v2" not in RUNS[name]:
+        return preloaded.run("support.engine.parity", arguments, log, env)
+    command = [sys.executable, "-m", "support.engine.parity", *map(str, arguments)]
+    with log.open("w") as out:
+        env |= {"PYTHONPATH": str(Path(__file__).parents[1])}
+        return subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=env)
+
+
 def run(name, folder, num_requests, print_figures, seed=None):
     """One process per engine, so every worker (pytest -n) may take one."""
     arguments = [*RUNS[name], "--requests", num_requests, "--work", folder / "work"]
     env = {**os.environ, "VLLM_CACHE_ROOT": str(folder / "cache")}
     env |= {"UNLEARNGATE_SEED": str(seed)} if seed else {}
-    process = preloaded.run("support.engine.parity", arguments, folder / "log", env)
+    process = start(name, arguments, folder / "log", env)
     process.wait(timeout=900)
     log = (folder / "log").read_text()
     lines = [line for line in log.splitlines() if line.startswith('{"family"')]

@@ -14,6 +14,7 @@ import sys
 import time
 from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
@@ -33,6 +34,7 @@ def main() -> int:
     parser.add_argument("--tap", type=int, default=0, help="the layer that the assistants start before")
     parser.add_argument("--undial", action="store_true", help="also sets of kind undial, alone and with others")
     parser.add_argument("--tensor-parallel", type=int, default=1)
+    parser.add_argument("--v2", action="store_true", help="vLLM's V2 runner and the Triton kernels, interpreted")
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--seed", type=int, default=int(os.environ.get("UNLEARNGATE_SEED", "0")))
     parser.add_argument("--work", type=Path, required=True)
@@ -46,9 +48,21 @@ def main() -> int:
     torch.set_num_threads(1)  # also where torch was loaded before
     if args.tensor_parallel == 1:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    if args.v2:
+        interpret_triton()
     figures = run(args)
     print(json.dumps(figures), flush=True)
     return 1 if figures["problems"] else 0
+
+
+def interpret_triton() -> None:
+    """Let vLLM take its V2 runner on a CPU: Triton's interpreter runs its kernels, and ours."""
+    assert "vllm" not in sys.modules, "vLLM looks for Triton when it is imported"
+    os.environ |= {"TRITON_INTERPRET": "1", "VLLM_USE_V2_MODEL_RUNNER": "1"}
+    import triton.backends
+
+    driver = SimpleNamespace(is_active=lambda: True)
+    triton.backends.backends["cpu"] = SimpleNamespace(driver=driver, compiler=None)
 
 
 def run(args: argparse.Namespace) -> dict:
@@ -84,12 +98,14 @@ def run(args: argparse.Namespace) -> dict:
     drive(engine, requests, rng)
     seconds = time.monotonic() - started
     if args.tensor_parallel == 1:
-        requests += drive_few(engine, registry, rng)
+        if not args.v2:  # which runs all branches always
+            requests += drive_few(engine, registry, rng)
         check_branches_have_no_weights()
     counters = engine_counters(engine)
     if args.tensor_parallel == 1:  # else the workers are other processes
         counters["adapter_loads"] = len(adapter_loads)
     mode = engine.vllm_config.compilation_config.mode.name
+    assert engine.vllm_config.use_v2_model_runner == args.v2
     reference = Reference(target, folders)
     return judge(args, requests, reference, counters, seconds, mode)
 
