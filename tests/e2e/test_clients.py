@@ -1,14 +1,15 @@
 """Other people's clients against the served demo, each as its own process: what they can name, stream and measure."""
 
 import json
+import os
 import re
-import sys
 
 import httpx
 import openai
 import pytest
 
-from support.clients.environment import SCRIPTS, program, run, run_script
+from support import preloaded
+from support.clients.environment import QUIET, SCRIPTS, program, run, run_script
 from support.clients.litellm_proxy import litellm_proxy
 from support.clients.question import ANSWER, FORGET, MESSAGES, PROMPT, QUESTION
 from unlearngate.assistant_training.demo.probing import read_probes
@@ -158,13 +159,15 @@ def requests_with_the_set(server):
 )
 def test_vllm_bench_serve_has_every_request_answered_with_the_set(demo_server, tmp_path, backend, path):
     before = requests_with_the_set(demo_server)
-    run(
-        sys.executable, SCRIPTS / "vllm_bench.py", "--backend", backend, "--base-url", demo_server.url,
+    options = [
+        "--backend", backend, "--base-url", demo_server.url,
         "--endpoint", path, "--model", "demo", "--tokenizer", demo_folder(None) / "target",
         "--dataset-name", "random", "--num-prompts", "8", "--random-input-len", "16", "--random-output-len", "8",
         "--ignore-eos", "--extra-body", json.dumps(FORGETTING),
         "--save-result", "--result-dir", tmp_path, "--result-filename", "result.json",
-    )  # fmt: skip
+    ]  # fmt: skip
+    bench = preloaded.run("support.clients.vllm_bench", options, tmp_path / "log", {**os.environ, **QUIET})
+    assert bench.wait(timeout=240) == 0, (tmp_path / "log").read_text()[-6000:]
     result = json.loads((tmp_path / "result.json").read_text())
     assert (result["completed"], result["failed"], result["total_output_tokens"]) == (8, 0, 64)
     assert requests_with_the_set(demo_server) - before == 8

@@ -4,8 +4,6 @@ import json
 import random
 import re
 import shutil
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle
@@ -13,11 +11,13 @@ from itertools import cycle
 import httpx
 import psutil
 import pytest
+from typer.testing import CliRunner
 
 from support.engine.reference import Reference, Term
 from support.engine.tiny import VOCAB_SIZE, make_forget_set, make_target
 from support.server import START_TIMEOUT_S, Server
 from unlearngate.artefact import ADAPTER_FILE
+from unlearngate.cli import app
 from unlearngate.placing import place, remove
 from unlearngate.server.http.keys import ApiKey, KeysFile, hash_secret, write_keys
 
@@ -245,8 +245,8 @@ def test_a_stream_outlives_its_sets_retirement_and_new_requests_fail(server, mad
 def test_sets_added_replaced_broken_and_removed_by_command_are_noticed(server, made, reference, prompt):
     base, versions, _ = made
     source = versions["cleo", "1"].folder
-    command = [sys.executable, "-m", "unlearngate.cli", "sets", "add", str(source), str(base / "sets")]
-    subprocess.run(command, check=True, capture_output=True)
+    added = CliRunner().invoke(app, ["sets", "add", str(source), str(base / "sets")])
+    assert added.exit_code == 0, added.output
     wait_for(server, "cleo", ["1"])
     tokens, sets = ask(server, prompt, ["cleo"])
     check(reference, prompt, tokens, sets)

@@ -9,8 +9,6 @@ import json
 import os
 import random
 import re
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -18,6 +16,7 @@ import pytest
 from vllm.entrypoints.launchers.app import build_app
 from vllm.tasks import FRONTEND_TASKS, GENERATION_TASKS
 
+from support import preloaded
 from support.attacks.leak_attempts import (
     BODIES,
     CHAT,
@@ -300,10 +299,9 @@ def test_vllms_own_programs_over_our_model_class_answer_nothing(folders, referen
     words += ["--served-model-name", "tiny", "--dtype", "float32", "--max-model-len", "128", "--enforce-eager"]
     for name, value in options.items():
         words += as_words("--" + name.replace("_", "-"), value)
-    command = [sys.executable, "-m", "vllm.entrypoints.launchers.run_batch", *map(str, words)]
     env = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"}
-    run = subprocess.run(command, env=env, capture_output=True, text=True, timeout=180)
-    assert run.returncode == 0, run.stderr[-3000:]
+    run = preloaded.run("vllm.entrypoints.launchers.run_batch", words, folders / "batch.log", env)
+    assert run.wait(timeout=180) == 0, (folders / "batch.log").read_text()[-3000:]
     answers = [json.loads(line) for line in (folders / "out.jsonl").read_text().splitlines()]
     assert len(answers) == 2
     assert all("composition token" in json.dumps(a) for a in answers)

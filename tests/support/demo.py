@@ -6,8 +6,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +15,7 @@ from typing import Any
 
 import httpx
 
+from support import preloaded
 from support.server import Server
 from unlearngate.assistant_training.demo.probing import Probe, read_probes
 from unlearngate.assistant_training.evaluate.metrics import recited
@@ -28,10 +27,17 @@ QUESTION, SET = "Who taught Tobias Renkel?", "tobias-renkel"
 PATIENCE_S = 120
 
 
+def build_demo(base: Path) -> None:
+    """Build the demo if it is not cached."""
+    log = base / "build.log"
+    code = preloaded.run("unlearngate.cli", ["demo", "build"], log, dict(os.environ)).wait()
+    assert code == 0, log.read_text()
+
+
 @contextmanager
 def serve_demo(base: Path, *options: str, fresh: bool = False) -> Iterator[Server]:
     """A server of the demo with an audit log, and a folder of sets of its own below `base`."""
-    subprocess.run([sys.executable, "-m", "unlearngate.cli", "demo", "build"], check=True, stdout=subprocess.DEVNULL)
+    build_demo(base)
     shutil.copytree(demo_folder(None) / "forget_sets", base / "sets")
     (base / "audit").mkdir()
     arguments = ["--forget-sets", base / "sets", "--audit", base / "audit", "--watch-interval-s", "0.2", *options]

@@ -1,6 +1,7 @@
 """A start in a process of its own: ended by a signal, and explained when it fails."""
 
 import logging
+import multiprocessing
 import os
 import shutil
 import signal
@@ -12,7 +13,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from vllm.logger import DEFAULT_LOGGING_CONFIG
+from vllm.config.logging import LoggingConfig
+from vllm.logger import DEFAULT_LOGGING_CONFIG, configure_logging
 
 from unlearngate.errors import StartError
 from unlearngate.server.starting import ended_at_once, explained
@@ -40,25 +42,6 @@ STARTING = textwrap.dedent(
                 threading.Event().wait()
             except BaseException:  # as a start that takes no exception for an answer
                 time.sleep(600)
-    """
-)
-
-FAILING = textwrap.dedent(
-    """
-    import logging
-    from vllm.config.logging import LoggingConfig
-    from vllm.logger import configure_logging
-
-    configure_logging(LoggingConfig())
-    log = logging.getLogger("vllm.v1.engine.core")
-    try:
-        try:
-            raise ValueError("Available memory on node 0 is less than requested.\\nReduce it.")
-        except ValueError:
-            log.exception("WorkerProc failed to start.")
-            raise RuntimeError("Worker failed with error 'Available memory', please check") from None
-    except RuntimeError:
-        log.exception("EngineCore failed to start.")
     """
 )
 
@@ -127,9 +110,26 @@ def logging_as_before(monkeypatch, tmp_path):
     os.environ.pop("VLLM_LOGGING_CONFIG_PATH", None)
 
 
+def fail_as_an_engine() -> None:
+    """Configure logging from the environment, as vLLM's processes do, and log why it ends."""
+    configure_logging(LoggingConfig())
+    log = logging.getLogger("vllm.v1.engine.core")
+    try:
+        try:
+            raise ValueError("Available memory on node 0 is less than requested.\nReduce it.")
+        except ValueError:
+            log.exception("WorkerProc failed to start.")
+            raise RuntimeError("Worker failed with error 'Available memory', please check") from None
+    except RuntimeError:
+        log.exception("EngineCore failed to start.")
+
+
 def run_an_engine_that_fails() -> int:
-    """In a process of its own, as vLLM's: it configures its logging from the environment, and logs why it ends."""
-    return subprocess.run([sys.executable, "-c", FAILING], capture_output=True).returncode
+    """In a process of its own, as vLLM's on a CPU: a copy of this one."""
+    engine = multiprocessing.get_context("fork").Process(target=fail_as_an_engine)
+    engine.start()
+    engine.join()
+    return engine.exitcode
 
 
 def test_a_failed_start_is_one_sentence_with_the_cause_and_its_log_stays(tmp_path, logging_as_before):
