@@ -13,13 +13,14 @@ from support import preloaded
 pytestmark = pytest.mark.e2e
 
 IN_FULL = "PARITY_REQUESTS" in os.environ  # `make test-parity`
-REQUESTS = int(os.environ.get("PARITY_REQUESTS", "80"))  # of each run
+REQUESTS = int(os.environ.get("PARITY_REQUESTS", "60"))  # of each run
+COMPILED = ["--default-compilation", "--layers", "3", "--branch-layers", "1"]  # each layer takes seconds to compile
 # Each pair of family, tap, kind of set and way to run, but for compiled code without a tap, which serves the demo.
 RUNS = {
     "llama-eager": ["--family", "llama"],
     "mistral-tapped": ["--family", "mistral", "--tap", "1"],
     "qwen3-undial-tapped": ["--family", "qwen3", "--undial", "--tap", "2"],
-    "llama-undial-tapped-default": ["--family", "llama", "--undial", "--tap", "1", "--default-compilation"],
+    "llama-undial-tapped-default": ["--family", "llama", "--undial", "--tap", "1", *COMPILED],
     "llama-undial-tensor-parallel-2": ["--family", "llama", "--undial", "--tensor-parallel", "2"],
 }
 if IN_FULL:
@@ -81,6 +82,6 @@ def test_every_token_is_the_one_the_formula_chooses(name, tmp_path, print_figure
     figures, _ = run(name, tmp_path, REQUESTS, print_figures)
     assert figures["requests"] >= REQUESTS
     if name == AGAIN:
-        _, log = run(name, tmp_path, 60, print_figures, figures["seed"])
+        _, log = run(name, tmp_path, REQUESTS, print_figures, figures["seed"])
         assert log.count("Directly load AOT compilation") == 3  # the target, and in lockstep with one branch and two
         assert "Compiling model again" not in log

@@ -19,7 +19,6 @@ from types import SimpleNamespace
 import torch
 
 MAX_MODEL_LEN = 512
-NUM_LAYERS = 2  # of the target's 4
 BLOCK_SIZE = 32
 MAX_LOADED = 3  # of 6 combinations of sets: adapters are evicted and loaded again all the time
 FRESH = ("max_tokens", "steering", "abort_after", "tokens", "logprobs")  # of a request that is asked again
@@ -33,6 +32,8 @@ def main() -> int:
     parser.add_argument("--default-compilation", action="store_true", help="vLLM's default instead of eager")
     parser.add_argument("--tap", type=int, default=0, help="the layer that the assistants start before")
     parser.add_argument("--undial", action="store_true", help="also sets of kind undial, alone and with others")
+    parser.add_argument("--layers", type=int, default=4, help="of the target")
+    parser.add_argument("--branch-layers", type=int, default=2, help="of each assistant")
     parser.add_argument("--tensor-parallel", type=int, default=1)
     parser.add_argument("--v2", action="store_true", help="vLLM's V2 runner and the Triton kernels, interpreted")
     parser.add_argument("--requests", type=int, default=200)
@@ -70,7 +71,7 @@ def run(args: argparse.Namespace) -> dict:
     from support.engine.tiny import make_forget_set, make_target
 
     rng = random.Random(args.seed)
-    target = make_target(args.work / "target", args.family, seed=args.seed)
+    target = make_target(args.work / "target", args.family, seed=args.seed, num_layers=args.layers)
     folders = {}
     for index, name in enumerate(["anna", "bert", "cleo"]):
         folders[name] = args.work / "sets" / name
@@ -78,7 +79,7 @@ def run(args: argparse.Namespace) -> dict:
             folders[name],
             target,
             seed=args.seed + 1 + index,
-            num_layers=NUM_LAYERS,
+            num_layers=args.branch_layers,
             tap_layer=args.tap,
             rank=[4, 8, 12][index],
             alpha=[8, 8, 7][index],
