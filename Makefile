@@ -134,4 +134,5 @@ $(CLIENTS_STAMP): requirements/clients.txt $(STAMP)
 	test -x $(CLIENTS)/bin/pip || $(PYTHON) -m venv --clear $(CLIENTS) || python3 -m venv --clear $(CLIENTS)
 	$(BIN)/uv pip install --quiet --python $(CLIENTS)/bin/python --no-deps -r requirements/clients.txt \
 	  || $(CLIENTS)/bin/pip install --quiet --no-deps --no-compile -r requirements/clients.txt
+	LITELLM_LOCAL_MODEL_COST_MAP=True $(CLIENTS)/bin/python -c 'import litellm.proxy.proxy_server, lm_eval, langchain_openai' # leaves their bytecode
 	touch $(CLIENTS_STAMP)
