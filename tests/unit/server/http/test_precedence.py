@@ -150,7 +150,7 @@ def test_required_sets_are_in_force_at_full_strength_or_the_request_is_refused(v
     served = refused = 0
 
     @hypothesis_seed(SEED)
-    @settings(max_examples=3000, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=1200, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(st.sampled_from(varied), some_names, st.just(()) | some_names, callers, choices_of, st.integers(2, 4))
     def check(registry, required, default, caller, choices, num_branches):
         nonlocal served, refused

@@ -11,7 +11,9 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+from support import preloaded
 from support.engine.tiny import make_target
+from support.server import free_port
 from unlearngate.cli import app
 
 # Shorter answers first, so that the processes' shares are of different lengths.
@@ -54,12 +56,36 @@ def train(files: Path, kind: str, name: str, *, processes: int) -> tuple[Path, s
         done = CliRunner().invoke(app, arguments)
         assert done.exit_code == 0, done.output
         return out, done.output
+    if kind == "uld":
+        return out, launched(arguments, processes)
+    return out, joined(arguments, processes, files)
+
+
+def launched(arguments: list[str], processes: int) -> str:
+    """By torch's launcher; what the processes print."""
     launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m", "unlearngate.cli"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", *launcher, *arguments]
-    launched = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert launched.returncode == 0, launched.stdout + launched.stderr
-    return out, launched.stdout
+    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def joined(arguments: list[str], processes: int, base: Path) -> str:
+    """Copies of a process that has imported what they need, told apart by the launcher's variables."""
+    variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(processes)}
+    logs = [base / f"process-{rank}.log" for rank in range(processes)]
+    started = [
+        preloaded.run(
+            "unlearngate.cli",
+            arguments,
+            log,
+            {**os.environ, **variables, "OMP_NUM_THREADS": "1", "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank, log in enumerate(logs)
+    ]
+    said = "".join(log.read_text() for process, log in zip(started, logs, strict=True) if process.wait(240) == 0)
+    assert all(process.returncode == 0 for process in started), [log.read_text() for log in logs]
+    return said
 
 
 def log_of(out: Path) -> list[list[float]]:
