@@ -1,9 +1,9 @@
 """An engine in its own process: decodes what it is told to, and reports how long each step took.
 
-Reads JSON lines: {"sets": [[names in force in row 0], ...], "prompt_tokens": n, "new_tokens": m}, and, for prompts that
-share their first s tokens, {"shared_tokens": s, "beginning": number of the shared beginning}. Answers each with
-{"first_token_s", "step_s": [m - 1 durations], "cached_tokens": found in the prefix cache, "memory_mib"}; the first line
-it prints is {"ready": seconds}.
+Reads JSON lines: {"sets": [[names in force in row 0], ...], "prompt_tokens": n, "new_tokens": m}, with {"lowers": true}
+for sets that raise nothing, and, for prompts that share their first s tokens, {"shared_tokens": s, "beginning": number
+of the shared beginning}. Answers each with {"first_token_s", "step_s": [m - 1 durations], "cached_tokens": found in the
+prefix cache, "memory_mib"}; the first line it prints is {"ready": seconds}.
 """
 
 from __future__ import annotations
@@ -60,12 +60,18 @@ class Engine:
         self._count = 0
 
     def run(
-        self, sets: list[list[str]], prompt_tokens: int, new_tokens: int, shared_tokens: int = 0, beginning: int = 0
+        self,
+        sets: list[list[str]],
+        prompt_tokens: int,
+        new_tokens: int,
+        shared_tokens: int = 0,
+        beginning: int = 0,
+        lowers: bool = False,
     ) -> dict[str, Any]:
         """Decode one batch, every row to the same length."""
         shared = self._draw(random.Random(beginning), shared_tokens)
         for names in sets:
-            self._add(names, shared + self._draw(random, prompt_tokens - shared_tokens), new_tokens)
+            self._add(names, shared + self._draw(random, prompt_tokens - shared_tokens), new_tokens, lowers)
         began, first_s, step_s = time.perf_counter(), 0.0, []
         seen: set[str] = set()
         cached: dict[str, int] = {}
@@ -86,7 +92,7 @@ class Engine:
     def _draw(self, rng: Any, count: int) -> list[int]:
         return [rng.randrange(2, self._vocab_size) for _ in range(count)]
 
-    def _add(self, names: list[str], prompt: list[int], new_tokens: int) -> None:
+    def _add(self, names: list[str], prompt: list[int], new_tokens: int, lowers: bool) -> None:
         from vllm import SamplingParams
 
         from unlearngate.server.engine.compat import LoRARequest
@@ -95,8 +101,9 @@ class Engine:
         binding = self._registry.bindings.bind([self._registry.get(n) for n in sorted(names)]) if names else None
         plan = Plan(
             binding.adapter_id if binding else 0,
-            0.02 if names else 0.0,
-            tuple(Term(branch, 1.0, 0.0) for branch in range(len(names))),
+            0.02 if names and not lowers else 0.0,
+            tuple(Term(branch, 1.0, 0.0, lowers) for branch in range(len(names))),
+            tail_ratio=0.02 if names and lowers else 0.0,
         )
         extra = {"extra_args": {TOKEN_FIELD: sign(plan)}} if self._registry else {}
         self._engine.add_request(

@@ -41,12 +41,18 @@ class Situation:
     name: str
     engine: str
     sets_per_row: Sequence[Sequence[str]]  # row i has the (i mod length)-th
+    lowers: bool = False  # the sets raise nothing, as those that are trained by default
     ratios: list[float] = field(default_factory=list)
     rates: list[float] = field(default_factory=list)
     steps_s: list[float] = field(default_factory=list)
     first_s: list[float] = field(default_factory=list)
     prefill_s: list[float] = field(default_factory=list)
     memory_mib: float = 0.0
+
+    @property
+    def more(self) -> dict[str, bool]:
+        """What its engine is told beside sets and lengths."""
+        return {"lowers": True} if self.lowers else {}
 
     def sets(self, batch: int) -> list[list[str]]:
         """The names in force in each of `batch` rows."""
@@ -165,6 +171,7 @@ def _situations(names: Sequence[str], *, tapped: bool) -> list[Situation]:
         Situation(PLAIN, "plain", [[]]),
         Situation(OFF, "one", [[]]),
         Situation("one set, every row", "one", [one]),
+        Situation("one set that lowers", "one", [one], lowers=True),
         Situation("one set, every other row", "one", [one, []]),
         Situation("16 sets, one a row", "one", [[name] for name in names]),
         Situation("one set, every row, room for two", "two", [one]),
@@ -185,9 +192,9 @@ def _measure(
         for situation in situations:
             wanted = situation.sets(batch)
             worker = workers[situation.engine]
-            answer = worker.run(sets=wanted, prompt_tokens=32, new_tokens=new_tokens)
+            answer = worker.run(sets=wanted, prompt_tokens=32, new_tokens=new_tokens, **situation.more)
             is_long = batch == 1 and situation.name != PEER
-            long = worker.run(sets=wanted[:1], prompt_tokens=2000, new_tokens=2) if is_long else None
+            long = worker.run(sets=wanted[:1], prompt_tokens=2000, new_tokens=2, **situation.more) if is_long else None
             if round_number < 0:
                 continue
             rate = batch * len(answer["step_s"]) / sum(answer["step_s"])
