@@ -56,8 +56,8 @@ class Clockwork:
     def __init__(self, step_s):
         self.step_s, self.asked = step_s, []
 
-    def run(self, *, sets, prompt_tokens, new_tokens):
-        self.asked.append(sets)
+    def run(self, *, sets, prompt_tokens, new_tokens, lowers=False):
+        self.asked.append((sets, lowers))
         return {"first_token_s": 1.0, "step_s": [self.step_s] * (new_tokens - 1), "memory_mib": 100.0}
 
 
@@ -76,8 +76,9 @@ def test_ratios_are_to_plain_vllm_in_the_same_round(tmp_path):
     assert ratios["two sets, every row"] == pytest.approx(0.25)
     assert ratios["tapped, one set, every row"] == pytest.approx(0.8)
     assert rows[0]["tokens_per_s"] == 40.0 and rows[0]["first_token_ms"] == 1000.0
-    assert [["set-0"], [], ["set-0"], []] in workers["one"].asked
-    assert [["set-0"], ["set-1"], ["set-2"], ["set-3"]] in workers["one"].asked
+    assert ([["set-0"], [], ["set-0"], []], False) in workers["one"].asked
+    assert ([["set-0"], ["set-1"], ["set-2"], ["set-3"]], False) in workers["one"].asked
+    assert ([["set-0"]] * 4, True) in workers["one"].asked
     with (tmp_path / "serving.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, serving.FIELDS)
         writer.writerows(rows)
