@@ -3,7 +3,7 @@
 What is asked is in force or the request fails. Fields that nobody knows are let through, as vLLM does it, so a wish
 among them would be answered by the plain target. It is told by the names of fields, headers and query parameters alone:
 what a user writes, and the names in a schema of the user's own, are content. Some clients send an object as a string of
-JSON, so each string that is not content is looked into.
+JSON, or as their language prints it, so each string that is not content is looked into.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ _CONTENT = [
     "documents",
     "guided_json",
     "guided_choice",
+    "guided_grammar.text()",
+    "guided_regex.text()",
     "functions.*.description.text()",
     "functions.*.parameters",
     "messages.*.content.text()",
@@ -57,7 +59,9 @@ _CONTENT = [
     "stop.*.text()",
     "bad_words.*.text()",
     "structured_outputs.choice.*.text()",
+    "structured_outputs.grammar.text()",
     "structured_outputs.json",
+    "structured_outputs.regex.text()",
     "structured_outputs.structural_tag.format",
     "structured_outputs.structural_tag.structures.*.schema",
     "tools.*.function.description.text()",
@@ -160,11 +164,11 @@ def _type_of(value: dict[str, Any]) -> str:
 
 
 def _parsed(value: str) -> Any:
-    """What a string of JSON holds, or None."""
+    """What a string of JSON holds; of what is nearly JSON, such as Python's way to print an object, its names."""
     try:
         return from_json(value.strip(_AROUND))
     except ValueError:
-        return None
+        return dict.fromkeys(match[2] for match in _NAMED.finditer(value))
 
 
 def _holds_more(value: Any) -> bool:
@@ -185,6 +189,7 @@ def _places_of(patterns: Iterable[str]) -> _Places:
 
 _AROUND = string.whitespace + "\ufeff"
 _JSON = re.compile(rf'[{re.escape(_AROUND)}]*[{{\["]')
+_NAMED = re.compile(r"""(['"])([^'"\n]{1,64})\1\s*:""")
 _HOLDERS = frozenset((dict, list, str))
 _USERS = _places_of(_CONTENT)
 _ALL_HIS: _Places = {}  # a pattern ends here

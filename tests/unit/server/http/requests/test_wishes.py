@@ -54,7 +54,10 @@ PLACES = [
     ("messages", 0, "tool_calls", 0), ("sampling_params", "extra"),
 ]  # fmt: skip
 JSON = '{"forget_sets": ["a"]}'
+PRINTED = "{'model': 'm', 'forget_sets': ['a']}"  # as Python prints it
 IN_STRINGS = [
+    {"extra_body": PRINTED}, {"metadata": {"a": f" [{PRINTED}]"}}, {"extra_body": JSON.replace("a", "a,\n")},
+    {"extra_body": JSON[:-2]}, {"extra_body": "{'a': True, 'forget_sets' : None}"}, {"a": json.dumps(PRINTED)},
     {"extra_body": f" {JSON}"}, {"metadata": {"options": JSON}}, {"a": f"[{JSON}]"}, {"metadata": {"a": {"b": JSON}}},
     {"a": [JSON]}, {"a": [[0, JSON]]}, {"extra_body": {"metadata": {"x": JSON}}}, {"a": f"\ufeff{JSON}"},
     {"a": json.dumps(JSON)}, {"a": json.dumps({"b": [json.dumps({"c": JSON})]})}, {"a": JSON.replace("f", r"\u0066")},
@@ -90,6 +93,8 @@ CONTENT = [
     {"structured_outputs": {"choice": [JSON, "no"]}, "metadata": {"a": "{", "b": "[{:", "c": '{"d": "forget"}'}},
     {"guided_json": '{"properties": {"forget_sets": {}}}', "user": "{forget_sets}"},
     {"structured_outputs": {"json": '{"properties": {"unlearn": {"type": "string"}}}'}, "stop": ["{", "forget_sets"]},
+    {"messages": [{"role": "user", "content": PRINTED}], "metadata": {"a": "{'b': 'forget'}", "c": "{forget: it's"}},
+    {"structured_outputs": {"regex": '["\'a]"forget":', "grammar": f'"{PRINTED}"'}, "guided_regex": '["]"forget":'},
     {"forget_sets": [{"name": "a", "forget": 1}]},  # read strictly, as the field that it is
     [{"forgetful": 1}],
 ]
