@@ -27,7 +27,7 @@ LABEL org.opencontainers.image.title="unlearngate" \
 # vLLM asks for its threads' cores through libnuma. The folders are a user's that exists nowhere but here.
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends libnuma1 openssl \
+    && apt-get install --yes --no-install-recommends libnuma1 openssl tini \
     && rm -rf /var/lib/apt/lists/* \
     && install --directory --owner=10001 --group=10001 /state /audit /site
 COPY --from=installed /opt/unlearngate /opt/unlearngate/
@@ -42,5 +42,6 @@ EXPOSE 8000
 STOPSIGNAL SIGTERM
 HEALTHCHECK --start-period=600s --interval=10s --timeout=5s --retries=3 \
     CMD ["python3", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/ready', timeout=4)"]
-ENTRYPOINT ["unlearngate"]
+# tini passes signals on from the first moment, and takes leave of what others leave behind.
+ENTRYPOINT ["tini", "-s", "--", "unlearngate"]
 CMD ["serve", "/target", "--forget-sets", "/sets", "--state", "/state", "--host", "0.0.0.0"]

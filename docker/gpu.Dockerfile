@@ -18,6 +18,10 @@ FROM ${VLLM_IMAGE}
 LABEL org.opencontainers.image.title="unlearngate" \
       org.opencontainers.image.description="OpenAI-compatible serving with forget sets per request, on NVIDIA GPUs" \
       org.opencontainers.image.licenses="Apache-2.0"
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends tini \
+    && rm -rf /var/lib/apt/lists/*
 # All that the wheel needs is vLLM's, at vLLM's versions: only the wheel itself is added.
 RUN --mount=type=bind,from=wheel,source=/dist,target=/dist \
     python3 -m pip install --no-cache-dir --no-deps --no-index /dist/*.whl \
@@ -33,5 +37,6 @@ EXPOSE 8000
 STOPSIGNAL SIGTERM
 HEALTHCHECK --start-period=1800s --interval=10s --timeout=5s --retries=3 \
     CMD ["python3", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/ready', timeout=4)"]
-ENTRYPOINT ["unlearngate"]
+# As in cpu.Dockerfile.
+ENTRYPOINT ["tini", "-s", "--", "unlearngate"]
 CMD ["serve", "/target", "--forget-sets", "/sets", "--state", "/state", "--host", "0.0.0.0"]

@@ -1,5 +1,6 @@
 #!/bin/sh
-# Fetch what the deployment tests need below build/deploy: the checkers, and Debian's nginx, unpacked and not installed.
+# Fetch what the deployment tests need below build/deploy: the checkers, and Debian's nginx and tini, unpacked and not
+# installed.
 set -eu
 cd "$(dirname "$0")/../.."
 mkdir -p build/deploy/debs
@@ -8,10 +9,13 @@ if ! cmp -s requirements/deploy.txt build/deploy/tools/requirements.txt; then
     build/deploy/tools/bin/python -m pip install --quiet --requirement requirements/deploy.txt
     cp requirements/deploy.txt build/deploy/tools/requirements.txt
 fi
-if [ ! -x build/deploy/nginx/usr/sbin/nginx ]; then
-    cd build/deploy/debs
-    apt-get download nginx || { apt-get update && apt-get download nginx; }
-    dpkg -x nginx_*.deb ../nginx
-    cd ../../..
-fi
+for package in nginx tini; do
+    if [ ! -d build/deploy/$package ]; then
+        cd build/deploy/debs
+        apt-get download $package || { apt-get update && apt-get download $package; }
+        dpkg -x ${package}_*.deb ../$package.part
+        mv ../$package.part ../$package
+        cd ../../..
+    fi
+done
 build/deploy/nginx/usr/sbin/nginx -v

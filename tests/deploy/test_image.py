@@ -20,6 +20,7 @@ from support.server import free_port
 pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).parents[2]
+TINI = ROOT / "build" / "deploy" / "tini" / "usr" / "bin" / "tini"
 
 
 @dataclass
@@ -101,9 +102,11 @@ def test_the_installed_server_starts_from_a_tree_that_it_cannot_write_answers_an
 
 def start(image, world, port, environment, log):
     """ENTRYPOINT and CMD, with the mounted folders where they are here."""
-    program, *words = command_of(image.last)
+    init, *words = command_of(image.last)
+    assert init == "tini"  # Debian's, which `RUN apt-get` installs
     places = {"/target": world / "target", "/sets": world / "sets", "/state": world / "state"}
-    command = [image.installed / "bin" / program, *(places.get(word, word) for word in words), "--port", str(port)]
+    places["unlearngate"] = image.installed / "bin" / "unlearngate"
+    command = [shutil.copy(TINI, world / "tini"), *(places.get(word, word) for word in words), "--port", str(port)]
     command += ["--engine-args", "--dtype float32 --max-model-len 256 --enforce-eager"]
     with log.open("w") as out:
         return subprocess.Popen(
