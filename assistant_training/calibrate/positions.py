@@ -18,7 +18,7 @@ from unlearngate.assistant_training.data.encoding import Encoded, collate
 from unlearngate.assistant_training.model.in_force import subtract, without_cut
 from unlearngate.assistant_training.model.scoring import answer_logits
 from unlearngate.kernels.compose import compose
-from unlearngate.kernels.pairs import Mode, Pairs
+from unlearngate.kernels.pairs import CUT, Mode, Pairs
 from unlearngate.manifest import Rule, Strength
 
 _LOGITS_AT_ONCE = 2**24  # 64 MiB in fp32
@@ -172,7 +172,7 @@ def compose_rows(
     choice_N = target_NV.argmax(dim=-1)
     scoring_SN, sampling_SN = (np.empty((len(pairs), len(label_N))) for _ in range(2))
     right_SN, changed_SN = (np.empty((len(pairs), len(label_N)), dtype=bool) for _ in range(2))
-    known: dict[tuple[float, float | None], Tensor] = {}
+    known: dict[float, Tensor] = {}
 
     def composed(mode: Mode, weight: float, keep_ratio: float) -> Tensor:
         composed_NV = target_NV.clone()
@@ -181,14 +181,17 @@ def compose_rows(
         return composed_NV
 
     for s, (weight, keep_ratio) in enumerate(pairs):
-        # Of a set that lowers, the ratio says which tail is cut, and scoring cuts none.
-        same = (weight, None if rule == "lower" else keep_ratio)
-        if same not in known:
-            known[same] = _log_p(composed("scoring", weight, keep_ratio), label_N)
         served_NV = composed("sampling", weight, keep_ratio)
         now_N = served_NV.argmax(dim=-1)
-        scoring_SN[s], sampling_SN[s] = known[same].cpu().numpy(), _log_p(served_NV, label_N).cpu().numpy()
+        sampling_SN[s] = _log_p(served_NV, label_N).cpu().numpy()
         right_SN[s], changed_SN[s] = (now_N == label_N).cpu().numpy(), (now_N != choice_N).cpu().numpy()
+        if rule == "contrast":  # scoring leaves the target's logit where sampling cuts the token
+            scored_N = _log_p(torch.where(served_NV == CUT, target_NV, served_NV), label_N)
+        else:  # the ratio says which tail is cut, and scoring cuts none
+            if weight not in known:
+                known[weight] = _log_p(composed("scoring", weight, keep_ratio), label_N)
+            scored_N = known[weight]
+        scoring_SN[s] = scored_N.cpu().numpy()
     return scoring_SN, sampling_SN, right_SN, changed_SN
 
 
