@@ -17,6 +17,8 @@ from unlearngate.assistant_training.model.decoding import greedy
 from unlearngate.assistant_training.model.in_force import LoadedSet
 from unlearngate.assistant_training.model.loaded_target import LoadedTarget
 
+_ROWS = 4  # times the batch size: a step of decoding has the logits of one token of each row
+
 
 def decode(
     target: LoadedTarget,
@@ -31,55 +33,67 @@ def decode(
     Returns: of each file the shares of answers recited, unchanged, and known to be longer than what is decoded (cut),
         and the mean ROUGE-L recall; and the forget answers' `fluency_ratio`.
     """
-    figures = {}
+    some: dict[str, list[WordedQuestion]] = {}
     for name, questions in asked.items():
         count = min(settings.decoded, len(questions))
-        some = [questions[index] for index in np.linspace(0, len(questions) - 1, count).round().astype(int)]
-        bar = progress.add_task(f"decoding {name} answers", total=2 * count)
-        said: dict[str, list[list[int]]] = {}
-        usual: dict[str, np.ndarray] = {}
-        for suffix, sets in (("_plain", ()), ("", in_force)):
-            strengths = [list(one.strength.model_dump().values()) for one in sets]
-            group = f"decoded {count} {settings.max_tokens} {strengths}"
-            advance = partial(progress.advance, bar)
-            arrays = kept[name].remember(group, partial(_decode, target, some, sets, settings, advance))
-            said[suffix], usual[suffix] = _answers(arrays), arrays["mean_log_p"]
-            texts = [target.tokenizer.decode(ids, skip_special_tokens=True) for ids in said[suffix]]
-            answers = [one.answer for one in some]
+        some[name] = [questions[index] for index in np.linspace(0, len(questions) - 1, count).round().astype(int)]
+    bar = progress.add_task("decoding answers", total=2 * sum(map(len, some.values())))
+    decoded: dict[str, dict[str, Arrays]] = {}
+    for suffix, sets in (("_plain", ()), ("", in_force)):
+        decoded[suffix] = _decode_all(target, some, sets, settings, kept, partial(progress.advance, bar))
+    progress.update(bar, completed=2 * sum(map(len, some.values())))  # what was kept is done
+    figures = {}
+    for name, questions in some.items():
+        said = {suffix: _answers(arrays[name]) for suffix, arrays in decoded.items()}
+        answers = [one.answer for one in questions]
+        for suffix, tokens in said.items():
+            texts = [target.tokenizer.decode(ids, skip_special_tokens=True) for ids in tokens]
             figures[f"decoded_{name}_recited{suffix}"] = float(recited(answers, texts).mean())
             figures[f"decoded_{name}_rouge{suffix}"] = float(rouge_recall(answers, texts).mean())
-        figures[f"decoded_{name}_cut"] = float(np.mean([one.num_tokens > settings.max_tokens for one in some]))
+        figures[f"decoded_{name}_cut"] = float(np.mean([one.num_tokens > settings.max_tokens for one in questions]))
         same = [plain == now for plain, now in zip(said["_plain"], said[""], strict=True)]
         figures[f"decoded_{name}_unchanged"] = float(np.mean(same))
-        progress.update(bar, completed=2 * count)  # what was kept is done
-        if name == "forget":
-            figures["fluency_ratio"] = fluency_ratio(usual[""], usual["_plain"])
+    figures["fluency_ratio"] = fluency_ratio(
+        decoded[""]["forget"]["mean_log_p"], decoded["_plain"]["forget"]["mean_log_p"]
+    )
     return figures
 
 
-def _decode(
+def _decode_all(
     target: LoadedTarget,
-    questions: Sequence[WordedQuestion],
+    questions: dict[str, list[WordedQuestion]],
     in_force: Sequence[LoadedSet],
     settings: CalibrationSettings,
+    kept: dict[str, Kept],
     advance: Callable[[int], object],
-) -> Arrays:
-    """The answers' tokens one after the other, their lengths, and their mean ln p under the target alone."""
+) -> dict[str, Arrays]:
+    """Of each file the answers' tokens one after the other, their lengths, and mean ln p under the target alone.
+
+    What is not kept of all files is decoded together: a step of many rows costs little more than one of few.
+    """
+    strengths = [list(one.strength.model_dump().values()) for one in in_force]
+    groups = {name: f"decoded {len(some)} {settings.max_tokens} {strengths}" for name, some in questions.items()}
+    found = {name: arrays for name, group in groups.items() if (arrays := kept[name].get(group)) is not None}
+    missing = [(name, one) for name, some in questions.items() if name not in found for one in some]
     eos_id, said = target.tokenizer.eos_token_id, []
-    for start in range(0, len(questions), settings.batch_size):
-        prompts = [one.prompt for one in questions[start : start + settings.batch_size]]
+    for start in range(0, len(missing), rows := _ROWS * settings.batch_size):
+        prompts = [one.prompt for _, one in missing[start : start + rows]]
         said += greedy(target.model, prompts, eos_id=eos_id, max_tokens=settings.max_tokens, in_force=in_force)
         advance(len(prompts))
-    ended = [ids if len(ids) == settings.max_tokens else [*ids, eos_id] for ids in said]
-    return {
-        "tokens": np.array([token for ids in said for token in ids], dtype=np.int64),
-        "lengths": np.array([len(ids) for ids in said]),
-        "mean_log_p": mean_log_p(
-            *(target.model, [one.prompt for one in questions], ended),
-            pad_id=target.tokenizer.pad_token_id,
-            batch_size=settings.batch_size,
-        ),
-    }
+    for name in questions.keys() - found.keys():
+        own = [ids for (of, _), ids in zip(missing, said, strict=True) if of == name]
+        ended = [ids if len(ids) == settings.max_tokens else [*ids, eos_id] for ids in own]
+        found[name] = {
+            "tokens": np.array([token for ids in own for token in ids], dtype=np.int64),
+            "lengths": np.array([len(ids) for ids in own]),
+            "mean_log_p": mean_log_p(
+                *(target.model, [one.prompt for one in questions[name]], ended),
+                pad_id=target.tokenizer.pad_token_id,
+                batch_size=settings.batch_size,
+            ),
+        }
+        kept[name].put(groups[name], found[name])
+    return found
 
 
 def _answers(arrays: Arrays) -> list[list[int]]:
