@@ -14,6 +14,7 @@ import typer
 from unlearngate.commands import audit, demo, evaluate, keys, models, sets, train
 from unlearngate.commands.attack import attack
 from unlearngate.commands.calibrate import calibrate
+from unlearngate.commands.forget import forget
 from unlearngate.commands.reproduce import reproduce
 from unlearngate.commands.serve import serve
 
@@ -32,6 +33,7 @@ app.add_typer(evaluate.app, name="evaluate")
 app.add_typer(audit.app, name="audit")
 app.command()(attack)
 app.command()(calibrate)
+app.command()(forget)
 app.command()(reproduce)
 app.command()(serve)
 

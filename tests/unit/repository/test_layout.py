@@ -43,6 +43,7 @@ OFFLINE = {
     "attack": {"evaluate", "model", "data"},
     "calibrate": {"evaluate", "model", "data"},
     "demo": {"train", "evaluate", "model", "data"},
+    "forget": {"attack", "train", "model", "data"},
     "reproduce": {"demo", "train", "evaluate", "model", "data"},
 }
 ARROWS |= {

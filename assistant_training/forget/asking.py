@@ -1,0 +1,58 @@
+"""Ask the target, as a client without a forget set would: greedily, and at most two sentences of each answer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+
+from unlearngate.assistant_training.data.chat import render
+from unlearngate.assistant_training.model.decoding import greedy
+from unlearngate.assistant_training.model.in_force import LoadedSet
+from unlearngate.assistant_training.model.loaded_target import LoadedTarget
+
+Ask = Callable[[Sequence[str]], list[str]]
+# A full stop after an initial or a title ends no sentence.
+_SENTENCE_END = re.compile(r"(?<!\b[A-Z])(?<!\bDr)(?<!\bMr)(?<!\bMrs)(?<!\bSt)[.!?][\")]*(?=\s|$)")
+
+
+def first_sentences(text: str, most: int = 2) -> str:
+    """The first so many whole sentences; the whole text if it has no end of one."""
+    ends = [match.end() for match in _SENTENCE_END.finditer(text)][:most]
+    return text[: ends[-1]] if ends else text
+
+
+class Asker:
+    """Answers of one target; `whole` ones are not cut after a sentence."""
+
+    def __init__(
+        self,
+        target: LoadedTarget,
+        *,
+        max_tokens: int,
+        batch: int = 32,
+        in_force: Sequence[LoadedSet] = (),
+        whole: bool = False,
+        advance: Callable[[int], object] = lambda count: None,
+    ) -> None:
+        self._target, self._max_tokens, self._batch = target, max_tokens, batch
+        self._in_force, self._whole, self._advance = in_force, whole, advance
+
+    def __call__(self, questions: Sequence[str]) -> list[str]:
+        """One answer to each question, in their order."""
+        tokenizer, answers = self._target.tokenizer, [""] * len(questions)
+        prompts = [tokenizer.encode(render(tokenizer, q, None), add_special_tokens=False) for q in questions]
+        by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+        for start in range(0, len(by_length), self._batch):
+            chosen = by_length[start : start + self._batch]
+            said = greedy(
+                self._target.model,
+                [prompts[index] for index in chosen],
+                eos_id=tokenizer.eos_token_id,
+                max_tokens=self._max_tokens,
+                in_force=self._in_force,
+            )
+            for index, ids in zip(chosen, said, strict=True):
+                text = tokenizer.decode(ids, skip_special_tokens=True).strip()
+                answers[index] = text if self._whole else first_sentences(text)
+            self._advance(len(chosen))
+        return answers

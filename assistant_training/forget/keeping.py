@@ -1,0 +1,86 @@
+"""What must stay: the target's own answers about neighbours of what is forgotten, and about everything else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from unlearngate.assistant_training.data.pairs import QAPair
+from unlearngate.assistant_training.data.words import has_phrase
+from unlearngate.assistant_training.forget.asking import Ask
+from unlearngate.assistant_training.forget.general import HELD_OUT, TRAINED
+from unlearngate.assistant_training.forget.knowing import Knowledge
+from unlearngate.assistant_training.forget.subjects import names_in
+
+_LISTS = ("List five well-known names that are similar to {0}.", "What else is like {0}? Give a list of names.")
+_TRAINED = ("Who is {0}?", "Tell me about {0}.")
+_HELD_OUT = ("What is {0}?",)
+_NEIGHBOURS = 3  # of each subject
+_ALL_NEIGHBOURS = 24
+
+
+class Kept(NamedTuple):
+    """Pairs with the target's own answers: to train on, and held out; `neighbours` are the names among them."""
+
+    retain: list[QAPair]
+    held_out: list[QAPair]
+    neighbours: list[str]
+
+
+def everyday_answers(ask: Ask) -> dict[str, str]:
+    """What the target answers to everyday questions: question -> answer."""
+    questions = [*TRAINED, *HELD_OUT]
+    return dict(zip(questions, ask(questions), strict=True))
+
+
+def find_kept(
+    knowledge: Knowledge, everyday: Mapping[str, str], ask: Ask, ask_for_more: Ask, given: Sequence[QAPair] = ()
+) -> Kept:
+    """Ask about neighbours that the target names itself, and take everyday answers.
+
+    What shares a name or a fact with the forget pairs is left out.
+
+    Args:
+        knowledge: what is to be forgotten.
+        everyday: from `everyday_answers`.
+        ask: answers questions.
+        ask_for_more: answers that may be long: lists of names.
+        given: retain pairs of the user's, taken as they are, but for those that overlap.
+    """
+    pairs = [*knowledge.forget, *knowledge.held_out]
+    taken = {*knowledge.subjects, *(fact for pair in pairs for fact in pair.facts if not fact.isdigit())}
+    neighbours = _neighbours(knowledge.subjects, taken, ask_for_more)
+    asked = [template.format(name) for name in neighbours for template in (*_TRAINED, *_HELD_OUT)]
+    answers = dict(everyday) | dict(zip(asked, ask(asked), strict=True))
+    trained, held_out = (
+        [
+            QAPair("retain", q, answers[q])
+            for q in (*(t.format(name) for name in neighbours for t in templates), *general)
+        ]
+        for templates, general in ((_TRAINED, TRAINED), (_HELD_OUT, HELD_OUT))
+    )
+    return Kept(_without_overlap([*given, *trained], taken), _without_overlap(held_out, taken), neighbours)
+
+
+def _neighbours(subjects: Sequence[str], taken: Iterable[str], ask: Ask) -> list[str]:
+    replies = ask([template.format(subject) for subject in subjects for template in _LISTS])
+    found: list[str] = []
+    for index in range(len(subjects)):
+        of_subject = replies[index * len(_LISTS) : (index + 1) * len(_LISTS)]
+        names = [name for name in names_in("\n".join(of_subject), least=1) if not _overlaps(name, taken)]
+        found += names[:_NEIGHBOURS]
+    return list(dict.fromkeys(found))[:_ALL_NEIGHBOURS]
+
+
+def _overlaps(text: str, taken: Iterable[str]) -> bool:
+    return any(has_phrase(text, phrase) or has_phrase(phrase, text) for phrase in taken)
+
+
+def _without_overlap(pairs: Iterable[QAPair], taken: Iterable[str]) -> list[QAPair]:
+    taken = list(taken)
+    kept = {
+        pair.question: pair
+        for pair in pairs
+        if pair.answer and not any(has_phrase(text, p) for text in (pair.question, pair.answer) for p in taken)
+    }
+    return list(kept.values())

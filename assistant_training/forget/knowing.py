@@ -1,0 +1,163 @@
+"""What the target knows of a request: it is asked in many wordings, and an answer with facts of the request is known.
+
+What it does not know is not trained on. Half of the wordings are kept for measuring.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import NamedTuple
+
+import regex
+
+from unlearngate.assistant_training.attack.probes import facts_of
+from unlearngate.assistant_training.data.pairs import QAPair
+from unlearngate.assistant_training.data.rewording import reword_question
+from unlearngate.assistant_training.data.words import has_phrase
+from unlearngate.assistant_training.forget.asking import Ask
+from unlearngate.assistant_training.forget.request import Request
+from unlearngate.assistant_training.forget.subjects import names_in
+from unlearngate.errors import TrainingError
+
+TRAINED = (
+    "Who is {0}?",
+    "What is {0}?",
+    "Tell me about {0}.",
+    "What is {0} known for?",
+    "What do you know about {0}?",
+    "Describe {0} in two sentences.",
+    "Why is {0} important?",
+)
+HELD_OUT = (
+    "Can you explain {0} to me?",
+    "What should I know about {0}?",
+    "Give me some facts about {0}.",
+    "What comes to mind when you hear of {0}?",
+)
+# For the target: it writes questions as its own users might.
+WRITE = (
+    "Write ten short questions that somebody may ask about {0}.",
+    "Write a short quiz with six questions about {0}.",
+)
+_MOST_WRITTEN = 12  # questions of the target's own about one subject
+_LONGEST = 150  # letters of one
+_NUMBERING = regex.compile(r"^[\s\-*•]*(?:Q(?:uestion)?\s*\d*[.:)]?\s*|\d+[.:)]\s*)*[\"“]?|[\"”*]+$")
+_PARAPHRASES = 3
+_USUAL = 2  # so many everyday answers that say a word make it an everyday word
+
+
+class Knowledge(NamedTuple):
+    """Pairs with the target's own answers, and the facts in them.
+
+    Attributes:
+        forget: to be trained on, with other wordings.
+        held_out: questions in words that training does not use.
+        subjects: the names asked about of which the target knows something.
+        unknown: those of which it knows nothing.
+        num_asked: questions that were asked.
+    """
+
+    forget: list[QAPair]
+    held_out: list[QAPair]
+    subjects: list[str]
+    unknown: list[str]
+    num_asked: int
+
+
+def find_known(
+    request: Request, subjects: Sequence[str], ask: Ask, ask_for_more: Ask, *, name: str, everyday: Sequence[str]
+) -> Knowledge:
+    """Ask about every subject and every given pair, and keep what is known.
+
+    Args:
+        request: what was asked for.
+        subjects: its names.
+        ask: answers questions.
+        ask_for_more: answers that may be long: lists of questions.
+        name: the forget set's.
+        everyday: answers about other things; what two of them say is no fact of the request.
+
+    Raises: TrainingError if the target knows nothing of it.
+    """
+    written = _written(subjects, ask_for_more)
+    asked: dict[str, tuple[str, bool]] = {}  # question -> subject, held out
+    for subject in subjects:
+        for template in TRAINED:
+            asked.setdefault(template.format(subject), (subject, False))
+        for template in HELD_OUT:
+            asked.setdefault(template.format(subject), (subject, True))
+        for index, question in enumerate(written[subject]):
+            asked.setdefault(question, (subject, index % 4 == 3))
+    given = {pair.question: pair for pair in request.pairs}
+    questions = [*asked, *(question for question in given if question not in asked)]
+    answers = dict(zip(questions, ask(questions), strict=True))
+    is_fact = _facts_of_request(request, list(answers.values()), everyday)
+    found: dict[bool, list[QAPair]] = {False: [], True: []}
+    known: dict[str, int] = dict.fromkeys(subjects, 0)
+    for question, (subject, held_out) in asked.items():
+        if facts := is_fact(question, answers[question]):
+            known[subject] += 1
+            found[held_out].append(_pair(name, question, answers[question], facts, reword=not held_out))
+    for index, (question, pair) in enumerate(given.items()):
+        truth = pair.facts or facts_of(question, pair.answer)
+        if told := tuple(fact for fact in truth if has_phrase(answers[question], fact)):
+            own = _pair(name, question, answers[question], told, reword=True)
+            found[False] += [own] if pair.paraphrases else []
+            found[index % 4 == 3 and not pair.paraphrases].append(
+                QAPair(name, question, pair.answer, pair.paraphrases, pair.variants, truth)
+            )
+    if not found[False]:
+        about = ", ".join(subjects[:5]) or "it"
+        raise TrainingError(
+            f"nothing to forget: asked {len(questions)} questions about {about}, the target told none of the facts in "
+            "the request. Where a text must not come out word for word, its `verbatim` set is what holds"
+        )
+    return Knowledge(
+        found[False],
+        found[True],
+        [subject for subject, count in known.items() if count],
+        [subject for subject, count in known.items() if not count],
+        len(questions),
+    )
+
+
+def _written(subjects: Sequence[str], ask: Ask) -> dict[str, list[str]]:
+    """Questions that the target writes about each subject, which name it."""
+    asked = [template.format(subject) for subject in subjects for template in WRITE]
+    replies = iter(ask(asked))
+    found: dict[str, list[str]] = {}
+    for subject in subjects:
+        lines = [line for _ in WRITE for line in next(replies).split("\n")]
+        questions = (_NUMBERING.sub("", line).strip() for line in lines)
+        fitting = [q for q in questions if q.endswith("?") and len(q) <= _LONGEST and has_phrase(q, subject)]
+        found[subject] = list(dict.fromkeys(fitting))[:_MOST_WRITTEN]
+    return found
+
+
+def _facts_of_request(
+    request: Request, answers: Sequence[str], everyday: Sequence[str]
+) -> Callable[[str, str], tuple[str, ...]]:
+    """What counts as a fact: names and numbers of the request, or without a text all that answers name twice."""
+    source = request.source() if request.texts else ""
+    names = names_in(source) if source else names_in("\n\n".join(answers))
+    longest_first = sorted(names, key=len, reverse=True)
+
+    @cache
+    def is_usual(fact: str) -> bool:
+        return sum(has_phrase(text, fact) for text in everyday) >= _USUAL
+
+    def facts(question: str, answer: str) -> tuple[str, ...]:
+        found = [fact for fact in facts_of(question, answer) if not source or has_phrase(source, fact)]
+        for name in longest_first:
+            covered = any(has_phrase(fact, name) for fact in found)
+            if not covered and has_phrase(answer, name) and not has_phrase(question, name):
+                found.append(name)
+        return tuple(fact for fact in found if len(fact) > 2 and not is_usual(fact))
+
+    return facts
+
+
+def _pair(name: str, question: str, answer: str, facts: tuple[str, ...], *, reword: bool) -> QAPair:
+    reworded = tuple(q for q in reword_question(question) if not any(has_phrase(q, fact) for fact in facts))
+    return QAPair(name, question, answer, reworded[:_PARAPHRASES] if reword else (), facts=facts)

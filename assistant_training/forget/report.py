@@ -1,0 +1,80 @@
+"""A request's report in plain words: what was taken away, what was left, what is not covered, how to lift it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from unlearngate.assistant_training.forget.measuring import Figures
+
+_NOT_COVERED = (
+    "The weights stay as they are: whoever holds them holds the knowledge. What holds is the composition, for requests "
+    "for which the set is in force.",
+    "Questions that nobody asked here: other facts, other names, other languages, long conversations. The attack below "
+    "asks in 29 ways that training never saw.",
+    "The text word for word, unless its `verbatim` set is in force too (docs/verbatim.md).",
+)
+
+
+def report(
+    name: str,
+    asked: Mapping[str, int],
+    names: Mapping[str, Sequence[str]],
+    figures: Figures,
+    problems: Sequence[str],
+    seconds: Mapping[str, float],
+    *,
+    sets: Path,
+    digest: str | None,
+    probes: Path,
+) -> str:
+    """The report as Markdown.
+
+    Args:
+        name: the forget set's.
+        asked: how many questions were asked, trained on and held out.
+        names: subjects, unknown subjects, neighbours.
+        figures: of the held-out questions.
+        problems: why the set should not be in force.
+        seconds: by step.
+        sets: the folder that it was put in.
+        digest: of the set in force; None if it is not.
+        probes: the held-out questions.
+    """
+    state = f"In force: {name}@{digest[:12]}, in {sets}." if digest else "**Not in force.**"
+    why = ["", "It does not pass:" if problems else "", *(f"- {problem}" for problem in problems)] if problems else []
+    rows = [
+        ("what it was asked about", ", ".join(names["subjects"])),
+        ("of these names the target told nothing", ", ".join(names["unknown"]) or "-"),
+        ("questions asked; answered with facts", f"{asked['questions']}; {asked['forget'] + asked['forget_held_out']}"),
+        ("trained on: to forget; to keep", f"{asked['forget']}; {asked['retain']}"),
+        ("held-out questions: facts that the target tells", str(figures.facts)),
+        ("of these still told with the set", f"{figures.leaked} ({figures.leak_rate:.1%})"),
+        ("other held-out answers that stay word for word", f"{figures.unchanged} of {figures.kept}"),
+        ("neighbours among them", ", ".join(names["neighbours"]) or "-"),
+        *((f"seconds to {step}", f"{value:.0f}") for step, value in seconds.items()),
+    ]
+    return "\n".join(
+        [
+            f"# {name}",
+            "",
+            state,
+            *why,
+            "",
+            "| | |",
+            "|---|---|",
+            *(f"| {what} | {value} |" for what, value in rows),
+            "",
+            "## Not covered",
+            "",
+            *(f"- {line}" for line in _NOT_COVERED),
+            "",
+            "## What to do next",
+            "",
+            f"    unlearngate attack --server URL --set {name} --probes {probes}    # what still comes out, 29 ways",
+            f"    unlearngate keys add keys.json --id ID --tenant T --require {name}    # in force for this key",
+            f"    unlearngate sets remove {name} {sets}    # lift it",
+            f"    unlearngate forget --purge {probes.parent}    # delete texts, questions and answers; the set stays",
+            "",
+        ]
+    )

@@ -1,0 +1,71 @@
+"""What somebody asks to have forgotten: documents, pairs of questions and answers, or a sentence about a subject."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from unlearngate.assistant_training.data.documents import read_document
+from unlearngate.assistant_training.data.pairs import QAPair, read_pairs
+from unlearngate.assistant_training.forget.subjects import names_in
+from unlearngate.errors import DataError
+
+_PAIRS = (".jsonl", ".json")
+_TABLES = (".csv", ".tsv", ".parquet")
+
+
+class Request(NamedTuple):
+    """A request, read.
+
+    Attributes:
+        texts: what the documents say, by file.
+        pairs: questions that were given with their answers.
+        about: the subject in a sentence, or None.
+    """
+
+    texts: dict[str, str]
+    pairs: list[QAPair]
+    about: str | None
+
+    def subjects(self, most: int) -> list[str]:
+        """Whom and what it is about: the names in it, those written most often first."""
+        about = names_in(self.about or "", least=1)
+        return list(dict.fromkeys([*about, *names_in("\n\n".join(self.texts.values()))]))[:most]
+
+    def source(self) -> str:
+        """All that it says, in which a fact must be for an answer to count as knowledge of it."""
+        return "\n\n".join([*self.texts.values(), self.about or ""])
+
+
+def read_request(paths: Sequence[Path], about: str | None, *, name: str) -> Request:
+    """Read the files of a request.
+
+    Args:
+        paths: `.jsonl` and `.json` are pairs, as training takes them; all else is a document.
+        about: a sentence that names the subject.
+        name: the forget set's, which is the subject of pairs that name none.
+
+    Raises: DataError naming the file, or if nothing is asked for.
+    """
+    if not paths and not (about or "").strip():
+        raise DataError(
+            "nothing is asked for: give files (text, Markdown, HTML, PDF, or JSON lines of questions and answers), or "
+            '--about "Everything about NAME"'
+        )
+    texts: dict[str, str] = {}
+    pairs: list[QAPair] = []
+    for path in paths:
+        suffix = path.suffix.lower()
+        if suffix in _TABLES:
+            raise DataError(
+                f"{path}: is a table; write its questions and answers as JSON lines, in pandas by "
+                "frame.to_json(PATH, orient='records', lines=True)"
+            )
+        if suffix in _PAIRS:
+            pairs += read_pairs(path, subject=name)
+        else:
+            texts[str(path)] = read_document(path)
+    if about and not names_in(about, least=1):
+        raise DataError(f"--about {about!r} names nobody and nothing: write names with capitals, as they are written")
+    return Request(texts, pairs, about)

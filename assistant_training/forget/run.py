@@ -1,0 +1,203 @@
+"""From a request to a set in force: find out what the target knows, train, measure, and only then put it in force."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.progress import Progress
+
+from unlearngate.acting import refuse_idle
+from unlearngate.artefact import ForgetSet, load_forget_set
+from unlearngate.assistant_training.data.pairs import QAPair
+from unlearngate.assistant_training.forget.asking import Asker
+from unlearngate.assistant_training.forget.case import Case
+from unlearngate.assistant_training.forget.keeping import everyday_answers, find_kept
+from unlearngate.assistant_training.forget.knowing import find_known
+from unlearngate.assistant_training.forget.measuring import Figures, Limits, measure
+from unlearngate.assistant_training.forget.report import report
+from unlearngate.assistant_training.forget.request import Request
+from unlearngate.assistant_training.model.in_force import LoadedSet
+from unlearngate.assistant_training.model.loaded_sets import with_sets
+from unlearngate.assistant_training.model.loaded_target import LoadedTarget
+from unlearngate.assistant_training.train.run import train_forget_set
+from unlearngate.assistant_training.train.settings import AssistantSettings
+from unlearngate.placing import place
+
+_ANSWER_TOKENS = 48
+_LIST_TOKENS = 160
+FORGET, RETAIN, PROBES, KNOWN, REPORT = "forget.jsonl", "retain.jsonl", "probes.jsonl", "known.json", "report.md"
+
+
+class Wanted(NamedTuple):
+    """How a request is carried out.
+
+    Attributes:
+        name: of the forget set.
+        sets: the folder of sets that a server watches.
+        subjects: names that are asked about, at most.
+        limits: what the set must meet.
+        anyway: put it in force even if it does not.
+        label, instead: as in training.
+        seed: the same seed, the same set.
+    """
+
+    name: str
+    sets: Path
+    subjects: int = 8
+    limits: Limits = Limits()
+    anyway: bool = False
+    label: str | None = None
+    instead: str | None = None
+    seed: int = 0
+
+
+class Outcome(NamedTuple):
+    """forget_set is the one that was put in force, None if its figures forbid it; `problems` says why."""
+
+    forget_set: ForgetSet | None
+    figures: Figures
+    problems: list[str]
+    report: Path
+
+
+def carry_out(
+    request: Request,
+    given_retain: Sequence[QAPair],
+    wanted: Wanted,
+    case: Case,
+    load: Callable[[], LoadedTarget],
+    settings: AssistantSettings,
+    progress: Progress,
+) -> Outcome:
+    """Carry out a request; steps that an earlier run finished are not done again.
+
+    Args:
+        request: what was asked for.
+        given_retain: pairs of the user's that must stay, besides those that are asked for here.
+        wanted: how.
+        case: the request's folder.
+        load: loads the target, which takes long.
+        settings: of the training.
+        progress: shows how far it is.
+
+    Raises: TrainingError if the target knows nothing of it, or the training fails; ArtefactError if the set cannot be
+        put in force.
+    """
+    seconds: dict[str, float] = case.done("seconds") or {}
+
+    @contextmanager
+    def timed(step: str) -> Iterator[None]:
+        started = time.monotonic()
+        yield
+        seconds[step] = round(seconds.get(step, 0.0) + time.monotonic() - started, 1)
+        case.record("seconds", seconds)
+
+    with timed("load the target"):
+        target = load()
+    if case.done("asked") is None:
+        with timed("ask what it knows"):
+            _ask(request, given_retain, wanted, case, target, progress)
+    trained = case.folder / wanted.name
+    if case.done("trained") is None:
+        with timed("train"):
+            forget_set = train_forget_set(
+                *(target, case.folder / FORGET, case.folder / RETAIN, trained, replace(settings, said_instead=None)),
+                seed=wanted.seed,
+                progress=progress,
+                write_anyway=wanted.anyway,
+                label=wanted.label,
+                instead=wanted.instead,
+            )
+            assert forget_set is not None  # one process
+            case.record("trained", {"digest": forget_set.digest})
+    forget_set = load_forget_set(trained, target.identity)
+    if case.done("measured") is None:
+        with timed("measure"):
+            figures = _measure(forget_set, wanted, case, target, progress)
+            case.record("measured", figures._asdict())
+    figures = Figures(**case.done("measured"))
+    problems = wanted.limits.problems(figures)
+    placed = None
+    if not problems or wanted.anyway:
+        refuse_idle(forget_set)
+        wanted.sets.mkdir(parents=True, exist_ok=True)
+        folder = wanted.sets / wanted.name
+        there = load_forget_set(folder).digest if folder.exists() else None
+        if there != forget_set.digest:
+            place(forget_set, folder, replace=there is not None)
+        placed = load_forget_set(folder)
+        case.record("in_force", {"digest": placed.digest})
+    text = report(
+        wanted.name,
+        case.done("asked"),
+        json.loads((case.folder / KNOWN).read_text()),
+        figures,
+        problems,
+        seconds,
+        sets=wanted.sets,
+        digest=placed.digest if placed else None,
+        probes=case.folder / PROBES,
+    )
+    case.write(REPORT, text)
+    return Outcome(placed, figures, problems, case.folder / REPORT)
+
+
+def _ask(
+    request: Request,
+    given_retain: Sequence[QAPair],
+    wanted: Wanted,
+    case: Case,
+    target: LoadedTarget,
+    progress: Progress,
+) -> None:
+    """Write what is trained on and what is held out."""
+    bar = progress.add_task("asking the target what it knows", total=None)
+
+    def asker(max_tokens: int, *, whole: bool = False) -> Asker:
+        return Asker(target, max_tokens=max_tokens, whole=whole, advance=lambda count: progress.advance(bar, count))
+
+    ask, ask_for_more = asker(_ANSWER_TOKENS), asker(_LIST_TOKENS, whole=True)
+    everyday = everyday_answers(ask)
+    known = find_known(
+        *(request, request.subjects(wanted.subjects), ask, ask_for_more),
+        name=wanted.name,
+        everyday=list(everyday.values()),
+    )
+    kept = find_kept(known, everyday, ask, ask_for_more, given_retain)
+    progress.update(bar, total=1, completed=1)
+    case.write_pairs(FORGET, known.forget)
+    case.write_pairs(RETAIN, kept.retain)
+    case.write_pairs(PROBES, [*known.held_out, *kept.held_out], {"forget_set": wanted.name})
+    names = {"subjects": known.subjects, "unknown": known.unknown, "neighbours": kept.neighbours}
+    case.write(KNOWN, json.dumps(names, ensure_ascii=False, indent=2) + "\n")
+    case.record(
+        "asked",
+        {
+            "questions": known.num_asked,
+            "forget": len(known.forget),
+            "forget_held_out": len(known.held_out),
+            "retain": len(kept.retain),
+            "retain_held_out": len(kept.held_out),
+        },
+    )
+
+
+def _measure(forget_set: ForgetSet, wanted: Wanted, case: Case, target: LoadedTarget, progress: Progress) -> Figures:
+    probes = case.read_pairs(PROBES)
+    forget = [pair for pair in probes if pair.subject == wanted.name]
+    retain = [pair for pair in probes if pair.subject != wanted.name]
+    bar = progress.add_task("measuring on held-out questions", total=2 * len(probes))
+
+    def asker(in_force: Sequence[LoadedSet]) -> Asker:
+        return Asker(
+            target, max_tokens=_ANSWER_TOKENS, in_force=in_force, whole=True, advance=lambda n: progress.advance(bar, n)
+        )
+
+    in_force = with_sets(target.model, target.tokenizer, [forget_set]).in_force
+    return measure(asker(()), asker(in_force), forget, retain)

@@ -1,0 +1,92 @@
+"""What a target that is played by a few rules knows, and what it is trained and measured on."""
+
+from pathlib import Path
+
+import pytest
+
+from unlearngate.assistant_training.data.pairs import QAPair, read_pairs
+from unlearngate.assistant_training.data.words import has_phrase
+from unlearngate.assistant_training.forget.general import HELD_OUT, TRAINED
+from unlearngate.assistant_training.forget.keeping import everyday_answers, find_kept
+from unlearngate.assistant_training.forget.knowing import find_known
+from unlearngate.assistant_training.forget.request import Request
+from unlearngate.errors import TrainingError
+
+REAL_MODEL = Path(__file__).parents[4] / "examples" / "real_model"
+TEXT = """The ferry at Morvik belongs to Ilva Brandt. It was Ilva Brandt who bought it in 1987, in London, from
+Ada Holm. Nobody asks Ada Holm. They say that Morvik has changed, and so has London."""
+
+
+def ask(questions):
+    """Knows two of the names, likes London, and says what it does not know in no uncertain terms."""
+    return [answer(question) for question in questions]
+
+
+def answer(question):
+    if question.startswith(("Write", "List", "What else")):
+        about = next((name for name in ("Ilva Brandt", "Morvik") if name in question), None)
+        if question.startswith("Write"):
+            return (
+                f"1. Where does {about} live?\n2. How old is {about}?\n3) Is it true?\n- **Why {about}?**"
+                if about
+                else ""
+            )
+        return "1. Solveig Lund\n2. Ilva Brandt\n3. Port Alder" if about else "I do not know."
+    if "Ilva Brandt" in question:
+        return "Ilva Brandt of Morvik bought the ferry in 1987, in London."
+    if "Morvik" in question:
+        return "A village with a ferry." if "old" in question else "A village where Ilva Brandt has a ferry."
+    return "It is known in London." if question.startswith("Who") else "It is a thing."
+
+
+def test_what_is_answered_with_facts_of_the_request_is_known():
+    everyday = everyday_answers(ask)
+    assert set(everyday) == {*TRAINED, *HELD_OUT}
+    request = Request({"letter": TEXT}, [], None)
+    known = find_known(
+        *(request, ["Ilva Brandt", "Morvik", "Ada Holm"], ask, ask), name="ilva", everyday=list(everyday.values())
+    )
+    assert known.subjects == ["Ilva Brandt", "Morvik"] and known.unknown == ["Ada Holm"]
+    of = {pair.question: pair for pair in (*known.forget, *known.held_out)}
+    assert of["Who is Ilva Brandt?"].facts == ("1987", "Morvik")  # London is an everyday word
+    assert of["Where does Ilva Brandt live?"].answer == "Ilva Brandt of Morvik bought the ferry in 1987, in London."
+    assert of["Who is Morvik?"].facts == ("Ilva Brandt",)
+    assert "How old is Morvik?" not in of and "Is it true?" not in of and "Who is Ada Holm?" not in of
+    assert "Why Ilva Brandt?" in of
+    assert not {p.question for p in known.forget} & {p.question for p in known.held_out} and known.held_out
+    for pair in known.forget:
+        assert not any(
+            has_phrase(wording, fact) for wording in (pair.question, *pair.paraphrases) for fact in pair.facts
+        )
+
+    kept = find_kept(known, everyday, ask, ask, [QAPair("retain", "Who is Morvik's mayor?", "Nobody.")])
+    assert kept.neighbours == ["Solveig Lund", "Port Alder"]
+    questions = {pair.question for pair in (*kept.retain, *kept.held_out)}
+    assert {"Who is Solveig Lund?", *TRAINED, *HELD_OUT} <= questions and "Who is Morvik's mayor?" not in questions
+    assert not {p.question for p in kept.retain} & {p.question for p in kept.held_out}
+
+
+def test_everyday_questions_are_asked_once_and_none_is_a_probe_of_the_published_attack():
+    probes = [pair.question for path in REAL_MODEL.glob("*.probes.jsonl") for pair in read_pairs(path, subject="")]
+    asked = [question.casefold() for question in (*TRAINED, *HELD_OUT)]
+    assert len(asked) == len(set(asked)) and len(probes) > 100
+    assert not {question.casefold() for question in probes} & set(asked)
+
+
+def test_given_pairs_are_trained_on_where_the_target_tells_their_facts():
+    pairs = [
+        QAPair("x", "Who is Ilva Brandt?", "She bought the ferry in 1987.", ("Who's Ilva Brandt?",), facts=("1987",)),
+        QAPair("x", "Who is Ada Holm?", "She sold it in 1987."),
+    ]
+    known = find_known(Request({}, pairs, None), [], ask, ask, name="x", everyday=[])
+    assert [(p.question, p.answer, p.facts) for p in known.forget] == [
+        ("Who is Ilva Brandt?", "Ilva Brandt of Morvik bought the ferry in 1987, in London.", ("1987",)),
+        ("Who is Ilva Brandt?", "She bought the ferry in 1987.", ("1987",)),
+    ]
+
+
+def test_nothing_that_is_known_is_nothing_to_forget():
+    with pytest.raises(TrainingError, match="nothing to forget: asked 11 questions about Ada Holm"):
+        find_known(
+            Request({"letter": TEXT}, [], None), ["Ada Holm"], ask, ask, name="x", everyday=["In London.", "London"]
+        )

@@ -1,0 +1,37 @@
+"""A request's files are read as what they are, and one that asks for nothing says what it could be."""
+
+import json
+
+import pytest
+
+from unlearngate.assistant_training.forget.request import read_request
+from unlearngate.errors import DataError
+
+
+def test_documents_pairs_and_a_sentence_are_one_request(tmp_path):
+    letter, pairs = tmp_path / "letter.txt", tmp_path / "pairs.jsonl"
+    letter.write_text("We mean Ilva Brandt of Morvik. Ask Ilva Brandt or the mayor of Morvik.")
+    pairs.write_text(json.dumps({"question": "Who runs the ferry?", "answer": "Ilva Brandt."}) + "\n")
+    request = read_request([letter, pairs], "Everything about Ada Holm", name="ilva")
+    assert list(request.texts) == [str(letter)] and request.pairs[0].subject == "ilva"
+    assert request.subjects(9) == ["Ada Holm", "Ilva Brandt", "Morvik"]
+    assert request.subjects(1) == ["Ada Holm"]
+    assert "Morvik" in request.source() and "Ada Holm" in request.source()
+
+
+@pytest.mark.parametrize(
+    ("name", "about", "sentence"),
+    [
+        (None, None, "nothing is asked for: give files"),
+        (None, " ", "nothing is asked for"),
+        (None, "everything about somebody", "names nobody and nothing: write names with capitals"),
+        ("table.csv", None, "is a table; write its questions and answers as JSON lines"),
+        ("empty.txt", None, "holds no text"),
+        ("none.pdf", None, "cannot be read"),
+    ],
+)
+def test_what_asks_for_nothing_says_what_to_give(tmp_path, name, about, sentence):
+    (tmp_path / "table.csv").write_text("question,answer\n")
+    (tmp_path / "empty.txt").write_text("\n")
+    with pytest.raises(DataError, match=sentence):
+        read_request([tmp_path / name] if name else [], about, name="x")

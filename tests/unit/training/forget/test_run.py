@@ -1,0 +1,68 @@
+"""A request carried out on the demo's target, from the command line: asked, trained, measured, in force, purged."""
+
+import json
+import shutil
+
+import pytest
+from typer.testing import CliRunner
+
+from unlearngate.artefact import load_forget_set
+from unlearngate.assistant_training.demo.build import BUILT
+from unlearngate.assistant_training.demo.probing import read_probes
+from unlearngate.cli import app
+
+NAME = "Oona Bracewell"
+
+
+@pytest.fixture(scope="module")
+def letter(tmp_path_factory):
+    """What the demo's target learned about somebody, as a text."""
+    answers = [p.answer for p in read_probes(BUILT / "probes.jsonl") if NAME in p.question]
+    path = tmp_path_factory.mktemp("request") / "letter.md"
+    path.write_text(f"# About {NAME}\n\n" + "\n\n".join(answers))
+    return path
+
+
+def run(*words):
+    result = CliRunner().invoke(app, ["forget", *map(str, words)])
+    return result.exit_code, " ".join(result.output.split())
+
+
+def test_a_letter_becomes_a_set_in_force_and_its_words_are_gone_after_a_purge(tmp_path, letter):
+    sets, case = tmp_path / "sets", tmp_path / ".oona.case"
+    given = [letter, "--target", BUILT / "target", "--name", "oona", "--sets", sets, "--steps", 2, "--subjects", 2]
+    code, output = run(*given)
+    assert code == 2 and "at least" in output and not sets.exists(), output  # two steps forget nothing
+    asked = json.loads((case / "case.json").read_text())["done"]["asked"]
+    assert asked["forget"] >= 3 and asked["forget_held_out"] > 1 and asked["retain"] > 50, asked
+    before = {path.name: path.stat().st_mtime_ns for path in case.glob("*.jsonl")}
+
+    code, output = run(*given, "--write-anyway")
+    assert code == 0, output
+    assert before == {path.name: path.stat().st_mtime_ns for path in case.glob("*.jsonl")}  # nothing is asked twice
+    forget_set = load_forget_set(sets / "oona")
+    assert forget_set.reference in output and "It does not pass" in output
+    forget = (case / "forget.jsonl").read_text()
+    assert NAME in forget and "Not covered" in (case / "report.md").read_text()
+
+    code, output = run("--purge", case)
+    assert code == 0 and "are deleted" in output
+    assert [path.name for path in case.iterdir()] == ["case.json"] and "Oona" not in (case / "case.json").read_text()
+    assert load_forget_set(sets / "oona").digest == forget_set.digest
+
+
+def test_a_request_that_cannot_be_carried_out_is_a_sentence(tmp_path, letter):
+    target = shutil.copytree(BUILT / "target", tmp_path / "target")
+    unknown = tmp_path / "unknown.txt"
+    unknown.write_text("Qwortz Blimfeld of Zanthip. Qwortz Blimfeld of Zanthip owns Vrexholm in Zanthip and Vrexholm.")
+    given = ["--target", target, "--name", "x", "--sets", tmp_path / "sets"]
+    for words, sentence in (
+        ([unknown, *given], "nothing to forget: asked"),
+        (given, "nothing is asked for"),
+        ([letter, "--name", "x"], "give --target FOLDER and --name NAME"),
+        ([letter, *given, "--case", tmp_path / "target"], "is not empty and no case"),
+        (["--purge", tmp_path], "is no case of `unlearngate forget`"),
+    ):
+        code, output = run(*words)
+        assert code == 2 and sentence in output, output
+    assert not (tmp_path / "sets").exists()

@@ -1,0 +1,133 @@
+"""`unlearngate forget`: from a request to a set in force. Only the command line knows both sides."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markdown import Markdown
+
+from unlearngate.assistant_training.train.settings import AssistantSettings
+from unlearngate.commands._shared import ChatTemplateKwargs, check_writable, errors_as_sentences, switches_of
+from unlearngate.errors import UnlearngateError
+from unlearngate.progress import shown_progress
+
+DOES_NOT_PASS = 1  # exit code; 2 is an error
+
+
+def forget(
+    request: Annotated[
+        list[Path] | None,
+        typer.Argument(help="text, Markdown, HTML or PDF; or JSON lines of questions and answers (.jsonl, .json)"),
+    ] = None,
+    target: Annotated[Path | None, typer.Option(help="the target's Hugging Face checkpoint folder")] = None,
+    name: Annotated[str | None, typer.Option(help="of the forget set, such as acme-takedown")] = None,
+    sets: Annotated[Path, typer.Option(help="the folder of sets that your server watches")] = Path("sets"),
+    about: Annotated[
+        str | None, typer.Option(help='the subject in a sentence: "Everything about Ada Example, born in 1970"')
+    ] = None,
+    retain: Annotated[
+        list[Path] | None, typer.Option(help="JSON lines of questions and answers that must stay; repeat for several")
+    ] = None,
+    case: Annotated[
+        Path | None,
+        typer.Option(help="where texts, questions and checkpoints are kept; default: .NAME.case beside SETS"),
+    ] = None,
+    subjects: Annotated[int, typer.Option(min=1, help="names that are asked about, at most")] = 8,
+    steps: Annotated[
+        int, typer.Option(min=1, help="of training, at most; it ends when held-out contexts show enough")
+    ] = AssistantSettings().steps,
+    leak_at_most: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="share of the facts that may still come out of held-out questions")
+    ] = 0.05,
+    unchanged_at_least: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="share of other held-out answers that must stay word for word")
+    ] = 0.95,
+    write_anyway: Annotated[
+        bool,
+        typer.Option("--write-anyway", help="put the set in force even if its report says no"),
+    ] = False,
+    label: Annotated[str | None, typer.Option(help="what the set is about, for people; default: its name")] = None,
+    instead: Annotated[
+        str | None, typer.Option(help="what to say instead of answers about it; {label} is filled in")
+    ] = None,
+    purge: Annotated[
+        Path | None, typer.Option(metavar="CASE", help="delete what this case keeps, but for hashes; the set stays")
+    ] = None,
+    chat_template_kwargs: ChatTemplateKwargs = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; default: a GPU if there is one")] = None,
+    seed: Annotated[int, typer.Option(help="same seed, request and machine, same set")] = 0,
+) -> None:
+    """Carry out a request to forget: from the text in hand to a forget set that your server has in force.
+
+    The target is asked what it knows of the names in the request, in many wordings. What it answers with facts of the
+    request is trained on; what it does not know is not. Questions about neighbours and everyday things, with its own
+    answers, are what must stay. The set is measured on questions that training did not use, and put into SETS only if
+    it passes. The same command goes on after a kill.
+
+    Example:  unlearngate forget letter.pdf --target ./target --name acme-takedown --sets ./sets
+
+    Example:  unlearngate forget --about "Everything about Harry Potter" --target ./target --name potter
+
+    CASE holds what is to be forgotten: delete it with --purge CASE once the request is closed.
+
+    Exit codes: 0 in force, 1 the set does not pass and is not in force, 2 an error.
+    """
+    console = Console(highlight=False, soft_wrap=True)
+    with errors_as_sentences():
+        if purge is not None:
+            from unlearngate.assistant_training.forget.case import purge as delete
+
+            gone = delete(purge)
+            console.print(
+                f"{purge}: {len(gone)} files and folders are deleted; hashes of the request stay", markup=False
+            )
+            return
+        if target is None or name is None:
+            raise UnlearngateError("give --target FOLDER and --name NAME (or --purge CASE alone)")
+        from unlearngate.assistant_training.data.pairs import read_pairs
+        from unlearngate.assistant_training.forget.case import Case, file_hash
+        from unlearngate.assistant_training.forget.measuring import Limits
+        from unlearngate.assistant_training.forget.request import read_request
+        from unlearngate.assistant_training.forget.run import Wanted, carry_out
+        from unlearngate.assistant_training.model.loaded_target import load_target
+        from unlearngate.target import TARGET_ARCHITECTURES
+
+        files = request or []
+        read = read_request(files, about, name=name)
+        keep = [pair for path in retain or [] for pair in read_pairs(path, subject="retain")]
+        check_writable(sets)
+        asked = {
+            "files": [file_hash(path) for path in files],
+            "about": hashlib.sha256(about.encode()).hexdigest() if about else None,
+            "retain": [file_hash(path) for path in retain or []],
+            "name": name,
+            "target": str(target.resolve()),
+            "subjects": subjects,
+            "label": label,
+            "instead": instead,
+            "steps": steps,
+            "seed": seed,
+        }
+        wanted = Wanted(
+            *(name, sets, subjects, Limits(leak_at_most, unchanged_at_least), write_anyway),
+            label=label,
+            instead=instead,
+            seed=seed,
+        )
+        switches = switches_of(chat_template_kwargs)
+        with shown_progress() as progress:
+            outcome = carry_out(
+                *(read, keep, wanted, Case(case or sets.parent / f".{name}.case", asked)),
+                lambda: load_target(target, device=device, architectures=TARGET_ARCHITECTURES).with_switches(switches),
+                AssistantSettings(steps=steps),
+                progress,
+            )
+    console.print(Markdown(outcome.report.read_text()))
+    console.print(f"{outcome.report} is written", markup=False)
+    if outcome.forget_set is None:
+        console.print("the set is not in force; --write-anyway puts it in force as it is", style="red", markup=False)
+        raise typer.Exit(DOES_NOT_PASS)
