@@ -11,7 +11,7 @@ from rich.progress import Progress
 from unlearngate.assistant_training.calibrate.held_out import WordedQuestion
 from unlearngate.assistant_training.calibrate.kept import Arrays, Kept
 from unlearngate.assistant_training.calibrate.settings import CalibrationSettings
-from unlearngate.assistant_training.evaluate.fluency import fluency_ratio, mean_log_p
+from unlearngate.assistant_training.evaluate.fluency import fluency_ratio
 from unlearngate.assistant_training.evaluate.metrics import recited, rouge_recall
 from unlearngate.assistant_training.model.decoding import greedy
 from unlearngate.assistant_training.model.in_force import LoadedSet
@@ -75,22 +75,24 @@ def _decode_all(
     groups = {name: f"decoded {len(some)} {settings.max_tokens} {strengths}" for name, some in questions.items()}
     found = {name: arrays for name, group in groups.items() if (arrays := kept[name].get(group)) is not None}
     missing = [(name, one) for name, some in questions.items() if name not in found for one in some]
-    eos_id, said = target.tokenizer.eos_token_id, []
+    said: list[list[int]] = []
+    usual: list[list[float]] = []
     for start in range(0, len(missing), rows := _ROWS * settings.batch_size):
         prompts = [one.prompt for _, one in missing[start : start + rows]]
-        said += greedy(target.model, prompts, eos_id=eos_id, max_tokens=settings.max_tokens, in_force=in_force)
+        said += greedy(
+            *(target.model, prompts),
+            eos_id=target.tokenizer.eos_token_id,
+            max_tokens=settings.max_tokens,
+            in_force=in_force,
+            usual=usual,
+        )
         advance(len(prompts))
     for name in questions.keys() - found.keys():
-        own = [ids for (of, _), ids in zip(missing, said, strict=True) if of == name]
-        ended = [ids if len(ids) == settings.max_tokens else [*ids, eos_id] for ids in own]
+        own = [index for index, (of, _) in enumerate(missing) if of == name]
         found[name] = {
-            "tokens": np.array([token for ids in own for token in ids], dtype=np.int64),
-            "lengths": np.array([len(ids) for ids in own]),
-            "mean_log_p": mean_log_p(
-                *(target.model, [one.prompt for one in questions[name]], ended),
-                pad_id=target.tokenizer.pad_token_id,
-                batch_size=settings.batch_size,
-            ),
+            "tokens": np.array([token for index in own for token in said[index]], dtype=np.int64),
+            "lengths": np.array([len(said[index]) for index in own]),
+            "mean_log_p": np.array([np.mean(usual[index]) for index in own]),
         }
         kept[name].put(groups[name], found[name])
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ def greedy(
     eos_id: int,
     max_tokens: int,
     in_force: Sequence[LoadedSet] = (),
+    usual: list[list[float]] | None = None,
 ) -> list[list[int]]:
     """Decode greedily, all prompts in one batch.
 
@@ -28,11 +30,13 @@ def greedy(
         eos_id: the token that ends an answer.
         max_tokens: answers are cut here.
         in_force: forget sets to compose, as the server would; none decodes the plain target.
+        usual: if given, gets a list for each prompt: ln p of every composed token under the plain target, the end token
+            among them. What a set says instead of an answer is not composed, and has none.
 
     Returns: the new tokens of each prompt, without the end token.
     Raises: ValueError if a row cannot be composed.
     """
-    return _decode(target, prompts, lambda logits_BV: logits_BV.argmax(dim=-1), eos_id, max_tokens, in_force)
+    return _decode(target, prompts, partial(torch.argmax, dim=-1), eos_id, max_tokens, in_force, usual)
 
 
 @torch.inference_mode()
@@ -76,11 +80,13 @@ def _decode(
     eos_id: int,
     max_tokens: int,
     in_force: Sequence[LoadedSet],
+    usual: list[list[float]] | None = None,
 ) -> list[list[int]]:
     device = next(target.parameters()).device
     models = (target, *(f.assistant for f in in_force))
     target_branch, *branches = [_Branch(model, prompts, device) for model in models]
     answers: list[list[int]] = [[] for _ in prompts]
+    told: list[list[float]] = [[] for _ in prompts]
     running = []
     for row, sentence in enumerate(_sentences(target_branch.logits_BV, branches, in_force)):
         if sentence:
@@ -92,9 +98,13 @@ def _decode(
             branch.keep(torch.tensor(running, dtype=torch.int64, device=device))
     for _ in range(max_tokens if running else 0):
         logits_BV = target_branch.logits_BV
+        own_BV = None if usual is None else logits_BV.log_softmax(dim=-1)
         strengths, rules = [f.strength for f in in_force], [f.rule for f in in_force]
         subtract(logits_BV, [branch.logits_BV for branch in branches], strengths, rules)
         token_B = choose(logits_BV)
+        if own_BV is not None:
+            for index, log_p in zip(running, own_BV.gather(1, token_B[:, None])[:, 0].tolist(), strict=True):
+                told[index].append(log_p)
         left_N = (token_B != eos_id).nonzero()[:, 0]
         if len(left_N) < len(running):  # finished rows cost nothing more
             running, token_B = [running[row] for row in left_N.tolist()], token_B[left_N]
@@ -106,6 +116,8 @@ def _decode(
             answers[index].append(token)
         for branch in (target_branch, *branches):
             branch.feed(token_B)
+    if usual is not None:
+        usual += told
     return answers
 
 

@@ -61,6 +61,20 @@ def test_batched_decoding_equals_recomputing_every_prompt_alone(target: Any, ass
     assert composed != greedy(target, PROMPTS, eos_id=NO_END, max_tokens=8)
 
 
+@torch.inference_mode()
+def test_how_usual_each_token_is_to_the_plain_target_is_told_with_the_end_token(target: Any, assistant: Any) -> None:
+    in_force = [LoadedSet(assistant, Strength(weight=1.0, keep_ratio=0.05, gate_nats=0.0))]
+    eos_id = greedy(target, PROMPTS, eos_id=NO_END, max_tokens=8, in_force=in_force)[0][3]
+    usual: list[list[float]] = []
+    said = greedy(target, PROMPTS, eos_id=eos_id, max_tokens=8, in_force=in_force, usual=usual)
+    assert len(said[0]) <= 3 and len(usual) == len(PROMPTS)
+    for prompt, answer, log_p in zip(PROMPTS, said, usual, strict=True):
+        whole = answer if len(answer) == 8 else [*answer, eos_id]
+        logits = target(input_ids=torch.tensor([prompt + whole])).logits[0, len(prompt) - 1 : -1].double()
+        expected = logits.log_softmax(-1)[range(len(whole)), whole].tolist()
+        assert log_p == pytest.approx(expected, abs=1e-4)
+
+
 def test_a_closed_gate_leaves_the_target_alone(target: Any, assistant: Any) -> None:
     shut = Strength(weight=2.0, keep_ratio=0.05, gate_nats=1e6)
     plain = greedy(target, PROMPTS, eos_id=NO_END, max_tokens=8)
