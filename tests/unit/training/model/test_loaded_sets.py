@@ -6,12 +6,12 @@ from support.engine.tiny import make_forget_set, make_target
 from unlearngate.assistant_training.model.loaded_sets import with_sets
 from unlearngate.assistant_training.model.loaded_target import load_target
 from unlearngate.errors import TrainingError
-from unlearngate.manifest import UNDIAL_BOUNDS, UNDIAL_STRENGTH
+from unlearngate.manifest import FIXED_BOUNDS, FIXED_STRENGTH
 
 
 def test_a_student_under_a_tapped_assistant_is_refused_and_each_alone_is_not(tmp_path):
     folder = make_target(tmp_path / "target", seed=3)
-    strength = {"recommended": UNDIAL_STRENGTH, "bounds": UNDIAL_BOUNDS}
+    strength = {"recommended": FIXED_STRENGTH, "bounds": FIXED_BOUNDS}
     undial = make_forget_set(tmp_path / "undial", folder, seed=1, num_layers=4, kind="undial", **strength)
     tapped = make_forget_set(tmp_path / "tapped", folder, seed=2, num_layers=2, tap_layer=1)
     plain = make_forget_set(tmp_path / "plain", folder, seed=2, num_layers=2)
