@@ -28,13 +28,15 @@ _SHIFT, _HALF = np.uint64(33), np.uint64(32)
 _FIRST, _SECOND = np.uint64(0xFF51AFD7ED558CCD), np.uint64(0xC4CEB9FE1A85EC53)  # MurmurHash3's 64-bit finaliser
 
 
+def hash_each(windows: Iterable[str]) -> np.ndarray:
+    """(W,) uint64: the hashes of W windows."""
+    hashed = (hashlib.blake2b(window.encode(), digest_size=8, person=_PERSON).digest() for window in windows)
+    return np.frombuffer(b"".join(hashed), "<u8").astype(np.uint64, copy=False)
+
+
 def hash_windows(text: str, length: int) -> np.ndarray:
     """(max(0, L - length + 1),) uint64: the hashes of the windows of L letters."""
-    hashed = [
-        hashlib.blake2b(text[start : start + length].encode(), digest_size=8, person=_PERSON).digest()
-        for start in range(len(text) - length + 1)
-    ]
-    return np.frombuffer(b"".join(hashed), "<u8").astype(np.uint64, copy=False)
+    return hash_each(text[start : start + length] for start in range(len(text) - length + 1))
 
 
 def mix(hashed: Any, salt: Any) -> Any:
