@@ -1,19 +1,26 @@
 """What the tokens of a vocabulary write, as letters: a token may begin or end within a character of UTF-8.
 
 Special tokens write nothing: a client is not shown them, so the letters before and behind are neighbours.
+
+Vocabularies with byte fallback (SentencePiece's) have a token for each byte beside their words. Hugging Face shows such
+bytes only if all in a row are UTF-8: after a byte that breaks a character the others of the row are not letters either.
 """
 
 from __future__ import annotations
 
 import codecs
+import re
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from unlearngate.letters import letters
+
+BROKEN = b"\xff"  # unfinished, and nothing finishes it: in a row of bytes that is not UTF-8
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 Node = tuple[str, int, int]  # a letter, and the words from here to there that have it next
 
@@ -45,22 +52,26 @@ class Words(NamedTuple):
 class Spelling:
     """What each token writes, and which tokens write a word."""
 
-    def __init__(self, tokens: Sequence[bytes]) -> None:
+    def __init__(self, tokens: Sequence[bytes], single_bytes: Collection[int] = ()) -> None:
         """Read the vocabulary.
 
         Args:
             tokens: the bytes that each token writes; none for one that a client is not shown.
+            single_bytes: with byte fallback, the tokens of bytes.
         """
         self.tokens = tokens
+        self.single_bytes = frozenset(single_bytes)
         self._whole: list[str | None] = []  # a token's letters, if it begins and ends with a character
         self._of_word: dict[str, list[int]] = {}
-        self.joining: list[int] = []  # tokens that begin within a character
+        self.joining: list[int] = []  # tokens that write something else behind an unfinished character
         for token, written in enumerate(tokens):
             word, left = read(b"", written)
-            joins = bool(written) and 0x80 <= written[0] < 0xC0
-            if joins:
+            begins_within = bool(written) and 0x80 <= written[0] < 0xC0
+            is_byte = token in self.single_bytes
+            if begins_within or is_byte:
                 self.joining.append(token)
-            self._whole.append(None if left or joins else word)
+            whole = not left and not begins_within and not (is_byte and written[0] >= 0x80)
+            self._whole.append(word if whole else None)
             if word:
                 self._of_word.setdefault(word, []).append(token)
         self.longest = max(map(len, self._of_word), default=0)
@@ -80,13 +91,28 @@ class Spelling:
         hidden = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
         for token in {*shown, *hidden, *tokenizer.all_special_ids} & set(range(vocab_size)):
             tokens[token] = shown.get(token, "").encode()
-        return cls(tokens)
+        single_bytes: list[int] = []
+        if vocabulary.vocab_type == xgrammar.VocabType.BYTE_FALLBACK:
+            names = tokenizer.convert_ids_to_tokens(range(min(vocab_size, len(tokenizer))))
+            single_bytes = [token for token, name in enumerate(names) if name and _BYTE.fullmatch(name)]
+        return cls(tokens, single_bytes)
 
     def read(self, pending: bytes, token: int) -> tuple[str, bytes]:
-        """As the function `read`, of a token."""
+        """The letters of a token behind an unfinished character, and what is unfinished then."""
         if not pending and (whole := self._whole[token]) is not None:
             return whole, b""
-        return read(pending, self.tokens[token])
+        written = self.tokens[token]
+        if not written:
+            return "", pending
+        if not self.single_bytes:
+            return read(pending, written)
+        if token not in self.single_bytes:
+            return read(b"", written)
+        try:
+            text, used = codecs.utf_8_decode(pending + written, "strict", False)
+        except UnicodeDecodeError:
+            return "", BROKEN
+        return letters(text), (pending + written)[used:]
 
     def words(self, at_least: int) -> Words:
         """The words of at least so many letters, 1 or more; each number's are kept."""
@@ -116,6 +142,8 @@ def read(pending: bytes, written: bytes) -> tuple[str, bytes]:
 @cache
 def most_letters(pending: bytes) -> int:
     """The most letters that a character with this beginning has."""
+    if pending == BROKEN:
+        return 0
     first = pending[0]
     missing = (2 if first < 0xE0 else 3 if first < 0xF0 else 4) - len(pending)
     most = 0

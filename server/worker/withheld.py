@@ -185,8 +185,10 @@ class Withheld:
         part = _PART
         while True:
             begin = max(0, length - part)
-            text, pending = self._read(b"", read(begin, length))
-            if begin == 0 or len(text) >= self._longest:
+            tokens = read(begin, length)
+            text, pending = self._read(b"", tokens)
+            # Whether a row of bytes shows anything depends on its beginning.
+            if begin == 0 or (len(text) >= self._longest and tokens[0] not in self._spelling.single_bytes):
                 return text[-self._longest :], pending
             part *= 4
 

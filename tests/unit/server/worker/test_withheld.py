@@ -62,10 +62,22 @@ def draw_vocabulary(rng, versions, size=600):
     while len(pieces) < size:
         raw = rng.choice(versions).encode()
         start = rng.randrange(len(raw))
-        pieces.add(
-            raw[start : start + (rng.choice([30, 90]) if len(pieces) % 150 == 0 else rng.choice([2, 3, 5, 9, 14]))]
-        )
+        long = len(pieces) % 150 == 0
+        pieces.add(raw[start : start + rng.choice([30, 90] if long else [2, 3, 5, 9, 14])])
     return [b"", *sorted(pieces)]
+
+
+def draw_spelling(rng, versions, *, fallback, size=500):
+    """Such a vocabulary; with byte fallback its pieces are whole characters, and its bytes are apart."""
+    if not fallback:
+        return Spelling(draw_vocabulary(rng, versions, size))
+    pieces = set()
+    while len(pieces) < size - 256:
+        text = rng.choice(versions)
+        start = rng.randrange(len(text))
+        pieces.add(text[start : start + rng.choice([1, 2, 3, 5, 30 if len(pieces) % 150 == 0 else 4])].encode())
+    singles = [bytes([byte]) for byte in range(256)]
+    return Spelling([b"", *singles, *sorted(pieces)], range(1, 257))
 
 
 class Greedy:
@@ -166,26 +178,33 @@ def rule(text, n, said, token_letters):
     return False
 
 
+@pytest.mark.parametrize("fallback", [False, True])
 @pytest.mark.parametrize("alphabet", ALPHABETS)
-def test_exactly_the_tokens_that_complete_a_run_are_forbidden(alphabet, seed):
+def test_exactly_the_tokens_that_complete_a_run_are_forbidden(alphabet, fallback, seed):
     rng = random.Random(seed)
-    for _ in range(6):
+    for _ in range(4):
         text, n = draw_text(rng, alphabet, 60), rng.choice([24, 31, 40])
-        tokens = draw_vocabulary(rng, [text, disguised(rng, text)], 500)
-        spelling = Spelling(tokens)
+        spelling = draw_spelling(rng, [text, disguised(rng, text)], fallback=fallback)
         withheld = withhold(spelling, text, n=n)
-        sampler = Greedy(rng, tokens, text, 0)
+        sampler = Greedy(rng, spelling.tokens, text, 0)
         trail = withheld.begin()
         for _ in range(60):
             follow(withheld, [trail], [sampler.sequence])
             forbidden = set(withheld.completing(trail).tolist())
             if rng.random() < 0.4:
-                raw = b"".join(tokens[token] for token in sampler.sequence)
-                said, pending = read(b"", raw)
-                for token, written in enumerate(tokens):
-                    more, _ = read(pending, written)
+                said, pending = read_all(spelling, sampler.sequence)
+                for token in range(len(spelling.tokens)):
+                    more, _ = spelling.read(pending, token)
                     assert (token in forbidden) == rule(letters(text), n, said, more), f"seed {seed}, token {token}"
             sampler.take(sampler.next(forbidden))
+
+
+def read_all(spelling, tokens):
+    said, pending = "", b""
+    for token in tokens:
+        word, pending = spelling.read(pending, token)
+        said += word
+    return said, pending
 
 
 @pytest.mark.parametrize("n", [24, 40, 55])
@@ -223,14 +242,14 @@ def state(trail):
     return trail.windows_S.tolist(), trail.tail, trail.pending, trail.num_tokens
 
 
+@pytest.mark.parametrize("fallback", [False, True])
 @pytest.mark.parametrize("alphabet", ALPHABETS)
-def test_a_trail_that_is_rebuilt_at_any_time_is_the_one_that_was_followed(alphabet, seed):
+def test_a_trail_that_is_rebuilt_at_any_time_is_the_one_that_was_followed(alphabet, fallback, seed):
     rng = random.Random(seed)
     text = draw_text(rng, alphabet)
-    tokens = draw_vocabulary(rng, [text])
-    spelling = Spelling(tokens)
+    spelling = draw_spelling(rng, [text], fallback=fallback)
     withheld = Withheld([*withhold(spelling, text)._sets, *withhold(spelling, text[:300], n=25)._sets], spelling)
-    sampler, followed = Greedy(rng, tokens, text, 0), withheld.begin()
+    sampler, followed = Greedy(rng, spelling.tokens, text, 0), withheld.begin()
     for _ in range(150):
         sampler.take(sampler.next({}))  # nothing is forbidden: runs go on for long
         if rng.random() < 0.1:
