@@ -141,11 +141,12 @@ def read(pending: bytes, written: bytes) -> tuple[str, bytes]:
 
 @cache
 def most_letters(pending: bytes) -> int:
-    """The most letters that a character with this beginning has."""
+    """The most letters that a character with this beginning has, or a bound."""
     if pending == BROKEN:
         return 0
-    first = pending[0]
-    missing = (2 if first < 0xE0 else 3 if first < 0xF0 else 4) - len(pending)
+    if pending[0] >= 0xF0:  # a quarter of a million characters, none of which has more
+        return 3
+    missing = (2 if pending[0] < 0xE0 else 3) - len(pending)
     most = 0
     for number in range(64**missing):
         rest = bytes(0x80 | number >> 6 * place & 0x3F for place in reversed(range(missing)))

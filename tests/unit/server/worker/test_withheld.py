@@ -308,6 +308,7 @@ def test_most_letters_bounds_what_ends_a_character():
     assert most_letters("日".encode()[:2]) == 1
     assert most_letters("\ufdfa".encode()[:2]) == len(letters("\ufdfa")) == 15
     assert most_letters(b"\xc3") == 2  # ß
+    assert max(len(letters(chr(code))) for code in range(0x10000, 0x110000)) == 3 == most_letters(b"\xf0")
     for c in ("é", "語", "😀", "㎢"):
         for size in range(1, len(c.encode())):
             assert most_letters(c.encode()[:size]) >= len(letters(c))
