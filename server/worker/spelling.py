@@ -20,6 +20,7 @@ import numpy as np
 from unlearngate.letters import letters
 
 BROKEN = b"\xff"  # unfinished, and nothing finishes it: in a row of bytes that is not UTF-8
+_ASCII = re.compile(rb"[\x00-\x7f]*")
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 Node = tuple[str, int, int]  # a letter, and the words from here to there that have it next
@@ -52,6 +53,8 @@ class Words(NamedTuple):
 class Spelling:
     """What each token writes, and which tokens write a word."""
 
+    ENDS_ESCAPES: bytes = b""  # what tokens begin with that may write something else behind an unfinished escape
+
     def __init__(self, tokens: Sequence[bytes], single_bytes: Collection[int] = ()) -> None:
         """Read the vocabulary.
 
@@ -65,17 +68,18 @@ class Spelling:
         self._of_word: dict[str, list[int]] = {}
         self.joining: list[int] = []  # tokens that write something else behind an unfinished character
         for token, written in enumerate(tokens):
-            word, left = read(b"", written)
+            word, left = self._decode(b"", written)
             begins_within = bool(written) and 0x80 <= written[0] < 0xC0
             is_byte = token in self.single_bytes
-            if begins_within or is_byte:
+            if begins_within or is_byte or (written and written[0] in self.ENDS_ESCAPES):
                 self.joining.append(token)
             whole = not left and not begins_within and not (is_byte and written[0] >= 0x80)
             self._whole.append(word if whole else None)
             if word:
                 self._of_word.setdefault(word, []).append(token)
         self.longest = max(map(len, self._of_word), default=0)
-        self.longest_joining = max((len(read(b"", tokens[token])[0]) for token in self.joining), default=0)
+        self.longest_joining = max((len(self._decode(b"", tokens[token])[0]) for token in self.joining), default=0)
+        self.with_backslash = frozenset(token for token, written in enumerate(tokens) if b"\\" in written)
         self._words: dict[int, Words] = {}
 
     @classmethod
@@ -104,15 +108,18 @@ class Spelling:
         written = self.tokens[token]
         if not written:
             return "", pending
-        if not self.single_bytes:
-            return read(pending, written)
-        if token not in self.single_bytes:
-            return read(b"", written)
-        try:
-            text, used = codecs.utf_8_decode(pending + written, "strict", False)
-        except UnicodeDecodeError:
-            return "", BROKEN
-        return letters(text), (pending + written)[used:]
+        if self.single_bytes:
+            if token not in self.single_bytes:  # whole characters
+                pending = _ASCII.match(pending)[0]  # type: ignore[index]
+            else:
+                try:
+                    codecs.utf_8_decode(pending + written, "strict", False)
+                except UnicodeDecodeError:
+                    return "", BROKEN
+        return self._decode(pending, written)
+
+    def _decode(self, pending: bytes, written: bytes) -> tuple[str, bytes]:
+        return read(pending, written)
 
     def words(self, at_least: int) -> Words:
         """The words of at least so many letters, 1 or more; each number's are kept."""
@@ -144,6 +151,8 @@ def most_letters(pending: bytes) -> int:
     """The most letters that a character with this beginning has, or a bound."""
     if pending == BROKEN:
         return 0
+    if pending[0] < 0x80:  # an escape, of any character
+        return 15
     if pending[0] >= 0xF0:  # a quarter of a million characters, none of which has more
         return 3
     missing = (2 if pending[0] < 0xE0 else 3) - len(pending)

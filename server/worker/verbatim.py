@@ -1,5 +1,6 @@
 """Keeps sequences from saying withheld texts: loads the sets that plans name, follows the sequences, masks tokens.
 
+A sequence with a backslash is read in two ways, as it stands and as JSON's strings are read; neither may hold a run.
 A set that cannot be loaded, and a sequence that cannot be followed, end: nothing is served without what was asked for.
 """
 
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -18,9 +20,11 @@ from torch import Tensor
 
 from unlearngate.artefact import load_forget_set
 from unlearngate.errors import ArtefactError
+from unlearngate.kernels.numba_seeds import SeedIndex
 from unlearngate.kernels.pairs import CUT
 from unlearngate.passages import PASSAGES_FILE, read_seeds
 from unlearngate.server.contract.plan import Plan, VerbatimSet
+from unlearngate.server.worker.json_spelling import JsonSpelling
 from unlearngate.server.worker.sequences import Tokens, last_tokens
 from unlearngate.server.worker.spelling import Spelling
 from unlearngate.server.worker.withheld import Trail, Withheld, WithheldSet
@@ -38,6 +42,7 @@ class Followed:
 
     withheld: Withheld
     trail: Trail
+    escaped: Trail | None = None  # the same as JSON's strings are read, once there was a backslash
 
 
 class Verbatim:
@@ -54,6 +59,7 @@ class Verbatim:
         self._tokenizer_folder, self._vocab_size, self._eos = tokenizer_folder, vocab_size, eos
         self._sets: OrderedDict[str, WithheldSet] = OrderedDict()  # by digest, least recently used first
         self._combinations: OrderedDict[tuple[str, ...], Withheld] = OrderedDict()
+        self._read_in_json: WeakKeyDictionary[Withheld, Withheld] = WeakKeyDictionary()
 
     def begin(self, plan: Plan) -> Followed | None:
         """What follows a sequence of this plan; None if it has no such set.
@@ -79,26 +85,46 @@ class Verbatim:
             rows: number, state and tokens of each row that has such sets and is not discarded.
         """
         last = last_tokens([tokens for _, _, tokens in rows])
-        together: dict[int, list[int]] = {}
-        for place, (_, followed, _) in enumerate(rows):
-            together.setdefault(id(followed.withheld), []).append(place)
-        for places in together.values():
-            here = [rows[place] for place in places]
-            withheld = here[0][1].withheld
-            lost = withheld.follow(
-                [followed.trail for _, followed, _ in here],
-                [len(tokens) for _, _, tokens in here],
-                [last[place] for place in places],
-                partial(_read, here),
-            )
-            for number, (row, followed, _) in enumerate(here):
-                if number in lost:
-                    logger.error("a sequence has a token that is none and cannot be followed: it is ended")
-                    self._end(logits[row])
-                    continue
-                tokens_K = withheld.completing(followed.trail)
-                if len(tokens_K):
-                    self._mask(logits[row], tokens_K)
+        for (_, followed, tokens), token in zip(rows, last, strict=True):
+            if followed.escaped is None and self._met_escapes(followed.trail, tokens, token):
+                followed.escaped = followed.withheld.begin()
+        lost: set[int] = set()
+        for escaped in (False, True):
+            together: dict[int, list[int]] = {}
+            for place, (_, followed, _) in enumerate(rows):
+                if not escaped or followed.escaped:
+                    together.setdefault(id(followed.withheld), []).append(place)
+            for places in together.values():
+                lost |= self._forbid_alike(logits, rows, places, last, escaped=escaped)
+        for place in lost:
+            logger.error("a sequence has a token that is none and cannot be followed: it is ended")
+            self._end(logits[rows[place][0]])
+
+    def _forbid_alike(
+        self,
+        logits: Tensor,
+        rows: Sequence[tuple[int, Followed, Tokens]],
+        places: Sequence[int],
+        last: Sequence[int],
+        *,
+        escaped: bool,
+    ) -> set[int]:
+        """Do it for rows of the same sets, in one of the two ways to read them; returns those that are lost."""
+        here = [rows[place] for place in places]
+        withheld = self._in_json(here[0][1].withheld) if escaped else here[0][1].withheld
+        trails = [followed.escaped if escaped and followed.escaped else followed.trail for _, followed, _ in here]
+        lengths = [len(tokens) for _, _, tokens in here]
+        lost = withheld.follow(trails, lengths, [last[place] for place in places], partial(_read, here))
+        for number, ((row, _, _), trail) in enumerate(zip(here, trails, strict=True)):
+            if number not in lost and len(tokens_K := withheld.completing(trail)):
+                self._mask(logits[row], tokens_K)
+        return {places[number] for number in lost}
+
+    def _met_escapes(self, trail: Trail, tokens: Tokens, last_token: int) -> bool:
+        """Whether a sequence has a backslash, as far as that is not known yet."""
+        if trail.num_tokens == len(tokens) - 1:
+            return last_token in self._spelling.with_backslash
+        return not self._spelling.with_backslash.isdisjoint(tokens.read(0, len(tokens)))
 
     def _mask(self, logits_V: Tensor, tokens_K: np.ndarray) -> None:
         """Take tokens from a row; on a GPU without a host sync."""
@@ -120,7 +146,8 @@ class Verbatim:
                 if forget_set.digest != named.digest or windows is None:
                     raise ArtefactError(forget_set.folder, "was replaced after the request was decided")
                 seeds = read_seeds(forget_set.folder / PASSAGES_FILE, windows)
-                self._sets[named.digest] = WithheldSet(windows, seeds, self._spelling)
+                index = SeedIndex(seeds, windows.salt_number)
+                self._sets[named.digest] = WithheldSet(windows, index, self._spelling)
             except ArtefactError as error:
                 raise ValueError(error.message) from error
         self._sets.move_to_end(named.digest)
@@ -132,6 +159,17 @@ class Verbatim:
             self._combinations.popitem(last=False)
         while len(self._sets) > 1 and sum(one.index.size_bytes for one in self._sets.values()) > _KEPT_BYTES:
             self._sets.popitem(last=False)
+
+    def _in_json(self, withheld: Withheld) -> Withheld:
+        """The same sets, for sequences that are read as JSON's strings are."""
+        if withheld not in self._read_in_json:
+            sets = [WithheldSet(one.windows, one.index, self._json_spelling) for one in withheld.sets]
+            self._read_in_json[withheld] = Withheld(sets, self._json_spelling)
+        return self._read_in_json[withheld]
+
+    @cached_property
+    def _json_spelling(self) -> JsonSpelling:
+        return JsonSpelling(self._spelling.tokens, self._spelling.single_bytes)
 
     @cached_property
     def _spelling(self) -> Spelling:

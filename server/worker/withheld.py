@@ -31,9 +31,9 @@ _PART = 64  # tokens that are read back at first to find where a sequence stands
 class WithheldSet:
     """One set in a vocabulary."""
 
-    def __init__(self, windows: Windows, seeds: np.ndarray, spelling: Spelling) -> None:
+    def __init__(self, windows: Windows, index: SeedIndex, spelling: Spelling) -> None:
+        self.windows, self.index = windows, index
         self.letters, self.seed_letters = windows.letters, windows.seed_letters
-        self.index = SeedIndex(seeds, windows.salt_number)
         self._spelling = spelling
         long_words = spelling.words(self.letters - self.seed_letters + 1).words
         self.long_words = [
@@ -95,7 +95,7 @@ class Withheld:
     """The sets that are in force in a sequence."""
 
     def __init__(self, sets: Sequence[WithheldSet], spelling: Spelling) -> None:
-        self._sets, self._spelling = sets, spelling
+        self.sets, self._spelling = sets, spelling
         self._by_length: dict[int, list[int]] = {}
         for number, one in enumerate(sets):
             self._by_length.setdefault(one.seed_letters, []).append(number)
@@ -106,7 +106,7 @@ class Withheld:
 
     def begin(self) -> Trail:
         """The trail of a sequence of which nothing was read yet."""
-        return Trail(np.zeros(len(self._sets), np.int64))
+        return Trail(np.zeros(len(self.sets), np.int64))
 
     def follow(
         self,
@@ -149,7 +149,7 @@ class Withheld:
         numbers = {*np.flatnonzero(trail.windows_S).tolist(), *self._with_long_words}
         found = [np.empty(0, np.int64)]
         for number in sorted(numbers):
-            found += self._sets[number].completing(trail.tail, int(trail.windows_S[number]))
+            found += self.sets[number].completing(trail.tail, int(trail.windows_S[number]))
         tokens = np.concatenate(found)
         if not trail.pending:
             return tokens
@@ -167,7 +167,7 @@ class Withheld:
             word, _ = self._spelling.read(trail.pending, token)
             if len(word) >= least:
                 for number in np.flatnonzero(missing_S <= len(word)).tolist():
-                    if self._sets[number].completes(trail.tail, int(trail.windows_S[number]), word):
+                    if self.sets[number].completes(trail.tail, int(trail.windows_S[number]), word):
                         found.append(token)
         return found
 
@@ -202,7 +202,7 @@ class Withheld:
             hashed_L = np.concatenate(hashed)
             if not len(hashed_L):
                 continue
-            found_SL = np.stack([self._sets[number].index.contains(hashed_L) for number in numbers])
+            found_SL = np.stack([self.sets[number].index.contains(hashed_L) for number in numbers])
             most_S = self._most_S[numbers]
             for trail, of_trail, end in zip(trails, hashed, ends, strict=True):
                 windows_S = trail.windows_S[numbers]

@@ -1,5 +1,6 @@
 """Withheld texts in the processor, against vLLM's own batch of V1 and the request states that V2 keeps."""
 
+import json
 import random
 import string
 from dataclasses import replace
@@ -332,3 +333,21 @@ def test_a_token_over_many_sets_is_decided_by_each(vllm_config, withholding, tex
     for add in both(vllm_config):
         assert torch.isneginf(add(plan, ids(text[:start]))(torch.zeros(VOCAB_SIZE))).sum() == 2
         assert torch.isneginf(add(withholding, ids(text[:start]))(torch.zeros(VOCAB_SIZE))).sum() == 0
+
+
+def test_a_text_with_short_lines_does_not_come_out_of_a_json_string(vllm_config, tmp_path, seed):
+    """Its escaped line breaks would be letters otherwise: no run would be as long."""
+    rng = random.Random(seed)
+    poem = "\n".join("".join(rng.choices(string.ascii_lowercase, k=18)) for _ in range(12))
+    made = save_texts(tmp_path / "poem", poem)
+    plan = Plan(verbatim=(VerbatimSet(made.digest, str(made.folder)),))
+    for withholds in (plan, Plan()):
+        processor = ComposeLogitsProcessor(vllm_config, CPU, False)
+        writer = Writer(json.dumps({"poem": poem}) + " " * 50, 0, 0)
+        added = [(0, params(withholds), writer.prompt, writer.output)]
+        processor.update_state(SimpleNamespace(removed=[], added=added, moved=[]))
+        for _ in range(120):
+            writer.take(processor.apply(writer.logits()[None])[0])
+        shown = writer.said().replace("\\n", "\n")
+        assert longest_run(poem, writer.said()) < 40, "the raw answer has letters of line breaks in it"
+        assert (longest_run(poem, shown) == LONGEST) if withholds is plan else (longest_run(poem, shown) > 60)

@@ -1,5 +1,6 @@
 """Following sequences and forbidding tokens, against a scan of texts that knows nothing of windows and hashes."""
 
+import json
 import random
 import secrets
 import unicodedata
@@ -9,9 +10,11 @@ import numpy as np
 import pytest
 
 from support.texts import longest_run, plain_letters
+from unlearngate.kernels.numba_seeds import SeedIndex
 from unlearngate.letters import letters
 from unlearngate.manifest import Windows
 from unlearngate.passages import seeds_of
+from unlearngate.server.worker.json_spelling import JsonSpelling
 from unlearngate.server.worker.spelling import Spelling, most_letters, read
 from unlearngate.server.worker.withheld import Withheld, WithheldSet
 
@@ -35,7 +38,8 @@ def withhold(spelling, *texts, n=40):
     made = []
     for text in texts:
         of_text = windows(n)
-        made.append(WithheldSet(of_text, seeds_of([letters(text)], of_text), spelling))
+        index = SeedIndex(seeds_of([letters(text)], of_text), of_text.salt_number)
+        made.append(WithheldSet(of_text, index, spelling))
     return Withheld(made, spelling)
 
 
@@ -248,7 +252,7 @@ def test_a_trail_that_is_rebuilt_at_any_time_is_the_one_that_was_followed(alphab
     rng = random.Random(seed)
     text = draw_text(rng, alphabet)
     spelling = draw_spelling(rng, [text], fallback=fallback)
-    withheld = Withheld([*withhold(spelling, text)._sets, *withhold(spelling, text[:300], n=25)._sets], spelling)
+    withheld = Withheld([*withhold(spelling, text).sets, *withhold(spelling, text[:300], n=25).sets], spelling)
     sampler, followed = Greedy(rng, spelling.tokens, text, 0), withheld.begin()
     for _ in range(150):
         sampler.take(sampler.next({}))  # nothing is forbidden: runs go on for long
@@ -326,3 +330,52 @@ def test_words_are_found_by_their_beginnings(seed):
             begins = {t for t in wanted if read(b"", tokens[t])[0][0] == letter}
             assert set(words.tokens(low, high).tolist()) == begins
     assert np.array_equal(spelling.tokens_of("a"), [t for t, w in enumerate(tokens) if read(b"", w)[0] == "a"])
+
+
+def escaped(rng, text):
+    """A text as JSON writes it: some writers escape more than others."""
+    found = []
+    for c in text:
+        as_number = c.isalpha() and ord(c) < 0x10000 and rng.random() < 0.1
+        found.append(f"\\u{ord(c):04x}" if as_number else json.dumps(c, ensure_ascii=False)[1:-1])
+    return "".join(found)
+
+
+@pytest.mark.parametrize("fallback", [False, True])
+@pytest.mark.parametrize("alphabet", ["latin", "japanese"])
+def test_exactly_the_tokens_that_complete_a_run_of_a_json_string_are_forbidden(alphabet, fallback, seed):
+    rng = random.Random(seed)
+    for _ in range(3):
+        text, n = draw_text(rng, alphabet, 60).replace(" ", "\n"), 24
+        version = escaped(rng, text)
+        plain = draw_spelling(rng, [version, text], fallback=fallback)
+        spelling = JsonSpelling(plain.tokens, plain.single_bytes)
+        withheld = withhold(spelling, text, n=n)
+        sampler, trail = Greedy(rng, spelling.tokens, version, 0), withheld.begin()
+        for _ in range(60):
+            follow(withheld, [trail], [sampler.sequence])
+            forbidden = set(withheld.completing(trail).tolist())
+            if rng.random() < 0.4:
+                said, pending = read_all(spelling, sampler.sequence)
+                for token in range(len(spelling.tokens)):
+                    more, _ = spelling.read(pending, token)
+                    assert (token in forbidden) == rule(letters(text), n, said, more), f"seed {seed}, token {token}"
+            sampler.take(sampler.next(forbidden))
+
+
+@pytest.mark.parametrize("alphabet", ALPHABETS)
+def test_the_letters_of_a_json_string_are_those_of_what_it_stands_for(alphabet, seed):
+    rng = random.Random(seed)
+    for _ in range(60):
+        marks = ["\n", '"', "\\", "\t", " n", "/"]
+        text = "".join(rng.choice([*ALPHABETS[alphabet], *marks]) for _ in range(rng.randint(1, 40)))
+        raw = escaped(rng, text).encode()
+        tokens = [b"", *{raw[i : i + size] for i in range(len(raw)) for size in (1, 2, 3, 7)}]
+        spelling = JsonSpelling(tokens)
+        sequence, at = [], 0
+        while at < len(raw):
+            size = rng.choice([s for s in (1, 2, 3, 7) if at + s <= len(raw)])
+            sequence += [tokens.index(raw[at : at + size]), 0]
+            at += size
+        assert json.loads('"' + raw.decode() + '"') == text
+        assert read_all(spelling, sequence) == (letters(text), b""), f"seed {seed}"
