@@ -197,7 +197,7 @@ def _warn_of_other_switches(registry: Registry, served: Mapping[str, Any]) -> No
     """A set trained on prompts that close a thought, say, was never shown what is served with the thought open."""
     for forget_set in registry.sets.values():
         trained = forget_set.manifest.chat_template_kwargs
-        if trained != dict(served):
+        if forget_set.manifest.kind != "verbatim" and trained != dict(served):
             logger.warning(
                 "%s was trained with the chat template's switches %s, and requests are served with %s unless they say "
                 "otherwise: its gate may stay shut. Serve with --engine-args \"--default-chat-template-kwargs '%s'\", "

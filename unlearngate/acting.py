@@ -24,6 +24,8 @@ LEAST_GATE_OPEN = 0.5  # of the forget tokens that training measured
 
 def why_idle(manifest: ForgetSetManifest) -> str | None:
     """Why a set at its recommended strength takes nothing away, or None."""
+    if manifest.target is None:  # kind verbatim: it has seeds, or it would not have been loaded
+        return None
     strength, most_nats = manifest.recommended, math.log(manifest.target.vocab_size)
     gate_open = manifest.metrics.get("forget_gate_open", 1.0)
     if strength.weight < LEAST_WEIGHT:

@@ -1,44 +1,49 @@
-"""The forget-set artefact: a folder with a PEFT LoRA adapter and `forget_set.json`.
+"""The forget-set artefact: a folder with `forget_set.json`, and a PEFT LoRA adapter or the seeds of texts.
 
     NAME/
       forget_set.json             ForgetSetManifest
       adapter_config.json         PEFT's
       adapter_model.safetensors   PEFT's; names as PEFT writes them for the set's layers of the target, counted from 0
+      passages.safetensors        of kind `verbatim`, instead of PEFT's files: see passages.py
 
-`save_forget_set` is the only writer, `load_forget_set` the only reader. Loading trusts nothing: see its docstring.
+`save_forget_set` and `save_passages` are the only writers, `load_forget_set` the only reader. Loading trusts nothing:
+see its docstring.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
-import re
+import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from unlearngate.checkpoint import refuse_pointers
 from unlearngate.errors import ArtefactError
 from unlearngate.manifest import ForgetSetManifest
+from unlearngate.passages import PASSAGES_FILE, read_seeds, write_seeds
+from unlearngate.peft_adapter import verify_config, verify_tensors
 from unlearngate.target import TargetIdentity, file_digest
 
 MANIFEST_FILE = "forget_set.json"
 ADAPTER_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_TENSOR_NAME = re.compile(
-    r"base_model\.model\.model\.layers\.(?P<layer>0|[1-9][0-9]*)\.(?P<linear>[a-z_.]+)\.lora_(?P<half>[AB])\.weight"
-)
+_FILES = {
+    "uld": (ADAPTER_FILE, CONFIG_FILE),
+    "undial": (ADAPTER_FILE, CONFIG_FILE),
+    "verbatim": (PASSAGES_FILE,),
+}
+_ANY_FILES = (ADAPTER_FILE, CONFIG_FILE, PASSAGES_FILE)
 
 
 class ForgetSet(NamedTuple):
@@ -74,8 +79,8 @@ def load_forget_set(folder: Path, target: TargetIdentity | None = None) -> Forge
 
     Refuses: a missing or unreadable file, an unknown kind or field, a digest that does not match, a file the manifest
     does not list, a pickle, a path that leaves the folder, an adapter with anything but plain LoRA pairs on linear maps
-    that exist in the target at the right shape, a tensor that is not finite, and, with `target` given, an artefact made
-    for other weights or another tokenizer.
+    that exist in the target at the right shape, a tensor that is not finite, seeds that are not the manifest's, and,
+    with `target` given, an artefact made for other weights or another tokenizer.
 
     Returns: the verified set; its digest covers the manifest and through it every file.
     Raises: ArtefactError naming the file and the reason.
@@ -92,14 +97,17 @@ def _load_verified(folder: Path, target: TargetIdentity | None) -> ForgetSet:
     if not (folder / MANIFEST_FILE).exists():
         raise ArtefactError(folder / MANIFEST_FILE, f"is missing, so {folder.name} is no forget set; {_hint(folder)}")
     _verify_listing(folder)
-    refuse_pointers(folder / name for name in (MANIFEST_FILE, ADAPTER_FILE, CONFIG_FILE))
+    refuse_pointers(folder / name for name in (MANIFEST_FILE, *_ANY_FILES))
     manifest_path = folder / MANIFEST_FILE
     raw = _read_bytes(manifest_path)
     manifest = _parse_manifest(manifest_path, raw)
     _verify_files(folder, manifest)
-    rank_by_config = _verify_adapter_config(folder / CONFIG_FILE, manifest)
-    _verify_tensors(folder / ADAPTER_FILE, manifest, rank_by_config)
-    if target is not None:
+    if manifest.windows is not None:
+        read_seeds(folder / PASSAGES_FILE, manifest.windows)
+    else:
+        verify_config(folder / CONFIG_FILE, _read_bytes(folder / CONFIG_FILE), manifest)
+        verify_tensors(folder / ADAPTER_FILE, manifest)
+    if target is not None and manifest.target is not None:
         _verify_target(manifest_path, manifest.target, target)
     return ForgetSet(manifest, folder.resolve(), hashlib.sha256(raw).hexdigest())
 
@@ -111,7 +119,7 @@ def save_forget_set(
     adapter_config: Mapping[str, Any],
     manifest: Mapping[str, Any],
 ) -> ForgetSet:
-    """Write one artefact and read it back, verified. The folder appears whole or not at all.
+    """Write one artefact with LoRA and read it back, verified. The folder appears whole or not at all.
 
     Args:
         folder: where it goes; an artefact already there is replaced.
@@ -121,13 +129,54 @@ def save_forget_set(
 
     Raises: ArtefactError if what would be written could not be loaded again; nothing is left behind then.
     """
+
+    def write(new: Path) -> None:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, new / ADAPTER_FILE)
+        (new / CONFIG_FILE).write_text(json.dumps(dict(adapter_config), indent=2, sort_keys=True) + "\n")
+
+    return _save(folder, manifest, write)
+
+
+def save_passages(folder: Path, *, seeds: np.ndarray, manifest: Mapping[str, Any]) -> ForgetSet:
+    """Write one artefact of kind `verbatim`, as `save_forget_set` writes one with LoRA.
+
+    Args:
+        folder: the same.
+        seeds: (N,) uint32, as `seeds_of` makes them with the manifest's windows.
+        manifest: the same.
+
+    Raises: as `save_forget_set`.
+    """
+    return _save(folder, manifest, lambda new: write_seeds(new / PASSAGES_FILE, seeds, manifest["windows"]))
+
+
+def rewrite_forget_set(forget_set: ForgetSet, folder: Path, **changes: Any) -> ForgetSet:
+    """Write the same tensors under a changed manifest.
+
+    Args:
+        forget_set: verified; it stays as it is unless `folder` is its own, which is then replaced atomically.
+        folder: as `save_forget_set` takes it.
+        changes: fields of ForgetSetManifest.
+
+    Raises: as `save_forget_set`.
+    """
+
+    def write(new: Path) -> None:
+        for name in forget_set.manifest.files:
+            shutil.copyfile(forget_set.folder / name, new / name)
+
+    manifest = forget_set.manifest.model_dump(exclude={"files"})
+    return _save(folder, {**manifest, **changes, "created_at": now()}, write)
+
+
+def _save(folder: Path, manifest: Mapping[str, Any], write: Callable[[Path], None]) -> ForgetSet:
+    """Write what `write` puts into a new folder, and its manifest; whole or not at all."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
         new = Path(scratch) / folder.name
         new.mkdir()
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, new / ADAPTER_FILE)
-        (new / CONFIG_FILE).write_text(json.dumps(dict(adapter_config), indent=2, sort_keys=True) + "\n")
-        files = {name: file_digest(new / name) for name in (ADAPTER_FILE, CONFIG_FILE)}
+        write(new)
+        files = {name: file_digest(new / name) for name in _ANY_FILES if (new / name).exists()}
         try:
             checked = ForgetSetManifest.model_validate({**manifest, "files": files})
         except ValidationError as error:
@@ -141,24 +190,6 @@ def save_forget_set(
             os.replace(folder, Path(scratch) / "replaced")
         os.replace(new, folder)
     return load_forget_set(folder)
-
-
-def rewrite_forget_set(forget_set: ForgetSet, folder: Path, **changes: Any) -> ForgetSet:
-    """Write the same tensors under a changed manifest.
-
-    Args:
-        forget_set: verified; it stays as it is unless `folder` is its own, which is then replaced atomically.
-        folder: as `save_forget_set` takes it.
-        changes: fields of ForgetSetManifest.
-
-    Raises: as `save_forget_set`.
-    """
-    return save_forget_set(
-        folder,
-        tensors=load_file(forget_set.folder / ADAPTER_FILE),
-        adapter_config=json.loads((forget_set.folder / CONFIG_FILE).read_text()),
-        manifest={**forget_set.manifest.model_dump(exclude={"files"}), **changes, "created_at": now()},
-    )
 
 
 def data_digest(rows: list[dict[str, Any]]) -> str:
@@ -188,8 +219,10 @@ def _parse_manifest(path: Path, raw: bytes) -> ForgetSetManifest:
         raise ArtefactError(path, f"is not JSON ({error})") from error
     if not isinstance(data, dict):
         raise ArtefactError(path, f"must hold a JSON object, got {type(data).__name__}")
-    if data.get("kind") not in ("uld", "undial"):
-        raise ArtefactError(path, f"kind {data.get('kind')!r} is unknown; this version serves 'uld' and 'undial'")
+    if data.get("kind") not in tuple(_FILES):
+        raise ArtefactError(
+            path, f"kind {data.get('kind')!r} is unknown; this version serves 'uld', 'undial' and 'verbatim'"
+        )
     try:
         return ForgetSetManifest.model_validate(data)
     except ValidationError as error:
@@ -219,97 +252,36 @@ def _hint(folder: Path) -> str:
 
 
 def _verify_listing(folder: Path) -> None:
-    """Only the three files, as plain files: nothing else in the folder is covered by a digest."""
+    """Only files of some kind of set, as plain files: nothing else in the folder is covered by a digest."""
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in _PICKLES:
             raise ArtefactError(path, "is a pickle, which can run code when read; export the adapter as safetensors")
         if path.is_symlink():
             raise ArtefactError(path, f"leads out of the folder, to {path.readlink()}; put the file itself there")
-        if path.name not in (MANIFEST_FILE, ADAPTER_FILE, CONFIG_FILE):
+        if path.name not in (MANIFEST_FILE, *_ANY_FILES):
             raise ArtefactError(
-                path, f"does not belong here: only {MANIFEST_FILE}, {ADAPTER_FILE} and {CONFIG_FILE} do"
+                path,
+                f"does not belong here: only {MANIFEST_FILE}, {ADAPTER_FILE} and {CONFIG_FILE} do, or {PASSAGES_FILE}",
             )
         if not path.is_file():
             raise ArtefactError(path, "is not a file")
 
 
 def _verify_files(folder: Path, manifest: ForgetSetManifest) -> None:
-    if set(manifest.files) != {ADAPTER_FILE, CONFIG_FILE}:
+    files = _FILES[manifest.kind]
+    if set(manifest.files) != set(files):
         raise ArtefactError(
-            folder / MANIFEST_FILE, f"must list exactly {ADAPTER_FILE} and {CONFIG_FILE}, got {sorted(manifest.files)}"
+            folder / MANIFEST_FILE, f"must list exactly {' and '.join(files)}, got {sorted(manifest.files)}"
         )
+    for path in sorted(folder.iterdir()):
+        if path.name not in (MANIFEST_FILE, *files):
+            raise ArtefactError(path, f"does not belong to a set of kind {manifest.kind!r}")
     for name, digest in manifest.files.items():
         path = folder / name
         if not path.is_file():
             raise ArtefactError(path, "is missing")
         if (found := file_digest(path)) != digest:
             raise ArtefactError(path, f"was changed or damaged: its sha256 is {found[:12]}..., not {digest[:12]}...")
-
-
-def _verify_adapter_config(path: Path, manifest: ForgetSetManifest) -> int:
-    try:
-        config = json.loads(_read_bytes(path))
-    except (ValueError, RecursionError) as error:
-        raise ArtefactError(path, f"is not JSON ({error})") from error
-    if not isinstance(config, dict):
-        raise ArtefactError(path, f"must hold a JSON object, got {type(config).__name__}")
-    plain: dict[str, tuple[Any, ...]] = {
-        "peft_type": ("LORA",),
-        "bias": ("none", None),
-        "use_dora": (False, None),
-        "modules_to_save": (None, []),
-        "rank_pattern": ({}, None),
-        "alpha_pattern": ({}, None),
-        "fan_in_fan_out": (False, None),
-        "init_lora_weights": (True, False, None, "gaussian"),
-        "layer_replication": (None,),
-        "alora_invocation_tokens": (None,),
-        "use_qalora": (False, None),
-    }
-    for field, allowed in plain.items():
-        if config.get(field) not in allowed:
-            raise ArtefactError(
-                path, f"{field} is {config.get(field)!r}; only plain LoRA ({field}={allowed[0]!r}) is served"
-            )
-    if config.get("r") != manifest.rank:
-        raise ArtefactError(path, f"r is {config.get('r')!r}, the manifest's rank {manifest.rank}")
-    alpha = config.get("lora_alpha")
-    if not isinstance(alpha, int | float) or not 0 < alpha < math.inf:
-        raise ArtefactError(path, f"lora_alpha must be a finite number above 0, got {alpha!r}")
-    return manifest.rank
-
-
-def _verify_tensors(path: Path, manifest: ForgetSetManifest, rank: int) -> None:
-    shapes = manifest.target.linear_shapes()
-    halves: dict[tuple[int, str], set[str]] = {}
-    try:
-        with safe_open(path, framework="pt") as tensors:
-            for name in tensors.keys():
-                match = _TENSOR_NAME.fullmatch(name)
-                if match is None or match["linear"] not in shapes:
-                    raise ArtefactError(path, f"tensor {name!r} lands on no module of the set's layers")
-                layer, half = int(match["layer"]), match["half"]
-                if layer >= manifest.num_layers:
-                    raise ArtefactError(path, f"tensor {name!r}: the set has {manifest.num_layers} layers only")
-                out_features, in_features = shapes[match["linear"]]
-                expected = (rank, in_features) if half == "A" else (out_features, rank)
-                tensor = tensors.get_tensor(name)
-                if tuple(tensor.shape) != expected:
-                    raise ArtefactError(path, f"tensor {name!r} is {tuple(tensor.shape)}, the target needs {expected}")
-                if tensor.dtype not in _DTYPES:
-                    raise ArtefactError(
-                        path, f"tensor {name!r} is {tensor.dtype}; LoRA is served in fp32, bf16 or fp16"
-                    )
-                if not bool(torch.isfinite(tensor).all()):
-                    raise ArtefactError(path, f"tensor {name!r} holds NaN or infinity")
-                halves.setdefault((layer, match["linear"]), set()).add(half)
-    except (SafetensorError, OSError) as error:
-        raise ArtefactError(path, f"is not a safetensors file ({error})") from error
-    if not halves:
-        raise ArtefactError(path, "holds no tensors")
-    for (layer, linear), found in halves.items():
-        if found != {"A", "B"}:
-            raise ArtefactError(path, f"layer {layer} {linear} has lora_{min(found)} without its other half")
 
 
 def _verify_target(path: Path, made_for: TargetIdentity, served: TargetIdentity) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from unlearngate.artefact import ADAPTER_FILE, CONFIG_FILE, MANIFEST_FILE, ForgetSet, load_forget_set
+from unlearngate.artefact import MANIFEST_FILE, ForgetSet, load_forget_set
 from unlearngate.errors import ArtefactError
 from unlearngate.files import scratch_beside, sync_folder
 
@@ -68,7 +68,7 @@ def copied(forget_set: ForgetSet, parent: Path) -> Iterator[Path]:
 def _copy_files(forget_set: ForgetSet, folder: Path) -> bool:
     """Copy an artefact's files. Returns: whether the copy is the artefact that was loaded."""
     try:
-        for name in (MANIFEST_FILE, CONFIG_FILE, ADAPTER_FILE):
+        for name in (MANIFEST_FILE, *forget_set.manifest.files):
             _copy_file(forget_set.folder / name, folder / name)
         sync_folder(folder)
         return load_forget_set(folder).digest == forget_set.digest

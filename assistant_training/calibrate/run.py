@@ -202,7 +202,7 @@ def _read(
 
 def _grid(settings: CalibrationSettings, forget_set: ForgetSet, positions: dict[str, Positions]) -> Grid:
     """What is swept: the settings' values, or gates from the evidence, and what the set recommends."""
-    before, vocab_size = forget_set.manifest.recommended, forget_set.manifest.target.vocab_size
+    before, vocab_size = forget_set.manifest.recommended, forget_set.manifest.made_for.vocab_size
     gates = settings.gates_nats
     if gates is None:
         gates = gates_of(positions["forget"], positions["retain"], vocab_size)

@@ -69,6 +69,11 @@ def find_sets(paths: Sequence[Path], target: TargetIdentity) -> dict[str, Forget
             )
         for folder in folders:
             forget_set = load_forget_set(folder, target)
+            if forget_set.manifest.kind == "verbatim":
+                raise UnlearngateError(
+                    f"{folder} is of kind 'verbatim', which a server alone puts in force: serve it, and give --server, "
+                    "or leave it out of --sets"
+                )
             if forget_set.name in found:
                 raise UnlearngateError(
                     f"{folder} and {found[forget_set.name].folder} are both called {forget_set.name}"

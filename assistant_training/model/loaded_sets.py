@@ -26,9 +26,14 @@ def with_sets(
         sets: verified artefacts, of kind `uld` (composed) or at most one of kind `undial` (put on the target itself).
         strengths: of each set; None takes what its manifest recommends.
 
-    Raises: TrainingError for what a server refuses: two sets of kind `undial`, or one beside an assistant with a tap;
-        SentenceError if the target cannot say what a set says instead of answers.
+    Raises: TrainingError for a set of kind `verbatim`, and for what a server refuses: two sets of kind `undial`, or one
+        beside an assistant with a tap; SentenceError if the target cannot say what a set says instead of answers.
     """
+    if verbatim := [forget_set.name for forget_set in sets if forget_set.manifest.kind == "verbatim"]:
+        raise TrainingError(
+            f"{verbatim[0]} is of kind 'verbatim', which a server alone puts in force: serve it, and ask the server "
+            "(evaluate --server, attack --server)"
+        )
     chosen = strengths or [None] * len(sets)
     undial = [forget_set for forget_set in sets if forget_set.manifest.kind == "undial"]
     if len(undial) > 1:
@@ -61,7 +66,7 @@ def assistant_of(target: Any, forget_set: ForgetSet) -> Any:
         target,
         forget_set.folder,
         num_layers=manifest.num_layers,
-        model_id=manifest.target.model_id,
+        model_id=manifest.made_for.model_id,
         tap_layer=manifest.tap_layer,
     )
 
@@ -69,5 +74,5 @@ def assistant_of(target: Any, forget_set: ForgetSet) -> Any:
 def _student(target: Any, forget_set: ForgetSet) -> Any:
     """The target with a set of kind `undial` on it, as a model of its own that shares the target's weights."""
     manifest = forget_set.manifest
-    own = truncate(target, manifest.target.num_layers, model_id=manifest.target.model_id)
+    own = truncate(target, manifest.made_for.num_layers, model_id=manifest.made_for.model_id)
     return PeftModel.from_pretrained(own, forget_set.folder).eval()

@@ -89,3 +89,16 @@ class UndialSettings:
     bf16: bool = False  # autocast
     gradient_checkpointing: bool = False
     patience: int = 0  # epochs without progress until it stops early; 0: never
+
+
+@dataclass(frozen=True, slots=True)
+class VerbatimSettings:
+    """What of the texts is withheld."""
+
+    letters: int = 40  # a run of so many letters never comes out
+    longest_seed: int = 20  # letters of a window: enough that ordinary text shares few, and a seed tells little
+
+    @property
+    def seed_letters(self) -> int:
+        """The letters of a window: at most half a run, so that no token goes from no window to a whole run unseen."""
+        return min(self.longest_seed, (self.letters + 1) // 2)

@@ -35,7 +35,7 @@ from unlearngate.assistant_training.train.run_files import RunFiles
 from unlearngate.assistant_training.train.settings import UndialSettings
 from unlearngate.assistant_training.train.unlearning_losses import retain_kl_loss, undial_loss
 from unlearngate.errors import TrainingError
-from unlearngate.manifest import UNDIAL_BOUNDS, UNDIAL_STRENGTH
+from unlearngate.manifest import FIXED_BOUNDS, FIXED_STRENGTH
 from unlearngate.target import TargetIdentity
 
 
@@ -156,8 +156,8 @@ def export_undial(
             "tap_layer": 0,
             "num_layers": identity.num_layers,
             "rank": settings.rank,
-            "recommended": UNDIAL_STRENGTH,
-            "bounds": UNDIAL_BOUNDS,
+            "recommended": FIXED_STRENGTH,
+            "bounds": FIXED_BOUNDS,
             "training": {
                 **asdict(settings),
                 "seed": seed,

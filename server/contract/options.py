@@ -32,13 +32,17 @@ def engine_options(branches: BranchOptions, *, max_rank: int, max_loaded: int, m
             f"{', '.join(TARGET_ARCHITECTURES)}"
         )
     ensure_key()
-    return {
+    options: dict[str, Any] = {
         "hf_overrides": {"architectures": [ARCHITECTURE], CONFIG_FIELD: branches.to_config()},
         "logits_processors": [PROCESSOR],
         "logprobs_mode": "processed_logprobs",
-        "enable_lora": True,
-        "max_lora_rank": max_rank,
-        "max_loras": max_loaded,
-        "max_cpu_loras": max(max_loaded, max_known),
-        "lora_target_modules": branches.lora_target_modules(),
     }
+    if branches.lora_target_modules():  # none for sets of kind `verbatim` alone
+        options |= {
+            "enable_lora": True,
+            "max_lora_rank": max_rank,
+            "max_loras": max_loaded,
+            "max_cpu_loras": max(max_loaded, max_known),
+            "lora_target_modules": branches.lora_target_modules(),
+        }
+    return options

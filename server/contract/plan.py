@@ -14,6 +14,7 @@ import json
 import os
 import secrets
 from dataclasses import asdict, dataclass, replace
+from typing import NamedTuple
 
 from unlearngate.manifest import LARGEST
 
@@ -37,6 +38,13 @@ class Term:
     sentence: tuple[int, ...] = ()
 
 
+class VerbatimSet(NamedTuple):
+    """One forget set of kind `verbatim` in force: its digest, and the folder of the server's own copy."""
+
+    digest: str
+    folder: str
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """Everything the worker needs to compose one request's rows.
@@ -46,6 +54,7 @@ class Plan:
     ticket is the HTTP request whose tokens are counted (usage.py). lease is where the open gates of one of its
     sequences are recorded (tally.py). 0 is none.
     keep_ratio is composition.md's tau, tail_ratio its rho.
+    verbatim has the sets whose texts must not come out; they need no adapter.
     """
 
     adapter_id: int = 0
@@ -54,6 +63,7 @@ class Plan:
     ticket: int = 0
     lease: int = 0
     tail_ratio: float = 0.0
+    verbatim: tuple[VerbatimSet, ...] = ()
 
     def __post_init__(self) -> None:
         if self.adapter_id < 0 or (self.terms and self.adapter_id == 0):
@@ -102,6 +112,7 @@ def verify(token: object) -> Plan:
         raise ValueError("the request's composition token was not signed by this server")
     fields = json.loads(base64.urlsafe_b64decode(payload))
     fields["terms"] = tuple(Term(**{**term, "sentence": tuple(term["sentence"])}) for term in fields["terms"])
+    fields["verbatim"] = tuple(VerbatimSet(*one) for one in fields["verbatim"])
     return Plan(**fields)
 
 

@@ -112,7 +112,7 @@ def _config_reasons(config: Any) -> list[str]:
         branches = BranchOptions(**options)
     except TypeError:
         return [f"the branch options in the model's configuration are malformed: {options}"]
-    num_layers = model.hf_config.num_hidden_layers
+    num_layers, modules = model.hf_config.num_hidden_layers, branches.lora_target_modules()
     checks: list[tuple[bool, str]] = [
         (
             branches.target_architecture not in TARGET_ARCHITECTURES,
@@ -131,7 +131,6 @@ def _config_reasons(config: Any) -> list[str]:
             branches.adapted_layers not in (0, num_layers),
             f"LoRA on the target must be on all of its {num_layers} layers or on none, got {branches.adapted_layers}",
         ),
-        (branches.num_branches == branches.adapted_layers == 0, "there is nothing that a forget set could adapt"),
         (
             str(model.logprobs_mode).rsplit(".", 1)[-1].lower() not in ("processed_logprobs", "processed_logits"),
             f"logprobs_mode is {model.logprobs_mode}: raw logprobs are the plain target's; use processed_logprobs",
@@ -156,9 +155,10 @@ def _config_reasons(config: Any) -> list[str]:
         ),
         (getattr(model, "enable_trace_replay", False), "a replayed trace is text that was not composed"),
         (getattr(model, "return_sampling_mask", False), "returning the sampling mask was never tried"),
-        (lora is None, "LoRA is not enabled: forget sets are adapters"),
+        (lora is None and bool(modules), "LoRA is not enabled: forget sets are adapters"),
+        (lora is not None and not modules, "LoRA is enabled, and there is nothing that a forget set could adapt"),
         (
-            lora is not None and sorted(lora.target_modules or []) != sorted(branches.lora_target_modules()),
+            lora is not None and bool(modules) and sorted(lora.target_modules or []) != sorted(modules),
             "LoRA's target modules are not exactly the linear maps that forget sets adapt",
         ),
         (

@@ -123,7 +123,7 @@ class Answerer:
                 held.enter_context(self.running.one_of(caller.key_id))
                 decision = self.policy.decide(request.model, request.forget_sets, caller)
                 refuse_measuring(request, self.policy.logprobs_for(caller))
-                binding = await self.adapters.acquire(decision.sets) if decision.sets else None
+                binding = await self.adapters.acquire(decision.bound) if decision.bound else None
             except UnlearngateError as error:
                 account.refuse(error.http_status, error.code)
                 raise

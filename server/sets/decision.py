@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from unlearngate.artefact import ForgetSet
 from unlearngate.manifest import Strength, row_ratios
-from unlearngate.server.contract.plan import Plan, Term
+from unlearngate.server.contract.plan import Plan, Term, VerbatimSet
 
 By = Literal["server", "key", "gateway", "request", "default"]
 
@@ -33,8 +33,13 @@ class Decision:
 
     @property
     def sets(self) -> list[ForgetSet]:
-        """The sets, in the order in which an adapter binds them."""
+        """The sets, by name."""
         return [held.forget_set for held in self.in_force]
+
+    @property
+    def bound(self) -> list[ForgetSet]:
+        """The sets that need an adapter, in the order in which it binds them."""
+        return [forget_set for forget_set in self.sets if forget_set.manifest.kind != "verbatim"]
 
     def plan(self, adapter_id: int) -> Plan:
         """What the engine is told, once the sets are bound to branches by this adapter; 0 for none."""
@@ -51,7 +56,12 @@ class Decision:
         )
         # One row has one keep rule and one tail cut: of each the strictest that any of its sets asks for.
         keep_ratio, tail_ratio = row_ratios((held.forget_set.manifest.rule, held.strength) for held in branches)
-        return Plan(adapter_id, keep_ratio, terms, tail_ratio=tail_ratio)
+        verbatim = tuple(
+            VerbatimSet(forget_set.digest, str(forget_set.folder))
+            for forget_set in self.sets
+            if forget_set.manifest.kind == "verbatim"
+        )
+        return Plan(adapter_id, keep_ratio, terms, tail_ratio=tail_ratio, verbatim=verbatim)
 
     @property
     def speaking(self) -> list[str]:

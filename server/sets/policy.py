@@ -28,6 +28,7 @@ from unlearngate.server.sets.registry import Registry
 from unlearngate.server.sets.strength import REQUIRED_CODE, refuse_weakening, strength_of
 
 MODEL_SEPARATOR = ":forget="
+MOST_VERBATIM = 128  # each is named in a request's signed plan, and looked up at every letter
 
 
 class Policy:
@@ -222,6 +223,12 @@ class Policy:
         """Why these sets cannot be in force together, or None."""
         uld = sorted(s.name for s in sets if s.manifest.kind == "uld")
         undial = sorted(s.name for s in sets if s.manifest.kind == "undial")
+        verbatim = [s.name for s in sets if s.manifest.kind == "verbatim"]
+        if len(verbatim) > MOST_VERBATIM:
+            return (
+                f"at most {MOST_VERBATIM} forget sets of kind 'verbatim' can be in force in one request, got "
+                f"{len(verbatim)}; one set may hold many texts"
+            )
         if len(uld) > self._num_branches:
             return (
                 f"at most {self._num_branches} forget sets of kind 'uld' can be in force in one request, "

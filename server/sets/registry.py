@@ -119,6 +119,8 @@ class Registry:
         manifest = forget_set.manifest
         if not forced:
             refuse_idle(forget_set)
+        if manifest.kind == "verbatim":
+            return  # it needs nothing of the engine, and says nothing
         if manifest.kind == "undial":
             if not self._undial:
                 raise ArtefactError(
@@ -146,8 +148,10 @@ class Registry:
         said = forget_set.manifest.sentence(text)
         if said is None:
             return ()
-        if forget_set.manifest.kind == "undial":
-            raise SentenceError(f"{forget_set.name} is of kind 'undial', without a gate that could say when")
+        if forget_set.manifest.kind != "uld":
+            raise SentenceError(
+                f"{forget_set.name} is of kind {forget_set.manifest.kind!r}, without a gate that could say when"
+            )
         if self._sentences is None:
             raise SentenceError(f"there is no tokenizer here that could encode what {forget_set.name} says")
         return self._sentences.tokens(said)
@@ -230,7 +234,10 @@ class Registry:
         return next(rank for rank in _VLLM_RANKS if rank >= largest)
 
     def branches(self, max_sets_per_request: int) -> BranchOptions:
-        """What the model needs for these sets: branches if any is `uld`, LoRA on the target if any is `undial`."""
+        """What the model needs for these sets: branches if any is `uld`, LoRA on the target if any is `undial`.
+
+        Sets of kind `verbatim` need neither.
+        """
         kinds = {s.manifest.kind for s in self._all()}
         return BranchOptions(
             self.target.architecture,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -33,6 +34,8 @@ from unlearngate.server.worker.compat import (
 )
 from unlearngate.server.worker.recorder import Recorder
 from unlearngate.server.worker.saying import Saying, Sentences
+from unlearngate.server.worker.sequences import ListedTokens, SlotTokens, Tokens
+from unlearngate.server.worker.verbatim import Followed, Verbatim
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -81,11 +84,14 @@ class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         self._eos: int = eos[0] if isinstance(eos, list) else eos or 0
         self._plans: dict[int, Plan | None] = {}  # by batch index (V1) or slot (V2); None = refused
         self._steered: dict[int, bool] = {}  # as the plans: whether the request changes the logits before us
-        self._outputs: dict[int, list[int]] = {}  # V1's own lists of what was sampled; they grow as it samples
+        self._listed: dict[int, ListedTokens] = {}  # V1's own lists
+        self._followed: dict[int, Followed | None] = {}  # as the plans: of those that withhold texts
         self._req_states = runner[0] if len(runner) == 1 else None
         self._recorder = Recorder.attach(self._device)
         tally = Tally.attach()
         self._saying = Saying(tally.num_slots if tally else 0, self._eos, self._device)
+        model = vllm_config.model_config
+        self._verbatim = Verbatim(Path(model.tokenizer), model.get_vocab_size(), self._eos)
         self._vocab_size = 0
         self._cached: _Batch | None = None
         self._scratch: Scratch | None = None
@@ -106,18 +112,16 @@ class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         if batch_update is None:
             return
         self._cached = None
+        by_index = (self._plans, self._steered, self._listed, self._followed)
         for index in batch_update.removed:
-            for of_index in (self._plans, self._steered, self._outputs):
+            for of_index in by_index:
                 of_index.pop(index, None)
-        for index, params, _, output in batch_update.added:
-            self._plans[index], self._steered[index], self._outputs[index] = (
-                self._plan_of(params),
-                steers(params),
-                output,
-            )
+        for index, params, prompt, output in batch_update.added:
+            self._admit(index, params)
+            self._listed[index] = ListedTokens(prompt, output)
         for source, destination, direction in batch_update.moved:
             swap = direction is MoveDirectionality.SWAP
-            for of_index in (self._plans, self._steered, self._outputs):
+            for of_index in by_index:
                 _move(of_index, source, destination, swap=swap)
 
     # vLLM's V2 interface
@@ -125,9 +129,8 @@ class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
     def add_request(self, req_idx: int, sampling_params: SamplingParams) -> bool:
         """Take over a slot; True if its rows are to be composed."""
         self._cached = None
-        plan = self._plan_of(sampling_params)
-        self._plans[req_idx], self._steered[req_idx] = plan, steers(sampling_params)
-        return plan is None or bool(plan.terms)
+        plan = self._admit(req_idx, sampling_params)
+        return plan is None or bool(plan.terms or plan.verbatim)
 
     # both
 
@@ -142,6 +145,8 @@ class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
             open_N = self._compose(logits, batch, knows_rows=ctx is None)
             if self._recorder or batch.sentences:
                 self._follow(logits, batch, open_N, self._positions(slots, ctx), started)
+        if any(self._followed.get(slot) for slot in slots):
+            self._withhold(logits, slots, ctx)
         # A row of an unknown request is as untrusted as one with a bad token.
         for row, slot in enumerate(slots):
             if self._plans.get(slot) is None:
@@ -183,16 +188,29 @@ class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
             self._cached = batch._replace(sentences=self._saying.sentences(plans))
         return self._cached
 
-    def _plan_of(self, params: SamplingParams) -> Plan | None:
-        """A request's plan; None if it cannot be carried out."""
+    def _admit(self, index: int, params: SamplingParams) -> Plan | None:
+        """Take over a request's plan; None if it cannot be carried out."""
+        plan: Plan | None = None
+        self._followed[index] = None
         try:
-            plan = verify((params.extra_args or {}).get(TOKEN_FIELD))
-            if not leaves_text_free(params):
-                return plan.speechless()  # a grammar would reject the sentence
-            return self._saying.check(plan)
+            signed = verify((params.extra_args or {}).get(TOKEN_FIELD))
+            self._followed[index] = self._verbatim.begin(signed)
+            # A grammar would reject the sentence.
+            plan = self._saying.check(signed) if leaves_text_free(params) else signed.speechless()
         except ValueError as error:
-            logger.error("a request reached the worker without a valid token (%s): it is ended", error)
-            return None
+            logger.error("a request reached the worker whose plan cannot be carried out (%s): it is ended", error)
+        self._plans[index], self._steered[index] = plan, steers(params)
+        return plan
+
+    def _withhold(self, logits: Tensor, slots: Sequence[int], ctx: LogitsContext | None) -> None:
+        """Keep rows from completing a run of the texts that their requests withhold, in place."""
+        rows: list[tuple[int, Followed, Tokens]] = []
+        lengths = None if ctx is None else ctx.seq_lens_upper_bound_np.tolist()
+        for row, (slot, position) in enumerate(zip(slots, self._positions(slots, ctx), strict=True)):
+            if (followed := self._followed.get(slot)) and position >= 0:
+                in_slot = lengths and SlotTokens(self._req_states, slot, lengths[row])
+                rows.append((row, followed, in_slot or self._listed[slot]))
+        self._verbatim.forbid(logits, rows)
 
     def _positions(self, slots: Sequence[int], ctx: LogitsContext | None) -> np.ndarray:
         """(R,) int64: how many tokens each row's sequence has, or below 0 while its prompt is not complete.
@@ -200,7 +218,8 @@ class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         V1 also samples a token after a part of a prompt, and discards it: the row is then recorded again.
         """
         if ctx is None:
-            return np.array([len(self._outputs.get(slot) or ()) for slot in slots], dtype=np.int64)
+            listed = (self._listed.get(slot) for slot in slots)
+            return np.array([len(tokens.output) if tokens else 0 for tokens in listed], dtype=np.int64)
         assert self._req_states is not None
         visible, index = ctx.seq_lens_upper_bound_np.astype(np.int64), np.array(slots)
         complete = visible >= self._req_states.prefill_len.np[index]

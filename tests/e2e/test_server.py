@@ -17,6 +17,7 @@ import pytest
 from support.engine.reference import Reference, Term
 from support.engine.tiny import VOCAB_SIZE, make_forget_set, make_target
 from support.server import Server
+from support.texts import longest_run, save_texts
 
 pytestmark = pytest.mark.e2e
 
@@ -381,6 +382,26 @@ def test_metrics_count_requests_by_set_and_the_document_describes_the_field(serv
     assert "vllm:" in text
     schema = httpx.get(f"{server.url}/openapi.json").json()
     assert "forget_sets" in schema["components"]["schemas"]["ForgettingChatRequest"]["properties"]
+
+
+def test_texts_are_withheld_from_what_is_composed(client, server):
+    """The text is what an assistant's composition says; beside it, alone, and beside requests without it."""
+    fields = {"max_tokens": 300, "logprobs": False}
+    said = ask(client, ["anna"], **fields).choices[0].message.content
+    assert longest_run(said, said) > 30
+    save_texts(server.folders["sets"] / "said", said, letters=24)
+    deadline = time.monotonic() + 60
+    while "said" not in {card["id"] for card in httpx.get(f"{server.url}/v1/forget_sets").json()["data"]}:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    kinds = [["anna"], ["anna", "said"], ["zora", "anna", "said"], ["said"]]
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda i: ask(client, kinds[i % 4], **fields), range(16)))
+    texts = [answer.choices[0].message.content for answer in answers]
+    assert all(longest_run(said, text) > 30 for text in texts[::4])
+    assert all(longest_run(said, text) <= 23 for i, text in enumerate(texts) if i % 4)
+    assert [one["name"] for one in answers[2].model_extra["forget_sets"]] == ["anna", "said", "zora"]
+    shutil.rmtree(server.folders["sets"] / "said")
 
 
 @pytest.mark.parametrize("number, kind, tap_layer", [(signal.SIGTERM, "uld", 1), (signal.SIGINT, "undial", 0)])

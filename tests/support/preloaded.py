@@ -86,7 +86,8 @@ def run(module: str, arguments: list[object], out: Path, env: dict[str, str]) ->
 @cache
 def _preloaded() -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "support.preloaded"]
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
     atexit.register(process.communicate)  # it ends with its input
     return process

@@ -13,6 +13,7 @@ from rich.progress import Progress
 
 from unlearngate.assistant_training.train.settings import AssistantSettings, UndialSettings
 from unlearngate.commands._shared import ChatTemplateKwargs, Label, errors_as_sentences, switches_of
+from unlearngate.commands.train_verbatim import train_verbatim
 from unlearngate.errors import UnlearngateError
 from unlearngate.progress import shown_progress
 
@@ -20,12 +21,13 @@ if TYPE_CHECKING:
     from unlearngate.artefact import ForgetSet
     from unlearngate.assistant_training.model.loaded_target import LoadedTarget
 
-app = typer.Typer(help="Make forget sets from files of questions and answers.", no_args_is_help=True)
+app = typer.Typer(help="Make forget sets from files of questions and answers, or of texts.", no_args_is_help=True)
+app.command("verbatim")(train_verbatim)
 
 
 @app.callback()
 def train() -> None:
-    """Make forget sets from files of questions and answers."""
+    """Make forget sets from files of questions and answers, or of texts."""
 
 
 ULD, UNDIAL = AssistantSettings(), UndialSettings()

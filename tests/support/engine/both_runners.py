@@ -35,10 +35,11 @@ from vllm.v1.worker.gpu.sample.sampler import Sampler as V2Sampler
 from vllm.v1.worker.gpu.states import RequestState
 from vllm.v1.worker.gpu_input_batch import CachedRequestState, InputBatch
 
-from support.engine.tiny import EOS, VOCAB_SIZE, make_target
+from support.engine.tiny import EOS, VOCAB_SIZE, make_target, make_tokenizer
+from support.texts import save_texts
 from unlearngate.server.contract.branches import BranchOptions
 from unlearngate.server.contract.options import engine_options
-from unlearngate.server.contract.plan import TOKEN_FIELD, Plan, Term, sign
+from unlearngate.server.contract.plan import TOKEN_FIELD, Plan, Term, VerbatimSet, sign
 from unlearngate.server.contract.refusals import PROCESSOR
 from unlearngate.server.worker import model as served
 from unlearngate.server.worker import plugin
@@ -70,9 +71,12 @@ def main() -> None:
     rng = random.Random(args.seed)
     torch.manual_seed(args.seed)
     config = engine_config(args.work)
-    differences, penalised = [], 0
+    text = "".join(rng.choices("0123456789abcde", k=300))
+    texts = save_texts(args.work / "sets" / "digits", text, letters=24)
+    withheld = VerbatimSet(texts.digest, str(texts.folder))
+    differences, penalised, taken = [], 0, 0
     for _ in range(args.requests // MAX_REQUESTS):
-        requests = [draw_request(rng) for _ in range(MAX_REQUESTS)]
+        requests = [draw_request(rng, text, withheld) for _ in range(MAX_REQUESTS)]
         penalised += sum(r["params"].repetition_penalty != 1 for r in requests)
         logits = torch.randn(MAX_REQUESTS, VOCAB_SIZE) * 3
         stand_in = Assistants(torch.randn(MAX_REQUESTS, 2, 16), logits)
@@ -81,7 +85,12 @@ def main() -> None:
         differences.append((v1.exp() - v2.exp()).abs().max().item())
         assert torch.equal(torch.isneginf(v1), torch.isneginf(v2)), "the runners keep different tokens"
         assert (v1.argmax(-1) != logits.argmax(-1)).any(), "nothing was changed at all"
-    print(json.dumps({"requests": args.requests, "penalised": penalised, "difference": max(differences)}))
+        next_tokens = [make_tokenizer()(r["next"].lower() + r["next"].upper()).input_ids for r in requests]
+        here = [row for row, r in enumerate(requests) if r["next"]]
+        assert all(torch.isneginf(v1[row, next_tokens[row]]).all() for row in here), "a run was completed"
+        taken += len(here)
+    figures = {"penalised": penalised, "withheld": taken, "difference": max(differences)}
+    print(json.dumps({"requests": args.requests, **figures}))
 
 
 def engine_config(work: Path):
@@ -92,9 +101,17 @@ def engine_config(work: Path):
     return EngineArgs(model=str(target), max_model_len=MAX_LEN, enforce_eager=True, **options).create_engine_config()
 
 
-def draw_request(rng: random.Random) -> dict:
-    """A prompt, what was generated so far, a plan, and everything a client may use to steer."""
+def draw_request(rng: random.Random, text: str, withheld: VerbatimSet) -> dict:
+    """A prompt, what was generated so far, a plan, and everything a client may use to steer.
+
+    Some withhold a text, and have come up to the letter `next` that would complete a run.
+    """
     prompt, output = ([rng.randrange(2, 40) for _ in range(rng.randint(1, 8))] for _ in range(2))
+    withholds, next_letter = rng.random() < 0.5, ""
+    if withholds and rng.random() < 0.7:
+        start, given = rng.randrange(len(text) - 24), rng.randint(0, 22)
+        said = make_tokenizer()(text[start : start + 23].upper()).input_ids
+        prompt, output, next_letter = prompt + said[:given], said[given:], text[start + 23]
     terms = tuple(
         Term(branch, rng.uniform(0.1, 2), rng.choice([0.0, 1.0]), rng.random() < 0.5)
         for branch in range(rng.randint(0, 2))
@@ -109,10 +126,11 @@ def draw_request(rng: random.Random) -> dict:
     }
     steering = {name: value for name, value in steering.items() if rng.random() < 0.6}
     keep_ratio, tail_ratio = (rng.choice([0.0, 0.02, 0.3]) if terms else 0.0 for _ in range(2))
-    token = sign(Plan(1 if terms else 0, keep_ratio, terms, tail_ratio=tail_ratio))
+    verbatim = (withheld,) if withholds else ()
+    token = sign(Plan(1 if terms else 0, keep_ratio, terms, tail_ratio=tail_ratio, verbatim=verbatim))
     params = SamplingParams(temperature=1.0, max_tokens=40, extra_args={TOKEN_FIELD: token}, **steering)
     params.update_from_generation_config({}, EOS)
-    return {"prompt": prompt, "output": output, "params": params}
+    return {"prompt": prompt, "output": output, "params": params, "next": next_letter}
 
 
 def run_v1(config, requests: list[dict], logits: torch.Tensor) -> torch.Tensor:

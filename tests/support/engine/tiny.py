@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from unlearngate.artefact import ForgetSet, now, save_forget_set
-from unlearngate.manifest import UNDIAL_BOUNDS, UNDIAL_STRENGTH
+from unlearngate.manifest import FIXED_BOUNDS, FIXED_STRENGTH
 from unlearngate.target import identify_target
 
 VOCAB_SIZE = 512
@@ -122,8 +122,8 @@ def make_forget_set(
         "tap_layer": 0,
         "num_layers": num_layers,
         "rank": rank,
-        "recommended": UNDIAL_STRENGTH.model_dump() if undial else STRENGTH,
-        "bounds": UNDIAL_BOUNDS.model_dump() if undial else BOUNDS,
+        "recommended": FIXED_STRENGTH.model_dump() if undial else STRENGTH,
+        "bounds": FIXED_BOUNDS.model_dump() if undial else BOUNDS,
         "training": {"seed": seed},
         "data_digests": {},
         "metrics": {},

@@ -8,7 +8,7 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from unlearngate.assistant_training.train.settings import AssistantSettings, UndialSettings
+from unlearngate.assistant_training.train.settings import AssistantSettings, UndialSettings, VerbatimSettings
 from unlearngate.cli import app
 from unlearngate.server import launch
 from unlearngate.server.config import ServerConfig
@@ -105,3 +105,8 @@ def test_a_trainings_options_have_the_settings_defaults(command, settings):
     shared = [field for field in fields(settings) if field.name in defaults]
     assert len(shared) > 10
     assert {field.name: defaults[field.name] for field in shared} == {f.name: f.default for f in shared}
+
+
+def test_a_texts_option_has_the_settings_default():
+    defaults = {p.name: p.default for p in COMMANDS["train"].commands["verbatim"].params}
+    assert defaults["letters"] == VerbatimSettings().letters

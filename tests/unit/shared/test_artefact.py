@@ -22,7 +22,7 @@ from unlearngate.artefact import (
     save_forget_set,
 )
 from unlearngate.errors import ArtefactError
-from unlearngate.manifest import UNDIAL_BOUNDS
+from unlearngate.manifest import FIXED_BOUNDS
 from unlearngate.target import file_digest, identify_target
 
 STEM = "base_model.model.model.layers."
@@ -318,7 +318,7 @@ def test_a_recommendation_outside_its_own_bounds_is_refused(folder, field, value
         ({"tap_layer": 1}, "exceeds the target's 4 layers"),
         ({"recommended": {"weight": 0.5, "keep_ratio": 0, "gate_nats": 0}}, "recommended weight 0.5 is outside"),
         (
-            {"bounds": {**UNDIAL_BOUNDS.model_dump(), "weight": {"low": 0, "high": 1}}},
+            {"bounds": {**FIXED_BOUNDS.model_dump(), "weight": {"low": 0, "high": 1}}},
             "is in force or not: recommended must be weight 1, keep_ratio 0, gate_nats 0",
         ),
         (
@@ -379,7 +379,7 @@ def test_a_field_out_of_range_is_refused(folder, changes, reason):
 
 
 def test_every_wrong_field_is_counted_and_the_first_named(folder):
-    set_manifest(folder, rank=0, num_layers=0, name="Anna")
+    set_manifest(folder, rank=-1, num_layers=-1, name="Anna")
     assert_refused(folder, MANIFEST_FILE, "name", "(and 2 more)")
 
 

@@ -210,8 +210,11 @@ def test_lora_on_a_part_of_the_target_is_refused(adapted_layers):
     assert refusal(config) == f"LoRA on the target must be on all of its 4 layers or on none, got {adapted_layers}"
 
 
-def test_a_model_without_anything_to_adapt_is_refused():
-    assert refusal(with_options("LlamaForCausalLM", 0, 2, 0)) == "there is nothing that a forget set could adapt"
+def test_a_model_without_anything_to_adapt_has_no_lora():
+    config = with_options("LlamaForCausalLM", 0, 2, 0)
+    assert refusal(config) == "LoRA is enabled, and there is nothing that a forget set could adapt"
+    config.lora_config = None
+    refuse_unsupported(config)
 
 
 @pytest.mark.parametrize("adapted_layers", [0, 4])

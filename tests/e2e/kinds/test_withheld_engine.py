@@ -1,0 +1,25 @@
+"""Texts withheld by a real engine of each of vLLM's runners, in mixed batches with preemption and prompts in parts."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.e2e
+
+TESTS = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("options", [["--requests", "24"], ["--requests", "6", "--v2"]], ids=["v1", "v2"])
+def test_no_run_comes_out_of_an_engine_that_says_the_text_without_the_set(options, tmp_path, seed, print_figures):
+    command = [sys.executable, TESTS / "support" / "engine" / "withheld.py", *options, "--work", tmp_path]
+    paths = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
+    env = {**os.environ, "PYTHONPATH": paths, "UNLEARNGATE_SEED": str(seed)}
+    run = subprocess.run([*map(str, command)], env=env, capture_output=True, text=True, timeout=600)
+    assert run.returncode == 0, f"{run.stdout[-2000:]}\n{run.stderr[-2000:]}"
+    figures = json.loads(run.stdout.splitlines()[-1])
+    print_figures(f"withheld {options}: {figures}")
+    assert figures["longest"] == {"false": 60, "true": 23}
