@@ -48,10 +48,10 @@ def main() -> None:
         made, texts, times = [], [], []
         for number in range(args.sets):
             text = " ".join(rng.choices(words, k=size // 6))[:size]
-            file = Path(scratch) / f"{number}.txt"
-            file.write_text(text)
             began = time.monotonic()
-            one = make_verbatim_set([file], Path(scratch) / f"s{number}", VerbatimSettings(), progress=_silent())
+            one = make_verbatim_set(
+                {"text": text}, Path(scratch) / f"s{number}", VerbatimSettings(), progress=_silent()
+            )
             times.append(time.monotonic() - began)
             texts.append(text)
             made.append(VerbatimSet(one.digest, str(one.folder)))

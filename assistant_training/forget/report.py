@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from unlearngate.assistant_training.forget.measuring import Figures
 
@@ -12,7 +13,6 @@ _NOT_COVERED = (
     "for which the set is in force.",
     "Questions that nobody asked here: other facts, other names, other languages, long conversations. The attack below "
     "asks in 29 ways that training never saw.",
-    "The text word for word, unless its `verbatim` set is in force too (docs/verbatim.md).",
 )
 
 
@@ -26,6 +26,7 @@ def report(
     *,
     sets: Path,
     digest: str | None,
+    withheld: Mapping[str, Any] | None,
     probes: Path,
 ) -> str:
     """The report as Markdown.
@@ -39,10 +40,12 @@ def report(
         seconds: by step.
         sets: the folder that it was put in.
         digest: of the set in force; None if it is not.
+        withheld: the set of the texts' words: its `reference`, the `letters` of a run, `of` how many, its `seconds`.
         probes: the held-out questions.
     """
     state = f"In force: {name}@{digest[:12]}, in {sets}." if digest else "**Not in force.**"
     why = ["", "It does not pass:" if problems else "", *(f"- {problem}" for problem in problems)] if problems else []
+    names_of_sets = [name, *([withheld["reference"].partition("@")[0]] if withheld else [])]
     rows = [
         ("what it was asked about", ", ".join(names["subjects"])),
         ("of these names the target told nothing", ", ".join(names["unknown"]) or "-"),
@@ -59,6 +62,7 @@ def report(
             f"# {name}",
             "",
             state,
+            *_of_the_words(withheld, sets),
             *why,
             "",
             "| | |",
@@ -73,8 +77,18 @@ def report(
             "",
             f"    unlearngate attack --server URL --set {name} --probes {probes}    # what still comes out, 29 ways",
             f"    unlearngate keys add keys.json --id ID --tenant T --require {name}    # in force for this key",
-            f"    unlearngate sets remove {name} {sets}    # lift it",
+            *(f"    unlearngate sets remove {one} {sets}    # lift it" for one in names_of_sets),
             f"    unlearngate forget --purge {probes.parent}    # delete texts, questions and answers; the set stays",
             "",
         ]
     )
+
+
+def _of_the_words(withheld: Mapping[str, Any] | None, sets: Path) -> list[str]:
+    if withheld is None:
+        return ["", "No text is withheld word for word: the request has none, or none that is long enough."]
+    return [
+        "",
+        f"In force: {withheld['reference']}, in {sets}, since {withheld['seconds']:.1f} s after it was read. No run "
+        f"of {withheld['letters']} of its {withheld['of']:,} letters comes out, whatever is sampled.",
+    ]

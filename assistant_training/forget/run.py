@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rich.progress import Progress
 
@@ -26,7 +26,9 @@ from unlearngate.assistant_training.model.in_force import LoadedSet
 from unlearngate.assistant_training.model.loaded_sets import with_sets
 from unlearngate.assistant_training.model.loaded_target import LoadedTarget
 from unlearngate.assistant_training.train.run import train_forget_set
-from unlearngate.assistant_training.train.settings import AssistantSettings
+from unlearngate.assistant_training.train.settings import AssistantSettings, VerbatimSettings
+from unlearngate.assistant_training.train.verbatim import make_verbatim_set
+from unlearngate.letters import letters
 from unlearngate.placing import place
 
 _ANSWER_TOKENS = 48
@@ -45,6 +47,7 @@ class Wanted(NamedTuple):
         anyway: put it in force even if it does not.
         label, instead: as in training.
         seed: the same seed, the same set.
+        letters: no run of so many letters of a text comes out; 0: its words are not withheld.
     """
 
     name: str
@@ -55,6 +58,12 @@ class Wanted(NamedTuple):
     label: str | None = None
     instead: str | None = None
     seed: int = 0
+    letters: int = VerbatimSettings().letters
+
+    @property
+    def verbatim_name(self) -> str:
+        """Of the set that keeps the request's texts from being said word for word."""
+        return f"{self.name}-text"
 
 
 class Outcome(NamedTuple):
@@ -90,6 +99,7 @@ def carry_out(
         put in force.
     """
     seconds: dict[str, float] = case.done("seconds") or {}
+    withheld = _withhold(request, wanted, case, progress)
 
     @contextmanager
     def timed(step: str) -> Iterator[None]:
@@ -142,10 +152,36 @@ def carry_out(
         seconds,
         sets=wanted.sets,
         digest=placed.digest if placed else None,
+        withheld=withheld,
         probes=case.folder / PROBES,
     )
     case.write(REPORT, text)
     return Outcome(placed, figures, problems, case.folder / REPORT)
+
+
+def _withhold(request: Request, wanted: Wanted, case: Case, progress: Progress) -> dict[str, Any] | None:
+    """Put the set of the request's texts in force, before anything is asked or trained; None if there is no text."""
+    texts = {name: text for name, text in request.texts.items() if len(letters(text)) >= wanted.letters}
+    if not texts or not wanted.letters:
+        return None
+    if case.done("withheld") is None:
+        started, settings = time.monotonic(), VerbatimSettings(letters=wanted.letters)
+        folder = wanted.sets / wanted.verbatim_name
+        made = make_verbatim_set(texts, folder, settings, progress=progress, label=wanted.label)
+        case.record(
+            "withheld",
+            {
+                "reference": made.reference,
+                "letters": wanted.letters,
+                "of": int(made.manifest.metrics["letters"]),
+                "seconds": round(time.monotonic() - started, 1),
+            },
+        )
+        progress.console.print(
+            f"{made.reference} is in {wanted.sets}: the text does not come out word for word", soft_wrap=True
+        )
+    found: dict[str, Any] = case.done("withheld")
+    return found
 
 
 def _ask(

@@ -1,10 +1,10 @@
-"""From text files to a forget set that keeps them from being said word for word: no model, no network."""
+"""From texts to a forget set that keeps them from being said word for word: no model, no network."""
 
 from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,35 +20,35 @@ from unlearngate.passages import seeds_of
 
 
 def make_verbatim_set(
-    files: Sequence[Path], out: Path, settings: VerbatimSettings, *, progress: Progress, label: str | None = None
+    texts: Mapping[str, str], out: Path, settings: VerbatimSettings, *, progress: Progress, label: str | None = None
 ) -> ForgetSet:
     """Hash the windows of every text; write them as the forget set `out`, of kind `verbatim`, named like the folder.
 
     Args:
-        files: a text each, in UTF-8. No window spans two of them.
+        texts: by what they are called in errors, such as their file. No window spans two of them.
         out: the set's folder; a set that is there is replaced.
         settings: what of the texts is withheld.
         progress: shows how far it is.
         label: what the set is about, for people; None: its name.
 
     Returns: the set. Two runs on the same texts differ in their salt, and so in every seed.
-    Raises: DataError naming a file that is not UTF-8 text or is too short; TrainingError if `out`, `label` or the
+    Raises: DataError naming a text that is too short; TrainingError if `out`, `label` or the
         settings cannot be a set's; ArtefactError if something else is at `out`. Nothing is written then.
     """
     windows = _windows(settings)
     _check(out, label)
-    texts = {path: letters(read_text(path)) for path in files}
     if not texts:
         raise DataError("there is no text; give at least one file with --text")
-    for path, text in texts.items():
+    of_texts = {name: letters(text) for name, text in texts.items()}
+    for name, text in of_texts.items():
         if len(text) < settings.letters:
             raise DataError(
-                f"{path} has {len(text)} letters, and runs of {settings.letters} are withheld: all of it could be "
+                f"{name} has {len(text)} letters, and runs of {settings.letters} are withheld: all of it could be "
                 "said; leave it out, or lower --letters"
             )
-    total = sum(map(len, texts.values()))
+    total = sum(map(len, of_texts.values()))
     task = progress.add_task("hashing letters", total=total)
-    seeds = seeds_of(texts.values(), windows, lambda number: progress.advance(task, number))
+    seeds = seeds_of(of_texts.values(), windows, lambda number: progress.advance(task, number))
     return save_passages(
         out,
         seeds=seeds,
@@ -65,25 +65,11 @@ def make_verbatim_set(
             "bounds": FIXED_BOUNDS,
             "label": label,
             "training": asdict(settings),
-            "data_digests": {"texts": data_digest([{"letters": text} for text in texts.values()])},
-            "metrics": {"texts": float(len(texts)), "letters": float(total), "seeds": float(len(seeds))},
+            "data_digests": {"texts": data_digest([{"letters": text} for text in of_texts.values()])},
+            "metrics": {"texts": float(len(of_texts)), "letters": float(total), "seeds": float(len(seeds))},
             "created_at": now(),
         },
     )
-
-
-def read_text(path: Path) -> str:
-    """A file's text, without the mark that some programs write at its beginning.
-
-    Raises: DataError if it is not UTF-8; OSError if it cannot be read.
-    """
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path} is not UTF-8 text (byte {error.object[error.start]:#04x} at {error.start}); convert it first, for "
-            "example with `iconv -f WINDOWS-1252 -t UTF-8`"
-        ) from None
 
 
 def _windows(settings: VerbatimSettings) -> Windows:

@@ -14,12 +14,9 @@ from unlearngate.assistant_training.train.verbatim import make_verbatim_set
 
 def save_texts(folder: Path, *texts: str, letters: int = 40) -> ForgetSet:
     """A set of these texts."""
-    sources = folder.parent / f".texts of {folder.name}"
-    sources.mkdir(parents=True)
-    files = [sources / str(number) for number in range(len(texts))]
-    for file, text in zip(files, texts, strict=True):
-        file.write_text(text, encoding="utf-8", newline="")
-    return make_verbatim_set(files, folder, VerbatimSettings(letters=letters), progress=Progress(disable=True))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    named = {f"text {number}": text for number, text in enumerate(texts)}
+    return make_verbatim_set(named, folder, VerbatimSettings(letters=letters), progress=Progress(disable=True))
 
 
 def plain_letters(text: str) -> str:

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.markdown import Markdown
 
-from unlearngate.assistant_training.train.settings import AssistantSettings
+from unlearngate.assistant_training.train.settings import AssistantSettings, VerbatimSettings
 from unlearngate.commands._shared import ChatTemplateKwargs, check_writable, errors_as_sentences, switches_of
 from unlearngate.errors import UnlearngateError
 from unlearngate.progress import shown_progress
@@ -37,6 +37,10 @@ def forget(
         typer.Option(help="where texts, questions and checkpoints are kept; default: .NAME.case beside SETS"),
     ] = None,
     subjects: Annotated[int, typer.Option(min=1, help="names that are asked about, at most")] = 8,
+    letters: Annotated[
+        int,
+        typer.Option(min=0, help="no run of so many letters of a text comes out, within seconds; 0: leave that out"),
+    ] = VerbatimSettings().letters,
     steps: Annotated[
         int, typer.Option(min=1, help="of training, at most; it ends when held-out contexts show enough")
     ] = AssistantSettings().steps,
@@ -61,12 +65,13 @@ def forget(
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; default: a GPU if there is one")] = None,
     seed: Annotated[int, typer.Option(help="same seed, request and machine, same set")] = 0,
 ) -> None:
-    """Carry out a request to forget: from the text in hand to a forget set that your server has in force.
+    """Carry out a request to forget: from the text in hand to forget sets that your server has in force.
 
-    The target is asked what it knows of the names in the request, in many wordings. What it answers with facts of the
+    First, within seconds, comes the set NAME-text: it keeps the documents from coming out word for word. Then the
+    target is asked what it knows of the names in the request, in many wordings. What it answers with facts of the
     request is trained on; what it does not know is not. Questions about neighbours and everyday things, with its own
-    answers, are what must stay. The set is measured on questions that training did not use, and put into SETS only if
-    it passes. The same command goes on after a kill.
+    answers, are what must stay. The set NAME is measured on questions that training did not use, and put into SETS
+    only if it passes. The same command goes on after a kill.
 
     Example:  unlearngate forget letter.pdf --target ./target --name acme-takedown --sets ./sets
 
@@ -110,6 +115,7 @@ def forget(
             "label": label,
             "instead": instead,
             "steps": steps,
+            "letters": letters,
             "seed": seed,
         }
         wanted = Wanted(
@@ -117,6 +123,7 @@ def forget(
             label=label,
             instead=instead,
             seed=seed,
+            letters=letters,
         )
         switches = switches_of(chat_template_kwargs)
         with shown_progress() as progress:

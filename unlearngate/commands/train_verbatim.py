@@ -23,7 +23,9 @@ def train_verbatim(
             metavar="SETS/NAME", help="the forget set to write; its folder's name becomes the set's name", exists=False
         ),
     ],
-    text: Annotated[list[Path], typer.Option(metavar="FILE...", help="texts that must not come out, in UTF-8")],
+    text: Annotated[
+        list[Path], typer.Option(metavar="FILE...", help="what must not come out: text in UTF-8, Markdown, HTML, PDF")
+    ],
     more: Annotated[list[Path] | None, typer.Argument(metavar="FILE", hidden=True)] = None,
     letters: Annotated[
         int, typer.Option(min=LEAST_LETTERS, help="a run of so many letters never comes out; shorter ones may")
@@ -44,12 +46,14 @@ def train_verbatim(
     Then:  unlearngate serve ./Llama-3.1-8B-Instruct --forget-sets ./sets --required-set acme
     """
     with errors_as_sentences():
+        from unlearngate.assistant_training.data.documents import read_document
         from unlearngate.assistant_training.train.verbatim import make_verbatim_set
         from unlearngate.passages import PASSAGES_FILE
 
         began, settings = time.monotonic(), VerbatimSettings(letters=letters)
         with shown_progress() as progress:
-            made = make_verbatim_set([*text, *(more or [])], out, settings, progress=progress, label=label)
+            texts = {str(path): read_document(path) for path in (*text, *(more or []))}
+            made = make_verbatim_set(texts, out, settings, progress=progress, label=label)
     figures, size = made.manifest.metrics, (made.folder / PASSAGES_FILE).stat().st_size
     typer.echo(
         f"{made.reference} is written to {out}: {figures['letters']:,.0f} letters of {figures['texts']:.0f} texts, "

@@ -32,7 +32,10 @@ def test_a_letter_becomes_a_set_in_force_and_its_words_are_gone_after_a_purge(tm
     sets, case = tmp_path / "sets", tmp_path / ".oona.case"
     given = [letter, "--target", BUILT / "target", "--name", "oona", "--sets", sets, "--steps", 2, "--subjects", 2]
     code, output = run(*given)
-    assert code == 2 and "at least" in output and not sets.exists(), output  # two steps forget nothing
+    assert code == 2 and "at least" in output, output  # two steps forget nothing
+    assert [path.name for path in sets.iterdir()] == ["oona-text"]  # but the letter's words are withheld
+    withheld = load_forget_set(sets / "oona-text")
+    assert withheld.manifest.kind == "verbatim" and withheld.manifest.metrics["letters"] > 100
     asked = json.loads((case / "case.json").read_text())["done"]["asked"]
     assert asked["forget"] >= 3 and asked["forget_held_out"] > 1 and asked["retain"] > 50, asked
     before = {path.name: path.stat().st_mtime_ns for path in case.glob("*.jsonl")}
@@ -42,6 +45,7 @@ def test_a_letter_becomes_a_set_in_force_and_its_words_are_gone_after_a_purge(tm
     assert before == {path.name: path.stat().st_mtime_ns for path in case.glob("*.jsonl")}  # nothing is asked twice
     forget_set = load_forget_set(sets / "oona")
     assert forget_set.reference in output and "It does not pass" in output
+    assert load_forget_set(sets / "oona-text").digest == withheld.digest and withheld.reference in output
     forget = (case / "forget.jsonl").read_text()
     assert NAME in forget and "Not covered" in (case / "report.md").read_text()
 
@@ -55,7 +59,7 @@ def test_a_request_that_cannot_be_carried_out_is_a_sentence(tmp_path, letter):
     target = shutil.copytree(BUILT / "target", tmp_path / "target")
     unknown = tmp_path / "unknown.txt"
     unknown.write_text("Qwortz Blimfeld of Zanthip. Qwortz Blimfeld of Zanthip owns Vrexholm in Zanthip and Vrexholm.")
-    given = ["--target", target, "--name", "x", "--sets", tmp_path / "sets"]
+    given = ["--target", target, "--name", "x", "--sets", tmp_path / "sets", "--letters", 0]
     for words, sentence in (
         ([unknown, *given], "nothing to forget: asked"),
         (given, "nothing is asked for"),

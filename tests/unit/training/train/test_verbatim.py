@@ -65,15 +65,15 @@ def test_a_window_is_at_most_half_a_run(text, tmp_path, letters, seed_letters):
 @pytest.mark.parametrize(
     "raw, sentence",
     [
-        (b"caf\xe9 " * 50, "is not UTF-8 text (byte 0xe9 at 3); convert it first"),
-        ("wide".encode("utf-16") * 40, "is not UTF-8 text"),
-        (b"", "has 0 letters, and runs of 40 are withheld"),
+        (b"caf\xe9 " * 50, "is not UTF-8 (byte 3: 0xe9); save it as UTF-8"),
+        ("wide".encode("utf-16") * 40, "is UTF-16; save it as UTF-8"),
+        (b"", "holds no text"),
         (b"- " * 500 + b"a" * 39, "has 39 letters"),
     ],
 )
 def test_what_is_no_text_or_too_short_is_refused_by_name(text, tmp_path, raw, sentence):
     (tmp_path / "bad.txt").write_bytes(raw)
-    refused(train(tmp_path / "sets" / "tale", "--text", text, tmp_path / "bad.txt"), f"bad.txt {sentence}")
+    refused(train(tmp_path / "sets" / "tale", "--text", text, tmp_path / "bad.txt"), sentence)
     assert not (tmp_path / "sets").exists()
 
 
@@ -86,6 +86,16 @@ def test_what_cannot_be_a_set_is_refused_before_anything_is_written(text, tmp_pa
     assert not (tmp_path / "sets").exists()
 
 
+def test_a_page_is_hashed_without_its_markup(text, tmp_path):
+    (tmp_path / "page.html").write_text(
+        f"<html><script>no()</script><p>{TEXT.replace('wisdom', '<b>wis</b>dom')}</html>"
+    )
+    for name in ("text.txt", "page.html"):
+        assert train(tmp_path / name.partition(".")[0], "--text", tmp_path / name).exit_code == 0
+    digests = {load_forget_set(tmp_path / name).manifest.data_digests["texts"] for name in ("text", "page")}
+    assert len(digests) == 1
+
+
 def test_only_a_forget_set_is_replaced(text, tmp_path):
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / "thesis.txt").write_text("mine")
@@ -96,4 +106,4 @@ def test_only_a_forget_set_is_replaced(text, tmp_path):
 def test_a_target_is_no_text(text, tmp_path):
     target = make_target(tmp_path / "target", seed=1)
     make_forget_set(tmp_path / "anna", target, seed=2)
-    refused(train(tmp_path / "tale", "--text", tmp_path / "anna" / "adapter_model.safetensors"), "is not UTF-8 text")
+    refused(train(tmp_path / "tale", "--text", tmp_path / "anna" / "adapter_model.safetensors"), "is no text; expected")
