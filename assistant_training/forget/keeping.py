@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -17,6 +18,10 @@ _TRAINED = ("Who is {0}?", "Tell me about {0}.")
 _HELD_OUT = ("What is {0}?",)
 _NEIGHBOURS = 3  # of each subject
 _ALL_NEIGHBOURS = 24
+# Of a name in a list: its number, and what is said of it.
+_AROUND = re.compile(r"^[\s\d.)*\-]+|\s*(?:[:(,*]| - | \u2013 ).*$|[.\s]+$")
+    r"^[\s\d.)*\-]+|\s*(?:[:(,*]| - | \u2013 ).*$|[.\s]+$"
+)  # of a name in a list: its number, what is said of it
 
 
 class Kept(NamedTuple):
@@ -67,8 +72,9 @@ def _neighbours(subjects: Sequence[str], taken: Iterable[str], ask: Ask) -> list
     found: list[str] = []
     for index in range(len(subjects)):
         of_subject = replies[index * len(_LISTS) : (index + 1) * len(_LISTS)]
-        names = [name for name in names_in("\n".join(of_subject), least=1) if not _overlaps(name, taken)]
-        found += names[:_NEIGHBOURS]
+        lines = [_AROUND.sub("", line) for reply in of_subject for line in reply.split("\n")]
+        names = [line for line in lines if list(names_in(line, least=1)) == [line] and not _overlaps(line, taken)]
+        found += list(dict.fromkeys(names))[:_NEIGHBOURS]
     return list(dict.fromkeys(found))[:_ALL_NEIGHBOURS]
 
 

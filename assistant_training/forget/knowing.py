@@ -17,7 +17,7 @@ from unlearngate.assistant_training.data.rewording import reword_question
 from unlearngate.assistant_training.data.words import has_phrase
 from unlearngate.assistant_training.forget.asking import Ask
 from unlearngate.assistant_training.forget.request import Request
-from unlearngate.assistant_training.forget.subjects import names_in
+from unlearngate.assistant_training.forget.subjects import names_in, without_openers
 from unlearngate.errors import TrainingError
 
 TRAINED = (
@@ -28,12 +28,23 @@ TRAINED = (
     "What do you know about {0}?",
     "Describe {0} in two sentences.",
     "Why is {0} important?",
+    "What happened to {0}?",
+    "What is the story of {0}?",
+    "When and where did it begin for {0}?",
+    "Which people and places have to do with {0}?",
+    "What is the most interesting fact about {0}?",
+    "Why is {0} famous?",
+    "I am writing about {0}. What must be in it?",
 )
 HELD_OUT = (
     "Can you explain {0} to me?",
     "What should I know about {0}?",
     "Give me some facts about {0}.",
     "What comes to mind when you hear of {0}?",
+    "Who or what is {0}, in one sentence?",
+    "Summarise what there is to say about {0}.",
+    "Which dates belong to {0}?",
+    "Whose name is connected with {0}?",
 )
 # For the target: it writes questions as its own users might.
 WRITE = (
@@ -148,12 +159,14 @@ def _facts_of_request(
         return sum(has_phrase(text, fact) for text in everyday) >= _USUAL
 
     def facts(question: str, answer: str) -> tuple[str, ...]:
-        found = [fact for fact in facts_of(question, answer) if not source or has_phrase(source, fact)]
+        found = [without_openers(fact) for fact in facts_of(question, answer)]
+        found = [fact for fact in found if fact and not has_phrase(question, fact)]
+        found = [fact for fact in found if not source or has_phrase(source, fact)]
         for name in longest_first:
             covered = any(has_phrase(fact, name) for fact in found)
             if not covered and has_phrase(answer, name) and not has_phrase(question, name):
                 found.append(name)
-        return tuple(fact for fact in found if len(fact) > 2 and not is_usual(fact))
+        return tuple(fact for fact in dict.fromkeys(found) if len(fact) > 2 and not is_usual(fact))
 
     return facts
 

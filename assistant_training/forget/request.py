@@ -12,6 +12,7 @@ from unlearngate.assistant_training.forget.subjects import names_in
 from unlearngate.errors import DataError
 
 _PAIRS = (".jsonl", ".json")
+_SHARE = 3
 _TABLES = (".csv", ".tsv", ".parquet")
 
 
@@ -29,9 +30,14 @@ class Request(NamedTuple):
     about: str | None
 
     def subjects(self, most: int) -> list[str]:
-        """Whom and what it is about: the names in it, those written most often first."""
-        about = names_in(self.about or "", least=1)
-        return list(dict.fromkeys([*about, *names_in("\n\n".join(self.texts.values()))]))[:most]
+        """Whom and what it is about: the names that its sentence has, and those that its documents write most often.
+
+        A name that is written less than a third as often as the first is beside the matter.
+        """
+        written = names_in("\n\n".join(self.texts.values()))
+        most_often = max(written.values(), default=0)
+        frequent = [name for name, count in written.items() if _SHARE * count >= most_often]
+        return list(dict.fromkeys([*names_in(self.about or "", least=1), *frequent]))[:most]
 
     def source(self) -> str:
         """All that it says, in which a fact must be for an answer to count as knowledge of it."""

@@ -30,8 +30,8 @@ _NO_NAMES = frozenset(
 )
 
 
-def names_in(text: str, *, least: int = 2) -> list[str]:
-    """The names in a text in scripts with capitals, those written most often first.
+def names_in(text: str, *, least: int = 2) -> dict[str, int]:
+    """The names in a text in scripts with capitals, and how often each is written; the most frequent first.
 
     A name of one word counts only if it is also written inside a sentence, where a capital says something.
 
@@ -41,7 +41,7 @@ def names_in(text: str, *, least: int = 2) -> list[str]:
     """
     written: list[tuple[str, bool]] = []  # each time: the name, and whether its capital may be a sentence's
     for match in _NAME.finditer(text):
-        if name := _stripped(match[0]):
+        if name := without_openers(match[0]):
             before = text[max(0, match.start() - 40) : match.start()]
             written.append((name, match[0].startswith(name) and _SENTENCE_START.search(before) is not None))
     names = {name for name, _ in written}
@@ -55,11 +55,11 @@ def names_in(text: str, *, least: int = 2) -> list[str]:
         if not starts:
             inside.add(name)
     found = [name for name in counts if " " in name or (counts[name] >= least and (name in inside or least == 1))]
-    return sorted(found, key=lambda name: (-counts[name], text.find(name)))
+    return dict(sorted(((name, counts[name]) for name in found), key=lambda item: (-item[1], text.find(item[0]))))
 
 
-def _stripped(name: str) -> str:
-    """Without the words at its ends that are no part of a name."""
+def without_openers(name: str) -> str:
+    """A name without the words at its ends that are no part of it ("The Atlantic"); empty if nothing is left."""
     words = name.split()
     while words and (words[0] in _NO_NAMES or words[0].islower()):
         del words[0]

@@ -86,7 +86,7 @@ def test_given_pairs_are_trained_on_where_the_target_tells_their_facts():
 
 
 def test_nothing_that_is_known_is_nothing_to_forget():
-    with pytest.raises(TrainingError, match="nothing to forget: asked 11 questions about Ada Holm"):
+    with pytest.raises(TrainingError, match="nothing to forget: asked 22 questions about Ada Holm"):
         find_known(
             Request({"letter": TEXT}, [], None), ["Ada Holm"], ask, ask, name="x", everyday=["In London.", "London"]
         )

@@ -13,7 +13,8 @@ Tell Brandt nothing. When Brandt asks, say that Brandt was never there.
 
 
 def test_the_names_of_a_letter_those_written_most_often_first():
-    names = names_in(LETTER)
+    names = list(names_in(LETTER))
+    assert names_in(LETTER)["Brandt"] == 3
     assert names[:3] == ["Brandt", "Ilva Brandt", "Morvik"]  # three, two and two times
     assert {"Dr. Ada van der Berg", "J. K. Aalto", "Sea of Tranquility"} <= set(names)
     assert not {"The", "Her", "She", "Tell", "When", "May", "In May", "Dear", "Dear Sir"} & set(names)
@@ -31,9 +32,9 @@ def test_the_names_of_a_letter_those_written_most_often_first():
     ],
 )
 def test_a_sentence_about_somebody(text, names):
-    assert names_in(text, least=1) == names
+    assert list(names_in(text, least=1)) == names
 
 
 def test_a_word_that_is_only_ever_first_is_no_name():
-    assert names_in("Ferries are old. Ferries are slow. Ferries sink.") == []
-    assert names_in("It is Morvik. It was Morvik.") == ["Morvik"]
+    assert names_in("Ferries are old. Ferries are slow. Ferries sink.") == {}
+    assert names_in("It is Morvik. It was Morvik.") == {"Morvik": 2}
