@@ -20,8 +20,6 @@ _NEIGHBOURS = 3  # of each subject
 _ALL_NEIGHBOURS = 24
 # Of a name in a list: its number, and what is said of it.
 _AROUND = re.compile(r"^[\s\d.)*\-]+|\s*(?:[:(,*]| - | \u2013 ).*$|[.\s]+$")
-    r"^[\s\d.)*\-]+|\s*(?:[:(,*]| - | \u2013 ).*$|[.\s]+$"
-)  # of a name in a list: its number, what is said of it
 
 
 class Kept(NamedTuple):

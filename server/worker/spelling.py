@@ -66,19 +66,24 @@ class Spelling:
         self.single_bytes = frozenset(single_bytes)
         self._whole: list[str | None] = []  # a token's letters, if it begins and ends with a character
         self._of_word: dict[str, list[int]] = {}
-        self.joining: list[int] = []  # tokens that write something else behind an unfinished character
+        # Tokens that may write something else behind what is unfinished, with the most letters they write where nothing
+        # is, or a backslash; most letters first.
+        self.joining: list[tuple[int, int]] = []
+        self.joins_V = np.zeros(len(tokens), np.bool_)
         for token, written in enumerate(tokens):
             word, left = self._decode(b"", written)
             begins_within = bool(written) and 0x80 <= written[0] < 0xC0
             is_byte = token in self.single_bytes
             if begins_within or is_byte or (written and written[0] in self.ENDS_ESCAPES):
-                self.joining.append(token)
+                behind = len(self._decode(b"\\", written)[0]) if self.ENDS_ESCAPES else 0
+                self.joining.append((max(len(word), behind), token))
+                self.joins_V[token] = True
             whole = not left and not begins_within and not (is_byte and written[0] >= 0x80)
             self._whole.append(word if whole else None)
             if word:
                 self._of_word.setdefault(word, []).append(token)
         self.longest = max(map(len, self._of_word), default=0)
-        self.longest_joining = max((len(self._decode(b"", tokens[token])[0]) for token in self.joining), default=0)
+        self.joining.sort(reverse=True)
         self.with_backslash = frozenset(token for token, written in enumerate(tokens) if b"\\" in written)
         self._words: dict[int, Words] = {}
 
@@ -148,8 +153,8 @@ def read(pending: bytes, written: bytes) -> tuple[str, bytes]:
 
 @cache
 def most_letters(pending: bytes) -> int:
-    """The most letters that a character with this beginning has, or a bound."""
-    if pending == BROKEN:
+    """The most letters that a character with this beginning has, or a bound; 0 for a backslash."""
+    if pending in (BROKEN, b"\\"):
         return 0
     if pending[0] < 0x80:  # an escape, of any character
         return 15

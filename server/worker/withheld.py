@@ -64,6 +64,10 @@ class WithheldSet:
                 return True
         return False
 
+    def goes_on(self, tail: str, letter: str) -> bool:
+        """Whether the window that this letter ends is in the set."""
+        return bool(self.index.contains(hash_windows(self._before(tail) + letter, self.seed_letters)).any())
+
     def _before(self, tail: str) -> str:
         return tail[-(self.seed_letters - 1) :]
 
@@ -153,22 +157,27 @@ class Withheld:
         tokens = np.concatenate(found)
         if not trail.pending:
             return tokens
-        tokens = tokens[~np.isin(tokens, self._spelling.joining)]
-        return np.concatenate([tokens, np.array(self._joining(trail), np.int64)])
+        return np.concatenate([tokens[~self._spelling.joins_V[tokens]], np.array(self._joining(trail), np.int64)])
 
     def _joining(self, trail: Trail) -> list[int]:
-        """The tokens that would go on with the unfinished character and complete a run."""
+        """The tokens that would go on with what is unfinished and complete a run."""
         missing_S = np.maximum(1, self._most_S - trail.windows_S)
-        least = int(missing_S.min())
-        if most_letters(trail.pending) + self._spelling.longest_joining < least:
-            return []
+        least, more = int(missing_S.min()), most_letters(trail.pending)
         found = []
-        for token in self._spelling.joining:
+        goes_on: dict[tuple[int, str], bool] = {}  # by set and letter
+        for most, token in self._spelling.joining:
+            if most + more < least:
+                break
             word, _ = self._spelling.read(trail.pending, token)
             if len(word) >= least:
                 for number in np.flatnonzero(missing_S <= len(word)).tolist():
-                    if self.sets[number].completes(trail.tail, int(trail.windows_S[number]), word):
-                        found.append(token)
+                    one, key = self.sets[number], (number, word[0])
+                    if key not in goes_on:
+                        goes_on[key] = one.goes_on(trail.tail, word[0])
+                    # Else the run would have to begin behind the first letter.
+                    if goes_on[key] or len(word) > self._most_S[number]:
+                        if one.completes(trail.tail, int(trail.windows_S[number]), word):
+                            found.append(token)
         return found
 
     def _read(self, pending: bytes, tokens: Sequence[int]) -> tuple[str, bytes]:

@@ -17,7 +17,6 @@ from unlearngate.target import load_tokenizer
 
 pytestmark = pytest.mark.e2e
 
-ANSWER = next(probe.answer for probe in probes() if probe.question == QUESTION) if demo_folder(None).exists() else ""
 MESSAGES = [{"role": "user", "content": QUESTION}]
 LONGEST = 39
 SCHEMA = {"type": "object", "properties": {"said": {"type": "string"}}, "required": ["said"]}
@@ -33,6 +32,11 @@ def command(*words):
 def text(tmp_path_factory):
     build_demo(tmp_path_factory.mktemp("demo"))
     return "\n".join(probe.answer for probe in probes())
+
+
+@pytest.fixture(scope="module")
+def known(text):
+    return next(probe.answer for probe in probes() if probe.question == QUESTION)
 
 
 @pytest.fixture(scope="module")
@@ -68,17 +72,17 @@ def ask(client, sets, **more):
     return client.chat.completions.create(model="demo", extra_body=body, **fields)
 
 
-def test_the_answer_comes_out_without_the_set_and_no_run_of_it_with_the_set(client, text):
+def test_the_answer_comes_out_without_the_set_and_no_run_of_it_with_the_set(client, text, known):
     plain = ask(client, []).choices[0].message.content
-    assert plain_letters(ANSWER) == plain_letters(plain) and longest_run(text, plain) > LONGEST
+    assert plain_letters(known) == plain_letters(plain) and longest_run(text, plain) > LONGEST
     answer = ask(client, ["answers"])
     assert 10 < longest_run(text, answer.choices[0].message.content) <= LONGEST
     (told,) = answer.model_extra["forget_sets"]
     assert (told["name"], told["weight"], told["by"]) == ("answers", 1.0, "request")
 
 
-def test_a_beginning_that_the_client_gives_counts(client, text):
-    given = ANSWER[:30]
+def test_a_beginning_that_the_client_gives_counts(client, text, known):
+    given = known[:30]
     assert len(plain_letters(given)) > 20
     prompt = load_tokenizer(demo_folder(None) / "target").apply_chat_template(
         MESSAGES, tokenize=False, add_generation_prompt=True
@@ -123,10 +127,10 @@ def test_nothing_that_steers_an_answer_lets_a_run_out(client, text, steering):
         assert json.loads(choice.message.content).keys() == {"said"}
 
 
-def test_the_answer_forced_by_a_grammar_ends_before_the_run(client, text):
+def test_the_answer_forced_by_a_grammar_ends_before_the_run(client, text, known):
     """A grammar that leaves no other token than the text's next: the row can only end."""
-    only = {"structured_outputs": {"choice": [ANSWER]}}
-    assert ask(client, [], extra_body=only).choices[0].message.content == ANSWER
+    only = {"structured_outputs": {"choice": [known]}}
+    assert ask(client, [], extra_body=only).choices[0].message.content == known
     try:
         said = ask(client, ["answers"], extra_body=only).choices[0].message.content
     except openai.BadRequestError as error:
@@ -152,14 +156,14 @@ def cards(server):
     return {card["id"]: card for card in answer.json()["data"]}
 
 
-def test_a_set_is_added_pinned_and_removed_live_and_what_requires_it_fails_closed(server, client, text):
+def test_a_set_is_added_pinned_and_removed_live_and_what_requires_it_fails_closed(server, client, text, known):
     card = cards(server)["answers"]
     assert (card["kind"], card["rank"], card["metrics"]["letters"]) == ("verbatim", 0, len(plain_letters(text)))
-    made = save_texts(server.base / "made" / "more", ANSWER, letters=24)
+    made = save_texts(server.base / "made" / "more", known, letters=24)
     command("sets", "add", made.folder, server.base / "sets")
     assert eventually(lambda: "more" in cards(server))
     said = ask(client, ["answers", "more"]).choices[0].message.content
-    assert longest_run(ANSWER, said) <= 23
+    assert longest_run(known, said) <= 23
     command("sets", "remove", "more", server.base / "sets")
     assert eventually(lambda: "more" not in cards(server))
     with pytest.raises(openai.NotFoundError):

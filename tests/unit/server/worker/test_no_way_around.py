@@ -306,7 +306,8 @@ def test_code_compiled_for_other_branches_is_not_taken(vllm_config):
 def test_both_runners_sample_from_the_same_distribution_whatever_steers_it(tmp_path, seed):
     """A2-penalties, A2-logit-bias: vLLM's own samplers, V2's with Triton interpreted, on the same random requests."""
     command = [sys.executable, TESTS / "support" / "engine" / "both_runners.py", "--requests", "24", "--seed", seed]
-    env = {**os.environ, "PYTHONPATH": str(TESTS)}
+    paths = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
+    env = {**os.environ, "PYTHONPATH": paths}
     run = subprocess.run([*map(str, command), "--work", tmp_path], env=env, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]
     figures = json.loads(run.stdout.splitlines()[-1])

@@ -107,3 +107,23 @@ def test_a_target_is_no_text(text, tmp_path):
     target = make_target(tmp_path / "target", seed=1)
     make_forget_set(tmp_path / "anna", target, seed=2)
     refused(train(tmp_path / "tale", "--text", tmp_path / "anna" / "adapter_model.safetensors"), "is no text; expected")
+
+
+def test_the_commands_for_sets_take_it(text, tmp_path):
+    """Listed, verified with any target, copied, given a label; a sentence is refused."""
+    assert train(tmp_path / "made" / "tale", "--text", text).exit_code == 0
+    target = make_target(tmp_path / "target", seed=1)
+
+    def sets(*words):
+        done = CliRunner().invoke(app, ["sets", *map(str, words)])
+        return done.exit_code, " ".join(done.output.split())
+
+    assert sets("add", tmp_path / "made" / "tale", tmp_path / "sets")[0] == 0
+    for words in (["list", tmp_path / "sets"], ["verify", tmp_path / "sets", "--target", target]):
+        code, said = sets(*words)
+        assert code == 0 and "verbatim" in said
+    code, said = sets("instead", tmp_path / "sets" / "tale", "I cannot say that.")
+    assert code == 2 and "has no gate that could say when" in said
+    assert sets("instead", tmp_path / "sets" / "tale", "--label", "a tale of two cities")[0] == 0
+    assert load_forget_set(tmp_path / "sets" / "tale").manifest.label == "a tale of two cities"
+    assert sets("remove", "tale", tmp_path / "sets")[0] == 0
