@@ -55,6 +55,7 @@ _MOST_WRITTEN = 12  # questions of the target's own about one subject
 _LONGEST = 150  # letters of one
 _NUMBERING = regex.compile(r"^[\s\-*•]*(?:Q(?:uestion)?\s*\d*[.:)]?\s*|\d+[.:)]\s*)*[\"“]?|[\"”*]+$")
 _PARAPHRASES = 3
+_LEAST = 2  # so many known answers make a name one that the target knows something of
 _USUAL = 2  # so many everyday answers that say a word make it an everyday word
 
 
@@ -106,9 +107,12 @@ def find_known(
     is_fact = _facts_of_request(request, list(answers.values()), everyday)
     found: dict[bool, list[QAPair]] = {False: [], True: []}
     known: dict[str, int] = dict.fromkeys(subjects, 0)
-    for question, (subject, held_out) in asked.items():
-        if facts := is_fact(question, answers[question]):
-            known[subject] += 1
+    told = {question: facts for question in asked if (facts := is_fact(question, answers[question]))}
+    for question in told:
+        known[asked[question][0]] += 1
+    for question, facts in told.items():
+        subject, held_out = asked[question]
+        if known[subject] >= _LEAST:
             found[held_out].append(_pair(name, question, answers[question], facts, reword=not held_out))
     for index, (question, pair) in enumerate(given.items()):
         truth = pair.facts or facts_of(question, pair.answer)
@@ -127,8 +131,8 @@ def find_known(
     return Knowledge(
         found[False],
         found[True],
-        [subject for subject, count in known.items() if count],
-        [subject for subject, count in known.items() if not count],
+        [subject for subject, count in known.items() if count >= _LEAST],
+        [subject for subject, count in known.items() if count < _LEAST],
         len(questions),
     )
 

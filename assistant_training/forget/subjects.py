@@ -60,7 +60,7 @@ def names_in(text: str, *, least: int = 2) -> dict[str, int]:
 
 def without_openers(name: str) -> str:
     """A name without the words at its ends that are no part of it ("The Atlantic"); empty if nothing is left."""
-    words = name.split()
+    words = regex.sub(r"['\u2019]s$", "", name).split()
     while words and (words[0] in _NO_NAMES or words[0].islower()):
         del words[0]
     while words and (words[-1] in _NO_NAMES or words[-1].rstrip(".") in _TITLES or words[-1].islower()):

@@ -26,6 +26,7 @@ def test_the_names_of_a_letter_those_written_most_often_first():
         ("Everything about Harry Potter", ["Harry Potter"]),
         ("Everything about Hogwarts.", ["Hogwarts"]),
         ("Forget Ольга Брандт, born in 1970", ["Ольга Брандт"]),
+        ("They forget Ada Holm's ferry", ["Ada Holm"]),
         ("nothing at all", []),
         ("", []),
         ("I. A. 1987", []),
