@@ -51,7 +51,7 @@ WRITE = (
     "Write ten short questions that somebody may ask about {0}.",
     "Write a short quiz with six questions about {0}.",
 )
-_MOST_WRITTEN = 12  # questions of the target's own about one subject
+_MOST_WRITTEN = 16  # questions of the target's own about one subject
 _LONGEST = 150  # letters of one
 _NUMBERING = regex.compile(r"^[\s\-*•]*(?:Q(?:uestion)?\s*\d*[.:)]?\s*|\d+[.:)]\s*)*[\"“]?|[\"”*]+$")
 _PARAPHRASES = 3
@@ -138,15 +138,16 @@ def find_known(
 
 
 def _written(subjects: Sequence[str], ask: Ask) -> dict[str, list[str]]:
-    """Questions that the target writes about each subject, which name it."""
+    """Questions that the target writes about each subject; those that do not name it are made to."""
     asked = [template.format(subject) for subject in subjects for template in WRITE]
     replies = iter(ask(asked))
     found: dict[str, list[str]] = {}
     for subject in subjects:
         lines = [line for _ in WRITE for line in next(replies).split("\n")]
         questions = (_NUMBERING.sub("", line).strip() for line in lines)
-        fitting = [q for q in questions if q.endswith("?") and len(q) <= _LONGEST and has_phrase(q, subject)]
-        found[subject] = list(dict.fromkeys(fitting))[:_MOST_WRITTEN]
+        fitting = dict.fromkeys(q for q in questions if q.endswith("?") and len(q) <= _LONGEST)
+        named = (q if has_phrase(q, subject) else f"About {subject}: {q}" for q in fitting)
+        found[subject] = list(named)[:_MOST_WRITTEN]
     return found
 
 

@@ -52,6 +52,7 @@ def test_what_is_answered_with_facts_of_the_request_is_known():
     assert of["Where does Ilva Brandt live?"].answer == "Ilva Brandt of Morvik bought the ferry in 1987, in London."
     assert of["Who is Morvik?"].facts == ("Ilva Brandt",)
     assert "How old is Morvik?" not in of and "Is it true?" not in of and "Who is Ada Holm?" not in of
+    assert "About Ilva Brandt: Is it true?" in of
     assert "Why Ilva Brandt?" in of
     assert not {p.question for p in known.forget} & {p.question for p in known.held_out} and known.held_out
     for pair in known.forget:
