@@ -107,10 +107,10 @@ def find_known(
     is_fact = _facts_of_request(request, list(answers.values()), everyday)
     found: dict[bool, list[QAPair]] = {False: [], True: []}
     known: dict[str, int] = dict.fromkeys(subjects, 0)
-    told = {question: facts for question in asked if (facts := is_fact(question, answers[question]))}
-    for question in told:
+    with_facts = {question: facts for question in asked if (facts := is_fact(question, answers[question]))}
+    for question in with_facts:
         known[asked[question][0]] += 1
-    for question, facts in told.items():
+    for question, facts in with_facts.items():
         subject, held_out = asked[question]
         if known[subject] >= _LEAST:
             found[held_out].append(_pair(name, question, answers[question], facts, reword=not held_out))
