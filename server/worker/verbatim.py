@@ -20,7 +20,6 @@ from torch import Tensor
 
 from unlearngate.artefact import load_forget_set
 from unlearngate.errors import ArtefactError
-from unlearngate.kernels.numba_seeds import SeedIndex
 from unlearngate.kernels.pairs import CUT
 from unlearngate.passages import PASSAGES_FILE, read_seeds
 from unlearngate.server.contract.plan import Plan, VerbatimSet
@@ -140,6 +139,8 @@ class Verbatim:
 
     def _load(self, named: VerbatimSet) -> WithheldSet:
         if named.digest not in self._sets:
+            from unlearngate.kernels.numba_seeds import SeedIndex  # vLLM stumbles over numba when it starts a worker
+
             try:
                 forget_set = load_forget_set(Path(named.folder))
                 windows = forget_set.manifest.windows

@@ -17,13 +17,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from unlearngate.kernels.numba_seeds import SeedIndex
 from unlearngate.manifest import Windows
 from unlearngate.passages import hash_each, hash_windows
 from unlearngate.server.worker.spelling import Spelling, Words, most_letters
+
+if TYPE_CHECKING:
+    from unlearngate.kernels.numba_seeds import SeedIndex  # numba: only once a worker runs
 
 _PART = 64  # tokens that are read back at first to find where a sequence stands
 

@@ -34,8 +34,8 @@ from support.attacks.leak_attempts import (
     SPELLINGS,
 )
 from support.attacks.leak_oracle import Oracle, logprob_error
-from support.engine.reference import Reference, Term
-from support.engine.tiny import STRENGTH, VOCAB_SIZE, make_forget_set, make_target, make_tokenizer
+from support.engine.reference import NOTHING, Reference, Steering, Term
+from support.engine.tiny import EOS, STRENGTH, VOCAB_SIZE, make_forget_set, make_target, make_tokenizer
 from support.server import Server
 from unlearngate.server.contract.branches import BranchOptions
 from unlearngate.server.contract.options import engine_options
@@ -119,11 +119,11 @@ def answers(response):
     return [[token for e in events for choice in e["choices"] for token in choice.get("token_ids") or []]]
 
 
-def assert_composed(response, reference, terms=(ANNA,), keep_ratio=KEEP_RATIO):
+def assert_composed(response, reference, terms=(ANNA,), keep_ratio=KEEP_RATIO, steering=NOTHING):
     assert "anna@" in response.headers["x-forget-sets"]
     for answer in answers(response):
         assert len(answer) == 12
-        assert reference.check(PROMPT, answer, list(terms), keep_ratio, 2e-3).wrong == []
+        assert reference.check(PROMPT, answer, list(terms), keep_ratio, 2e-3, steering=steering).wrong == []
 
 
 # The oracle itself
@@ -170,9 +170,9 @@ def rows(table):
 on_both_routes = pytest.mark.parametrize("path", BODIES, ids=["chat", "completions"])
 
 
-def judge(response, outcome, reference):
+def judge(response, outcome, reference, steering=NOTHING):
     if outcome == COMPOSED:
-        assert_composed(response, reference)
+        assert_composed(response, reference, steering=steering)
     elif outcome == REFUSED:
         assert response.status_code in (400, 403, 404), response.text
         assert set(response.json()) == {"error"}
@@ -187,7 +187,8 @@ def test_no_field_reaches_the_plain_target(post, reference, path, sent, outcome)
     body = {**BODIES[path], **sent}
     if path == CHAT and "logprobs" in sent:
         body["logprobs"] = True
-    judge(post(path, body), outcome, reference)
+    steering = Steering(min_tokens=sent.get("min_tokens", 0), end_ids=[EOS])
+    judge(post(path, body), outcome, reference, steering)
 
 
 @rows(PROMPTS)
