@@ -43,9 +43,9 @@ def slot_bytes(shape: Shape, *, branches: int, branch_layers: int, max_rank: int
 
 
 def gate_bytes(*, max_num_seqs: int, max_model_len: int) -> int:
-    """The memory in which open gates are counted."""
+    """The memory in which open gates are counted, and what each sequence says."""
     slots = max(max_num_seqs, min(64 * 2**20 // (2 * max_model_len), 4096))
-    return 64 + 2 * slots * max_model_len
+    return 64 + 2 * slots * (1 + max_model_len)
 
 
 TARGETS = {
