@@ -40,7 +40,8 @@ def report(
         seconds: by step.
         sets: the folder that it was put in.
         digest: of the set in force; None if it is not.
-        withheld: the set of the texts' words: its `reference`, the `letters` of a run, `of` how many, its `seconds`.
+        withheld: the set of the texts' words: its `reference`, the `letters` of a run, `of` how many, its
+            `seconds`, and how many texts were `too_short`.
         probes: the held-out questions.
     """
     state = f"In force: {name}@{digest[:12]}, in {sets}." if digest else "**Not in force.**"
@@ -90,5 +91,6 @@ def _of_the_words(withheld: Mapping[str, Any] | None, sets: Path) -> list[str]:
     return [
         "",
         f"In force: {withheld['reference']}, in {sets}, since {withheld['seconds']:.1f} s after it was read. No run "
-        f"of {withheld['letters']} of its {withheld['of']:,} letters comes out, whatever is sampled.",
+        f"of {withheld['letters']} of its {withheld['of']:,} letters comes out, whatever is sampled."
+        + (f" {short} of the texts are shorter and are not withheld." if (short := withheld["too_short"]) else ""),
     ]

@@ -28,6 +28,7 @@ from unlearngate.assistant_training.model.loaded_target import LoadedTarget
 from unlearngate.assistant_training.train.run import train_forget_set
 from unlearngate.assistant_training.train.settings import AssistantSettings, VerbatimSettings
 from unlearngate.assistant_training.train.verbatim import make_verbatim_set
+from unlearngate.errors import ArtefactError
 from unlearngate.letters import letters
 from unlearngate.placing import place
 
@@ -96,9 +97,10 @@ def carry_out(
         progress: shows how far it is.
 
     Raises: TrainingError if the target knows nothing of it, or the training fails; ArtefactError if the set cannot be
-        put in force.
+        put in force, or another set of its name is there.
     """
     seconds: dict[str, float] = case.done("seconds") or {}
+    _refuse_another(wanted.sets / wanted.name, (case.done("trained") or {}).get("digest"))
     withheld = _withhold(request, wanted, case, progress)
 
     @contextmanager
@@ -136,12 +138,7 @@ def carry_out(
     placed = None
     if not problems or wanted.anyway:
         refuse_idle(forget_set)
-        wanted.sets.mkdir(parents=True, exist_ok=True)
-        folder = wanted.sets / wanted.name
-        there = load_forget_set(folder).digest if folder.exists() else None
-        if there != forget_set.digest:
-            place(forget_set, folder, replace=there is not None)
-        placed = load_forget_set(folder)
+        placed = _put_in_force(forget_set, wanted.sets)
         case.record("in_force", {"digest": placed.digest})
     text = report(
         wanted.name,
@@ -164,24 +161,43 @@ def _withhold(request: Request, wanted: Wanted, case: Case, progress: Progress) 
     texts = {name: text for name, text in request.texts.items() if len(letters(text)) >= wanted.letters}
     if not texts or not wanted.letters:
         return None
+    made = case.folder / wanted.verbatim_name
     if case.done("withheld") is None:
+        _refuse_another(wanted.sets / wanted.verbatim_name, None)
         started, settings = time.monotonic(), VerbatimSettings(letters=wanted.letters)
-        folder = wanted.sets / wanted.verbatim_name
-        made = make_verbatim_set(texts, folder, settings, progress=progress, label=wanted.label)
-        case.record(
-            "withheld",
-            {
-                "reference": made.reference,
-                "letters": wanted.letters,
-                "of": int(made.manifest.metrics["letters"]),
-                "seconds": round(time.monotonic() - started, 1),
-            },
+        forget_set = make_verbatim_set(texts, made, settings, progress=progress, label=wanted.label)
+        found = {
+            "reference": forget_set.reference,
+            "letters": wanted.letters,
+            "of": int(forget_set.manifest.metrics["letters"]),
+            "too_short": len(request.texts) - len(texts),
+            "seconds": round(time.monotonic() - started, 1),
+        }
+        case.record("withheld", found)
+    withheld: dict[str, Any] = case.done("withheld")
+    _put_in_force(load_forget_set(made), wanted.sets)
+    progress.console.print(
+        f"{withheld['reference']} is in {wanted.sets}: the text does not come out word for word", soft_wrap=True
+    )
+    return withheld
+
+
+def _put_in_force(forget_set: ForgetSet, sets: Path) -> ForgetSet:
+    """Copy a set of this case into the folder that a server watches; nothing happens if it is there."""
+    folder = sets / forget_set.name
+    _refuse_another(folder, forget_set.digest)
+    if not folder.exists():
+        sets.mkdir(parents=True, exist_ok=True)
+        place(forget_set, folder)
+    return load_forget_set(folder)
+
+
+def _refuse_another(folder: Path, digest: str | None) -> None:
+    """Raise if a set is there that this case did not make: somebody's requests may require it."""
+    if folder.exists() and load_forget_set(folder).digest != digest:
+        raise ArtefactError(
+            folder, "is there already, and not by this request; give another --name, or `unlearngate sets remove` it"
         )
-        progress.console.print(
-            f"{made.reference} is in {wanted.sets}: the text does not come out word for word", soft_wrap=True
-        )
-    found: dict[str, Any] = case.done("withheld")
-    return found
 
 
 def _ask(

@@ -116,6 +116,7 @@ def forget(
             "instead": instead,
             "steps": steps,
             "letters": letters,
+            "chat_template_kwargs": switches_of(chat_template_kwargs),
             "seed": seed,
         }
         wanted = Wanted(

@@ -49,6 +49,15 @@ def test_a_letter_becomes_a_set_in_force_and_its_words_are_gone_after_a_purge(tm
     forget = (case / "forget.jsonl").read_text()
     assert NAME in forget and "Not covered" in (case / "report.md").read_text()
 
+    (tmp_path / "other.txt").write_text(f"{NAME} is not this letter. " * 5)
+    code, output = run(tmp_path / "other.txt", *given[1:], "--case", tmp_path / "another", "--write-anyway")
+    assert code == 2 and "is there already, and not by this request" in output, output
+    assert load_forget_set(sets / "oona").digest == forget_set.digest
+
+    shutil.rmtree(sets / "oona-text")  # lifted by hand: the same command puts it back
+    assert run(*given, "--write-anyway")[0] == 0
+    assert load_forget_set(sets / "oona-text").digest == withheld.digest
+
     code, output = run("--purge", case)
     assert code == 0 and "are deleted" in output
     assert [path.name for path in case.iterdir()] == ["case.json"] and "Oona" not in (case / "case.json").read_text()
