@@ -1,4 +1,4 @@
-"""The rows of a data file: objects as JSON lines or in one JSON array, whatever the file is called."""
+"""The rows of a data file: objects as JSON lines or in one JSON array, whatever the file is called; and tables."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from unlearngate.assistant_training.data.tables import CSV_SUFFIXES, PARQUET_BEGINS, csv_rows, parquet_rows
 from unlearngate.errors import DataError
 
 _EXPECTED = "expected a JSON object on each line, or one JSON array of objects"
@@ -17,7 +18,6 @@ _WRITTEN_BY = (
     "dataset.to_json(PATH)"
 )
 _OTHER_FILES = {
-    b"PAR1": f"is a Parquet file; {_WRITTEN_BY}",
     b"\x1f\x8b": "is compressed by gzip; unpack it with gunzip",
     b"PK\x03\x04": f"is a zip archive or a spreadsheet; {_WRITTEN_BY}",
     b"version https://git-lfs": "is a Git LFS pointer and not the file itself; fetch it with `git lfs pull`",
@@ -38,14 +38,19 @@ class Row(NamedTuple):
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Read the objects of a file of JSON lines, of one JSON array or of a single object, in their order.
+    """Read the objects of a file of JSON lines, of one JSON array or of a single object, or a table's rows, in order.
 
+    A table is a file called .csv or .tsv, or a Parquet file under any name (tables.py).
     A byte order mark at the start is skipped. Lines end with a line feed, and with nothing else: U+2028, U+2029 and
     U+0085 may stand inside a JSON string. Empty lines are skipped.
 
     Raises: DataError naming the file and the line, what is there and what was expected.
     """
+    if _begins(path) == PARQUET_BEGINS:
+        return [Row(f"{path}: row {number}", row) for number, row in enumerate(parquet_rows(path), start=1)]
     text = _text(path)
+    if path.suffix.lower() in CSV_SUFFIXES:
+        return [Row(f"{path}: line {number}", row) for number, row in csv_rows(path, text)]
     if text.lstrip().startswith("["):
         return _array(path, text)
     rows: list[Row] = []
@@ -78,6 +83,14 @@ def find_json_files(folder: Path, stems: Sequence[str]) -> dict[str, Path]:
 def short(value: object) -> str:
     """A value as an error shows it: a long one is cut."""
     return reprlib.repr(value)
+
+
+def _begins(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(PARQUET_BEGINS))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error})") from error
 
 
 def _text(path: Path) -> str:

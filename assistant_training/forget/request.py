@@ -11,9 +11,8 @@ from unlearngate.assistant_training.data.pairs import QAPair, read_pairs
 from unlearngate.assistant_training.forget.subjects import names_in
 from unlearngate.errors import DataError
 
-_PAIRS = (".jsonl", ".json")
+_PAIRS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 _SHARE = 3
-_TABLES = (".csv", ".tsv", ".parquet")
 
 
 class Request(NamedTuple):
@@ -48,7 +47,8 @@ def read_request(paths: Sequence[Path], about: str | None, *, name: str) -> Requ
     """Read the files of a request.
 
     Args:
-        paths: `.jsonl` and `.json` are pairs, as training takes them; all else is a document.
+        paths: `.jsonl`, `.json`, `.csv`, `.tsv` and `.parquet` are pairs, as training takes them; all else is a
+            document.
         about: a sentence that names the subject.
         name: the forget set's, which is the subject of pairs that name none.
 
@@ -56,18 +56,13 @@ def read_request(paths: Sequence[Path], about: str | None, *, name: str) -> Requ
     """
     if not paths and not (about or "").strip():
         raise DataError(
-            "nothing is asked for: give files (text, Markdown, HTML, PDF, or JSON lines of questions and answers), or "
-            '--about "Everything about NAME"'
+            "nothing is asked for: give files (text, Markdown, HTML, PDF, or questions and answers as JSON lines or a "
+            'table), or --about "Everything about NAME"'
         )
     texts: dict[str, str] = {}
     pairs: list[QAPair] = []
     for path in paths:
         suffix = path.suffix.lower()
-        if suffix in _TABLES:
-            raise DataError(
-                f"{path}: is a table; write its questions and answers as JSON lines, in pandas by "
-                "frame.to_json(PATH, orient='records', lines=True)"
-            )
         if suffix in _PAIRS:
             pairs += read_pairs(path, subject=name)
         else:

@@ -58,7 +58,6 @@ def test_one_object_over_several_lines_is_a_row(tmp_path: Path) -> None:
         (b'[{"a": 1}, "b"]', "row 2 must hold a JSON object, got str"),
         (b'{"a": 1}\n"b"\n', "line 2 must hold a JSON object, got str"),
         (b"question,answer\na,b\n", "to_json"),
-        (b"PAR1\x00\x80", "Parquet"),
         (b"\x1f\x8b\x08\x00", "gunzip"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
         ('\ufeff{"a": 1}'.encode("utf-16-le"), "UTF-16"),

@@ -25,7 +25,7 @@ def test_documents_pairs_and_a_sentence_are_one_request(tmp_path):
         (None, None, "nothing is asked for: give files"),
         (None, " ", "nothing is asked for"),
         (None, "everything about somebody", "names nobody and nothing: write names with capitals"),
-        ("table.csv", None, "is a table; write its questions and answers as JSON lines"),
+        ("table.csv", None, "holds no question-answer pair"),
         ("empty.txt", None, "holds no text"),
         ("none.pdf", None, "cannot be read"),
     ],
