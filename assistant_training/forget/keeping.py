@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from unlearngate.assistant_training.data.pairs import QAPair
@@ -12,6 +14,7 @@ from unlearngate.assistant_training.forget.asking import Ask
 from unlearngate.assistant_training.forget.general import HELD_OUT, TRAINED
 from unlearngate.assistant_training.forget.knowing import Knowledge
 from unlearngate.assistant_training.forget.subjects import names_in
+from unlearngate.files import write_whole
 
 _LISTS = ("List five well-known names that are similar to {0}.", "What else is like {0}? Give a list of names.")
 _TRAINED = ("Who is {0}?", "Tell me about {0}.")
@@ -30,10 +33,31 @@ class Kept(NamedTuple):
     neighbours: list[str]
 
 
-def everyday_answers(ask: Ask) -> dict[str, str]:
-    """What the target answers to everyday questions: question -> answer."""
+def everyday_answers(ask: Ask, kept: Path | None = None) -> dict[str, str]:
+    """What the target answers to everyday questions: question -> answer.
+
+    Args:
+        ask: answers questions.
+        kept: where an earlier request kept the same target's answers, and this one keeps them. They are what the target
+            says to fixed questions, whatever is requested.
+    """
     questions = [*TRAINED, *HELD_OUT]
-    return dict(zip(questions, ask(questions), strict=True))
+    if kept is not None and (found := _read(kept)).keys() == set(questions):
+        return found
+    answers = dict(zip(questions, ask(questions), strict=True))
+    if kept is not None:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(kept, json.dumps(answers, ensure_ascii=False, indent=1) + "\n", mode=0o600)
+    return answers
+
+
+def _read(path: Path) -> dict[str, str]:
+    """The answers in a file; none if it is missing or damaged."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) and all(isinstance(text, str) for text in found.values()) else {}
 
 
 def find_kept(
@@ -50,8 +74,7 @@ def find_kept(
         ask_for_more: answers that may be long: lists of names.
         given: retain pairs of the user's, taken as they are, but for those that overlap.
     """
-    pairs = [*knowledge.forget, *knowledge.held_out]
-    taken = {*knowledge.subjects, *(fact for pair in pairs for fact in pair.facts if not fact.isdigit())}
+    taken = {*knowledge.subjects, *(fact for fact in knowledge.facts if not fact.isdigit())}
     neighbours = _neighbours(knowledge.subjects, taken, ask_for_more)
     asked = [template.format(name) for name in neighbours for template in (*_TRAINED, *_HELD_OUT)]
     answers = dict(everyday) | dict(zip(asked, ask(asked), strict=True))

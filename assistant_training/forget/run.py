@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -31,9 +32,11 @@ from unlearngate.assistant_training.train.verbatim import make_verbatim_set
 from unlearngate.errors import ArtefactError
 from unlearngate.letters import letters
 from unlearngate.placing import place
+from unlearngate.served import ServedSets
 
 _ANSWER_TOKENS = 48
 _LIST_TOKENS = 160
+_SERVER_S = 120.0  # a server that watches the folder has a set within seconds; canaries of a large target take longer
 FORGET, RETAIN, PROBES, KNOWN, REPORT = "forget.jsonl", "retain.jsonl", "probes.jsonl", "known.json", "report.md"
 
 
@@ -49,6 +52,8 @@ class Wanted(NamedTuple):
         label, instead: as in training.
         seed: the same seed, the same set.
         letters: no run of so many letters of a text comes out; 0: its words are not withheld.
+        server: the server that watches `sets`: a set counts as in force once it is there; None asks no server.
+        everyday: the folder where a target's answers to everyday questions are kept for the next request.
     """
 
     name: str
@@ -60,6 +65,8 @@ class Wanted(NamedTuple):
     instead: str | None = None
     seed: int = 0
     letters: int = VerbatimSettings().letters
+    server: ServedSets | None = None
+    everyday: Path | None = None
 
     @property
     def verbatim_name(self) -> str:
@@ -101,6 +108,8 @@ def carry_out(
     """
     seconds: dict[str, float] = case.done("seconds") or {}
     _refuse_another(wanted.sets / wanted.name, (case.done("trained") or {}).get("digest"))
+    if wanted.server is not None:
+        wanted.server.cards()  # it answers, and takes the key
     withheld = _withhold(request, wanted, case, progress)
 
     @contextmanager
@@ -112,6 +121,8 @@ def carry_out(
 
     with timed("load the target"):
         target = load()
+    if wanted.server is not None:
+        wanted.server.refuse_other_target(target.identity)
     if case.done("asked") is None:
         with timed("ask what it knows"):
             _ask(request, given_retain, wanted, case, target, progress)
@@ -138,7 +149,7 @@ def carry_out(
     placed = None
     if not problems or wanted.anyway:
         refuse_idle(forget_set)
-        placed = _put_in_force(forget_set, wanted.sets)
+        placed = _put_in_force(forget_set, wanted, progress)
         case.record("in_force", {"digest": placed.digest})
     text = report(
         wanted.name,
@@ -175,21 +186,27 @@ def _withhold(request: Request, wanted: Wanted, case: Case, progress: Progress) 
         }
         case.record("withheld", found)
     withheld: dict[str, Any] = case.done("withheld")
-    _put_in_force(load_forget_set(made), wanted.sets)
-    progress.console.print(
-        f"{withheld['reference']} is in {wanted.sets}: the text does not come out word for word", soft_wrap=True
-    )
+    _put_in_force(load_forget_set(made), wanted, progress)
     return withheld
 
 
-def _put_in_force(forget_set: ForgetSet, sets: Path) -> ForgetSet:
-    """Copy a set of this case into the folder that a server watches; nothing happens if it is there."""
-    folder = sets / forget_set.name
+def _put_in_force(forget_set: ForgetSet, wanted: Wanted, progress: Progress) -> ForgetSet:
+    """Copy a set of this case into the folder that a server watches, and wait for the server, if one is named.
+
+    Nothing is copied if it is there.
+    """
+    folder = wanted.sets / forget_set.name
     _refuse_another(folder, forget_set.digest)
     if not folder.exists():
-        sets.mkdir(parents=True, exist_ok=True)
+        wanted.sets.mkdir(parents=True, exist_ok=True)
         place(forget_set, folder)
-    return load_forget_set(folder)
+    placed = load_forget_set(folder)
+    said = f"{placed.reference} is in {wanted.sets}"
+    if wanted.server is not None:
+        waited_s = wanted.server.wait_for(placed, most_s=_SERVER_S)
+        said += f"; {wanted.server.url} has it in force, {waited_s:.0f} s later"
+    progress.console.print(said, soft_wrap=True, markup=False)
+    return placed
 
 
 def _refuse_another(folder: Path, digest: str | None) -> None:
@@ -215,7 +232,7 @@ def _ask(
         return Asker(target, max_tokens=max_tokens, whole=whole, advance=lambda count: progress.advance(bar, count))
 
     ask, ask_for_more = asker(_ANSWER_TOKENS), asker(_LIST_TOKENS, whole=True)
-    everyday = everyday_answers(ask)
+    everyday = everyday_answers(ask, wanted.everyday and wanted.everyday / f"{_answers_digest(target)}.json")
     known = find_known(
         *(request, request.subjects(wanted.subjects), ask, ask_for_more),
         name=wanted.name,
@@ -238,6 +255,13 @@ def _ask(
             "retain_held_out": len(kept.held_out),
         },
     )
+
+
+def _answers_digest(target: LoadedTarget) -> str:
+    """Of all that decides what a target answers to a question here."""
+    identity, template = target.identity, target.tokenizer.chat_template
+    decides = [identity.weights_digest, identity.tokenizer_digest, template, dict(target.chat_template_kwargs)]
+    return hashlib.sha256(json.dumps([*decides, _ANSWER_TOKENS], sort_keys=True).encode()).hexdigest()[:32]
 
 
 def _measure(forget_set: ForgetSet, wanted: Wanted, case: Case, target: LoadedTarget, progress: Progress) -> Figures:

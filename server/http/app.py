@@ -242,7 +242,12 @@ def build_app(
 
     @app.get("/v1/forget_sets", responses=errors(400, 401, 403))
     async def forget_sets(raw_request: Request) -> dict[str, Any]:
-        return {"object": "list", "data": set_cards(answerer.policy, raw_request.state.caller)}
+        target = answerer.policy.registry.target
+        return {
+            "object": "list",
+            "target": {"model_id": target.model_id, "weights_digest": target.weights_digest},
+            "data": set_cards(answerer.policy, raw_request.state.caller),
+        }
 
     @app.get("/health", responses={503: {"description": "The engine cannot answer, or not be accounted for."}})
     async def health() -> Response:

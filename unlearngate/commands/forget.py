@@ -11,7 +11,13 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from unlearngate.assistant_training.train.settings import AssistantSettings, VerbatimSettings
-from unlearngate.commands._shared import ChatTemplateKwargs, check_writable, errors_as_sentences, switches_of
+from unlearngate.commands._shared import (
+    ChatTemplateKwargs,
+    cache_folder,
+    check_writable,
+    errors_as_sentences,
+    switches_of,
+)
 from unlearngate.errors import UnlearngateError
 from unlearngate.progress import shown_progress
 
@@ -21,7 +27,7 @@ DOES_NOT_PASS = 1  # exit code; 2 is an error
 def forget(
     request: Annotated[
         list[Path] | None,
-        typer.Argument(help="text, Markdown, HTML or PDF; or JSON lines of questions and answers (.jsonl, .json)"),
+        typer.Argument(help="text, Markdown, HTML, PDF; questions and answers as .jsonl, .json, .csv, .tsv, .parquet"),
     ] = None,
     target: Annotated[Path | None, typer.Option(help="the target's Hugging Face checkpoint folder")] = None,
     name: Annotated[str | None, typer.Option(help="of the forget set, such as acme-takedown")] = None,
@@ -31,6 +37,10 @@ def forget(
     ] = None,
     retain: Annotated[
         list[Path] | None, typer.Option(help="JSON lines of questions and answers that must stay; repeat for several")
+    ] = None,
+    server: Annotated[
+        str | None,
+        typer.Option(help="the server that watches SETS, such as http://127.0.0.1:8000: wait until it has them"),
     ] = None,
     case: Annotated[
         Path | None,
@@ -71,7 +81,8 @@ def forget(
     target is asked what it knows of the names in the request, in many wordings. What it answers with facts of the
     request is trained on; what it does not know is not. Questions about neighbours and everyday things, with its own
     answers, are what must stay. The set NAME is measured on questions that training did not use, and put into SETS
-    only if it passes. The same command goes on after a kill.
+    only if it passes. The same command goes on after a kill. With --server both sets are in force there before the
+    command says so; the API key, if that server needs one, is read from UNLEARNGATE_API_KEY.
 
     Example:  unlearngate forget letter.pdf --target ./target --name acme-takedown --sets ./sets
 
@@ -99,6 +110,7 @@ def forget(
         from unlearngate.assistant_training.forget.request import read_request
         from unlearngate.assistant_training.forget.run import Wanted, carry_out
         from unlearngate.assistant_training.model.loaded_target import load_target
+        from unlearngate.served import ServedSets
         from unlearngate.target import TARGET_ARCHITECTURES
 
         files = request or []
@@ -125,6 +137,8 @@ def forget(
             instead=instead,
             seed=seed,
             letters=letters,
+            server=ServedSets(server) if server else None,
+            everyday=cache_folder() / "everyday",
         )
         switches = switches_of(chat_template_kwargs)
         with shown_progress() as progress:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from unlearngate.commands._shared import Label, errors_as_sentences, print_table
-from unlearngate.errors import ArtefactError, UnlearngateError
+from unlearngate.errors import ArtefactError
 
 if TYPE_CHECKING:
     from unlearngate.artefact import ForgetSet
@@ -23,7 +20,6 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-KEY_VARIABLE = "UNLEARNGATE_API_KEY"
 Folder = Annotated[Path, typer.Argument(help="folder with one sub-folder per forget set")]
 
 
@@ -41,7 +37,12 @@ def sets_list(
         if (folder is None) == (url is None):
             raise typer.BadParameter("name a FOLDER or --url URL, one of them", param_hint="FOLDER")
         if url is not None:
-            header, rows = ["forget set", "kind", "version", "current", "pinned", "proven"], _served_rows(_fetch(url))
+            from unlearngate.served import ServedSets
+
+            header, rows = (
+                ["forget set", "kind", "version", "current", "pinned", "proven"],
+                _served_rows(ServedSets(url).cards()),
+            )
             print_table(url, header, rows)
             return
         assert folder is not None
@@ -207,21 +208,6 @@ def _folders_of(name: str, folder: Path) -> list[Path]:
         if said == name:
             found.append(path)
     return found
-
-
-def _fetch(url: str) -> list[dict[str, Any]]:
-    key = os.environ.get(KEY_VARIABLE)
-    request = urllib.request.Request(
-        f"{url.rstrip('/')}/v1/forget_sets", headers={"Authorization": f"Bearer {key}"} if key else {}
-    )
-    try:
-        with urllib.request.urlopen(request, timeout=30) as response:
-            return json.load(response)["data"]
-    except urllib.error.HTTPError as error:
-        hint = f"; set {KEY_VARIABLE} to an API key of that server" if error.code in (401, 403) else ""
-        raise UnlearngateError(f"{url} answers {error.code} {error.reason}{hint}") from error
-    except (OSError, ValueError, KeyError) as error:
-        raise UnlearngateError(f"{url} does not answer as an unlearngate server would: {error}") from error
 
 
 def _served_rows(cards: list[dict[str, Any]]) -> list[list[str]]:

@@ -156,6 +156,19 @@ def cards(server):
     return {card["id"]: card for card in answer.json()["data"]}
 
 
+def test_a_request_to_forget_is_in_force_at_the_server_when_the_command_says_so(server, client, known, monkeypatch):
+    (server.base / "letter.txt").write_text(known * 3)
+    monkeypatch.setenv("UNLEARNGATE_API_KEY", server.made["ops"])
+    words = ["forget", server.base / "letter.txt", "--target", demo_folder(None) / "target", "--name", "letter"]
+    words += ["--sets", server.base / "sets", "--case", server.base / "case", "--letters", 24, "--subjects", 1]
+    result = CliRunner().invoke(app, [*map(str, words), "--steps", "1", "--server", server.url])
+    said = " ".join(result.output.split())
+    assert f"{server.url} has it in force" in said and "letter-text" in cards(server), said
+    assert result.exit_code == 2 and "at least" in said  # one step forgets nothing: the words are withheld all the same
+    assert "letter" not in cards(server)
+    assert longest_run(known, ask(client, ["letter-text"]).choices[0].message.content) <= 23
+
+
 def test_a_set_is_added_pinned_and_removed_live_and_what_requires_it_fails_closed(server, client, text, known):
     card = cards(server)["answers"]
     assert (card["kind"], card["rank"], card["metrics"]["letters"]) == ("verbatim", 0, len(plain_letters(text)))

@@ -32,6 +32,8 @@ def answer(question):
                 else ""
             )
         return "1. Solveig Lund\n2. Ilva Brandt\n3. Port Alder" if about else "I do not know."
+    if "Ilva Brandt" in question and "How" in question:
+        return "She is as old as Solveig Lund."
     if "Ilva Brandt" in question:
         return "Ilva Brandt of Morvik bought the ferry in 1987, in London."
     if "Morvik" in question:
@@ -49,6 +51,9 @@ def test_what_is_answered_with_facts_of_the_request_is_known():
     assert known.subjects == ["Ilva Brandt", "Morvik"] and known.unknown == ["Ada Holm"]
     of = {pair.question: pair for pair in (*known.forget, *known.held_out)}
     assert of["Who is Ilva Brandt?"].facts == ("1987", "Morvik")  # London is an everyday word
+    # Trained on, for it is about a known name; what it tells is no fact of the request.
+    assert of["How old is Ilva Brandt?"].facts == ("Solveig Lund",) and "Solveig Lund" not in known.facts
+    assert set(known.facts) == {"1987", "Morvik", "Ilva Brandt"}
     assert of["Where does Ilva Brandt live?"].answer == "Ilva Brandt of Morvik bought the ferry in 1987, in London."
     assert of["Who is Morvik?"].facts == ("Ilva Brandt",)
     assert "How old is Morvik?" not in of and "Is it true?" not in of and "Who is Ada Holm?" not in of
@@ -65,6 +70,21 @@ def test_what_is_answered_with_facts_of_the_request_is_known():
     questions = {pair.question for pair in (*kept.retain, *kept.held_out)}
     assert {"Who is Solveig Lund?", *TRAINED, *HELD_OUT} <= questions and "Who is Morvik's mayor?" not in questions
     assert not {p.question for p in kept.retain} & {p.question for p in kept.held_out}
+
+
+def test_everyday_answers_are_kept_and_a_damaged_file_is_made_anew(tmp_path):
+    kept, asked = tmp_path / "everyday" / "x.json", []
+
+    def counted(questions):
+        asked.append(len(questions))
+        return ask(questions)
+
+    answers = everyday_answers(counted, kept)
+    assert everyday_answers(counted, kept) == answers and len(asked) == 1
+    for damage in ("", "[]", '{"a": 1}', '{"Who is it?": "Nobody."}'):
+        kept.write_text(damage)
+        assert everyday_answers(counted, kept) == answers
+    assert len(asked) == 5
 
 
 def test_everyday_questions_are_asked_once_and_none_is_a_probe_of_the_published_attack():

@@ -23,12 +23,19 @@ def letter(tmp_path_factory):
     return path
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """Where a target's everyday answers are kept."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "unlearngate" / "everyday"
+
+
 def run(*words):
     result = CliRunner().invoke(app, ["forget", *map(str, words)])
     return result.exit_code, " ".join(result.output.split())
 
 
-def test_a_letter_becomes_a_set_in_force_and_its_words_are_gone_after_a_purge(tmp_path, letter):
+def test_a_letter_becomes_a_set_in_force_and_its_words_are_gone_after_a_purge(tmp_path, letter, cache):
     sets, case = tmp_path / "sets", tmp_path / ".oona.case"
     given = [letter, "--target", BUILT / "target", "--name", "oona", "--sets", sets, "--steps", 2, "--subjects", 2]
     code, output = run(*given)
@@ -38,6 +45,8 @@ def test_a_letter_becomes_a_set_in_force_and_its_words_are_gone_after_a_purge(tm
     assert withheld.manifest.kind == "verbatim" and withheld.manifest.metrics["letters"] > 100
     asked = json.loads((case / "case.json").read_text())["done"]["asked"]
     assert asked["forget"] >= 3 and asked["forget_held_out"] > 1 and asked["retain"] > 50, asked
+    (kept,) = cache.iterdir()  # everyday answers, for the next request
+    assert len(json.loads(kept.read_text())) > 90 and kept.stat().st_mode & 0o777 == 0o600
     before = {path.name: path.stat().st_mtime_ns for path in case.glob("*.jsonl")}
 
     code, output = run(*given, "--write-anyway")
