@@ -1,6 +1,7 @@
 """What the target knows of a request: it is asked in many wordings, and an answer with facts of the request is known.
 
-What it does not know is not trained on. Half of the wordings are kept for measuring.
+A name of which it knows something is forgotten whole: it is trained on all names and numbers in all its answers about
+it, true or not, in the request or not. Names of which it knows nothing are not trained on. Some wordings are held out.
 """
 
 from __future__ import annotations
@@ -64,7 +65,8 @@ class Knowledge(NamedTuple):
 
     Attributes:
         forget: to be trained on, with other wordings.
-        held_out: questions in words that training does not use.
+        held_out: questions in words that training does not use, with the facts of the request that were told.
+        facts: the facts of the request that were told in any answer.
         subjects: the names asked about of which the target knows something.
         unknown: those of which it knows nothing.
         num_asked: questions that were asked.
@@ -72,6 +74,7 @@ class Knowledge(NamedTuple):
 
     forget: list[QAPair]
     held_out: list[QAPair]
+    facts: list[str]
     subjects: list[str]
     unknown: list[str]
     num_asked: int
@@ -104,20 +107,21 @@ def find_known(
     given = {pair.question: pair for pair in request.pairs}
     questions = [*asked, *(question for question in given if question not in asked)]
     answers = dict(zip(questions, ask(questions), strict=True))
-    is_fact = _facts_of_request(request, list(answers.values()), everyday)
+    facts_in, claims_in = _finders(request, subjects, list(answers.values()), everyday)
     found: dict[bool, list[QAPair]] = {False: [], True: []}
     known: dict[str, int] = dict.fromkeys(subjects, 0)
-    with_facts = {question: facts for question in asked if (facts := is_fact(question, answers[question]))}
-    for question in with_facts:
-        known[asked[question][0]] += 1
-    for question, facts in with_facts.items():
-        subject, held_out = asked[question]
-        if known[subject] >= _LEAST:
+    told = {question: facts_in(question, answers[question]) for question in asked}
+    for question, (subject, _) in asked.items():
+        known[subject] += bool(told[question])
+    for question, (subject, held_out) in asked.items():
+        facts = told[question] if held_out else claims_in(question, answers[question])
+        if facts and known[subject] >= _LEAST:
             found[held_out].append(_pair(name, question, answers[question], facts, reword=not held_out))
     for index, (question, pair) in enumerate(given.items()):
         truth = pair.facts or facts_of(question, pair.answer)
-        if told := tuple(fact for fact in truth if has_phrase(answers[question], fact)):
-            own = _pair(name, question, answers[question], told, reword=True)
+        if own_facts := tuple(fact for fact in truth if has_phrase(answers[question], fact)):
+            told[question] = own_facts
+            own = _pair(name, question, answers[question], own_facts, reword=True)
             found[False] += [own] if pair.paraphrases else []
             found[index % 4 == 3 and not pair.paraphrases].append(
                 QAPair(name, question, pair.answer, pair.paraphrases, pair.variants, truth)
@@ -131,6 +135,7 @@ def find_known(
     return Knowledge(
         found[False],
         found[True],
+        list(dict.fromkeys(fact for facts in told.values() for fact in facts)),
         [subject for subject, count in known.items() if count >= _LEAST],
         [subject for subject, count in known.items() if count < _LEAST],
         len(questions),
@@ -151,29 +156,45 @@ def _written(subjects: Sequence[str], ask: Ask) -> dict[str, list[str]]:
     return found
 
 
-def _facts_of_request(
-    request: Request, answers: Sequence[str], everyday: Sequence[str]
-) -> Callable[[str, str], tuple[str, ...]]:
-    """What counts as a fact: names and numbers of the request, or without a text all that answers name twice."""
+_Find = Callable[[str, str], tuple[str, ...]]  # of a question and its answer
+
+
+def _finders(
+    request: Request, subjects: Sequence[str], answers: Sequence[str], everyday: Sequence[str]
+) -> tuple[_Find, _Find]:
+    """What finds the facts of the request in an answer, and what finds all that it claims: names and numbers.
+
+    Without a text a fact is what answers name twice.
+    """
     source = request.source() if request.texts else ""
-    names = names_in(source) if source else names_in("\n\n".join(answers))
-    longest_first = sorted(names, key=len, reverse=True)
+    longest_first = sorted(names_in(source or "\n\n".join(answers)), key=len, reverse=True)
 
     @cache
     def is_usual(fact: str) -> bool:
         return sum(has_phrase(text, fact) for text in everyday) >= _USUAL
 
-    def facts(question: str, answer: str) -> tuple[str, ...]:
+    def find(question: str, answer: str, names: Sequence[str], source: str) -> tuple[str, ...]:
+        asked_about = [subject for subject in subjects if has_phrase(question, subject)]
+
+        def is_new(fact: str) -> bool:
+            return not has_phrase(question, fact) and not any(has_phrase(fact, subject) for subject in asked_about)
+
         found = [without_openers(fact) for fact in facts_of(question, answer)]
-        found = [fact for fact in found if fact and not has_phrase(question, fact)]
-        found = [fact for fact in found if not source or has_phrase(source, fact)]
-        for name in longest_first:
+        found = [fact for fact in found if fact and is_new(fact) and (not source or has_phrase(source, fact))]
+        for name in names:
             covered = any(has_phrase(fact, name) for fact in found)
-            if not covered and has_phrase(answer, name) and not has_phrase(question, name):
+            if not covered and has_phrase(answer, name) and is_new(name):
                 found.append(name)
         return tuple(fact for fact in dict.fromkeys(found) if len(fact) > 2 and not is_usual(fact))
 
-    return facts
+    def facts(question: str, answer: str) -> tuple[str, ...]:
+        return find(question, answer, longest_first, source)
+
+    def claims(question: str, answer: str) -> tuple[str, ...]:
+        own = sorted(names_in(answer, least=1), key=len, reverse=True)
+        return find(question, answer, [*longest_first, *own], "")
+
+    return facts, claims
 
 
 def _pair(name: str, question: str, answer: str, facts: tuple[str, ...], *, reword: bool) -> QAPair:
