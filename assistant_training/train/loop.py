@@ -76,6 +76,7 @@ def run_steps(
     progress: Progress,
     run: RunFiles | None = None,
     prepare: Callable[[Sequence[Sequence[Row]]], None] = lambda _: None,
+    prepare_every: int | None = None,
     is_enough: Callable[[int], bool] = lambda _: False,
 ) -> int:
     """Train a model's LoRA.
@@ -93,7 +94,8 @@ def run_steps(
         plateau: when to stop early.
         progress: shows how far it is.
         run: where to log and save, and what to resume from.
-        prepare: called once, before the first step, with this process's rows of all remaining steps.
+        prepare: called with this process's rows of the steps to come, before the first of them.
+        prepare_every: for so many steps at a time, as training may end before the last; None: for all at once.
         is_enough: called after every step with the number of steps done; True ends the training there.
 
     Returns: the number of steps the weights have been trained for.
@@ -111,10 +113,14 @@ def run_steps(
         plateau.load_state(state["plateau"])
         ended = bool(state["ended"])
     todo = [] if ended else steps[done:]
-    prepare([processes.share(rows) for rows in todo])
+    window, prepare_s = prepare_every or max(1, len(todo)), 0.0
     started = time.monotonic()
     bar = progress.add_task(name, total=len(steps), completed=done)
-    for rows in todo:
+    for index, rows in enumerate(todo):
+        if index % window == 0:
+            preparing = time.monotonic()
+            prepare([processes.share(rows) for rows in todo[index : index + window]])
+            prepare_s = time.monotonic() - preparing
         rate = optimizer.learning_rate
         try:
             figures = backward(processes.share(rows), rows)
@@ -129,7 +135,8 @@ def run_steps(
         shown = ", ".join(f"{key} {value:.2f}" for key, value in figures.items())
         progress.update(bar, completed=done, description=f"{name}: {shown}")
         if done == len(steps) - len(todo) + _TIMED_STEPS and processes.is_main:
-            left_s = (time.monotonic() - started) / _TIMED_STEPS * (len(steps) - done)
+            step_s = (time.monotonic() - started - prepare_s) / _TIMED_STEPS
+            left_s = step_s * (len(steps) - done) + prepare_s * ((len(todo) - 1) // window)
             progress.console.print(f"{name}: all steps would take {left_s:,.0f} s more", highlight=False)
         if run is not None and processes.is_main:
             seconds = round(time.monotonic() - started, 3)

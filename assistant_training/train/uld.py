@@ -112,6 +112,7 @@ def train_assistant(
         progress=progress,
         run=run,
         prepare=keep_hidden,
+        prepare_every=settings.check_every if settings.contexts else None,
         is_enough=shows_enough,
     )
     return assistant.eval()
