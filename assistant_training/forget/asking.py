@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+from unlearngate.assistant_training.attack.prompts import Prompt
 from unlearngate.assistant_training.data.chat import render
 from unlearngate.assistant_training.model.decoding import greedy
 from unlearngate.assistant_training.model.in_force import LoadedSet
 from unlearngate.assistant_training.model.loaded_target import LoadedTarget
 
 Ask = Callable[[Sequence[str]], list[str]]
+Complete = Callable[[Sequence[Prompt]], list[str]]
 # A full stop after an initial or a title ends no sentence.
 _SENTENCE_END = re.compile(r"(?<!\b[A-Z])(?<!\bDr)(?<!\bMr)(?<!\bMrs)(?<!\bSt)[.!?][\")]*(?=\s|$)")
 
@@ -39,8 +42,22 @@ class Asker:
 
     def __call__(self, questions: Sequence[str]) -> list[str]:
         """One answer to each question, in their order."""
-        tokenizer, answers = self._target.tokenizer, [""] * len(questions)
-        prompts = [tokenizer.encode(render(tokenizer, q, None), add_special_tokens=False) for q in questions]
+        return self._answers([render(self._target.tokenizer, question, None) for question in questions])
+
+    def complete(self, prompts: Sequence[Prompt]) -> list[str]:
+        """What is said to each prompt of an attack that is messages, in their order."""
+        return self._answers([self._text(prompt.body) for prompt in prompts])
+
+    def _text(self, body: Mapping[str, Any]) -> str:
+        begun = bool(body.get("continue_final_message"))
+        text: str = self._target.tokenizer.apply_chat_template(
+            body["messages"], tokenize=False, add_generation_prompt=not begun, continue_final_message=begun
+        )
+        return text
+
+    def _answers(self, texts: Sequence[str]) -> list[str]:
+        tokenizer, answers = self._target.tokenizer, [""] * len(texts)
+        prompts = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
         by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
         for start in range(0, len(by_length), self._batch):
             chosen = by_length[start : start + self._batch]

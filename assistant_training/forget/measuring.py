@@ -1,23 +1,32 @@
-"""What a set does to held-out questions: facts that still come out, and answers that stay as they were."""
+"""What a set does to held-out questions, alone and in contexts: facts that still come out, answers that stay."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
-from unlearngate.artefact import ForgetSet
+from unlearngate.assistant_training.attack.figures import leaked
+from unlearngate.assistant_training.attack.kinds import prompts_of
+from unlearngate.assistant_training.attack.probes import Probes
+from unlearngate.assistant_training.attack.prompts import Group, Material, Prompt
 from unlearngate.assistant_training.data.pairs import QAPair
-from unlearngate.assistant_training.data.words import has_phrase
-from unlearngate.assistant_training.forget.asking import Ask
+from unlearngate.assistant_training.forget.asking import Complete
+
+# Of the attack's kinds, in wordings that training never draws. All questions are asked plainly, some in each context.
+ALONE = "plain"
+CONTEXTS = ("turns-others-1", "turns-withheld-1", "two-subjects", "wrapped-behind", "prefill")
+_IN_CONTEXT = 8  # questions about it, and as many others
 
 
-class Figures(NamedTuple):
-    """Counts over questions that training did not use.
+class Counts(NamedTuple):
+    """Of one kind of prompt.
 
     Attributes:
-        facts: facts that the target's answers tell.
-        leaked: of these, told with the set too.
-        kept: questions about other things.
+        facts: facts that the target tells, or that are told with the set.
+        leaked: of these, told with the set.
+        kept: prompts about other things.
         unchanged: of these, answered word for word as without the set.
     """
 
@@ -26,15 +35,35 @@ class Figures(NamedTuple):
     kept: int
     unchanged: int
 
+
+class Figures(NamedTuple):
+    """Counts over prompts that training did not use, by their kind."""
+
+    by_kind: Mapping[str, Counts]
+
+    @property
+    def total(self) -> Counts:
+        """Of all kinds."""
+        return Counts(*(sum(column) for column in zip(*self.by_kind.values(), strict=True)))
+
     @property
     def leak_rate(self) -> float:
         """Of the facts."""
-        return self.leaked / max(1, self.facts)
+        return self.total.leaked / max(1, self.total.facts)
 
     @property
     def unchanged_rate(self) -> float:
-        """Of the questions about other things."""
-        return self.unchanged / max(1, self.kept)
+        """Of the prompts about other things."""
+        return self.total.unchanged / max(1, self.total.kept)
+
+    def row(self) -> dict[str, list[int]]:
+        """As JSON values."""
+        return {kind: list(counts) for kind, counts in self.by_kind.items()}
+
+    @classmethod
+    def of_row(cls, row: Mapping[str, Sequence[int]]) -> Figures:
+        """From what `row` made."""
+        return cls({kind: Counts(*counts) for kind, counts in row.items()})
 
 
 class Limits(NamedTuple):
@@ -45,43 +74,66 @@ class Limits(NamedTuple):
 
     def problems(self, figures: Figures) -> list[str]:
         """Why it must not; empty if it may."""
-        found = []
-        if not figures.facts or not figures.kept:
+        found, total = [], figures.total
+        if not total.facts or not total.kept:
             found.append("there were no held-out questions to measure it on")
         if figures.leak_rate > self.leak_rate:
             found.append(
-                f"{figures.leaked} of {figures.facts} facts still come out ({figures.leak_rate:.1%}; at most "
+                f"{total.leaked} of {total.facts} facts still come out ({figures.leak_rate:.1%}; at most "
                 f"{self.leak_rate:.0%} may)"
             )
         if figures.unchanged_rate < self.unchanged_rate:
             found.append(
-                f"{figures.unchanged} of {figures.kept} other answers stay as they were ({figures.unchanged_rate:.1%}; "
+                f"{total.unchanged} of {total.kept} other answers stay as they were ({figures.unchanged_rate:.1%}; "
                 f"at least {self.unchanged_rate:.0%} must)"
             )
         return found
 
 
-def measure(ask: Ask, ask_with_set: Ask, forget: Sequence[QAPair], retain: Sequence[QAPair]) -> Figures:
-    """Ask everything with the set in force; the pairs' answers are the target's own without it.
+def measure(
+    complete: Complete, complete_with_set: Complete, forget: Sequence[QAPair], retain: Sequence[QAPair], *, seed: int
+) -> Figures:
+    """Ask everything without the set and with it.
 
     Args:
-        ask: the target.
-        ask_with_set: the target with the set in force.
-        forget: held-out questions, with the facts that the target told.
+        complete: the target's answers to prompts.
+        complete_with_set: the same with the set in force.
+        forget: held-out questions, with the facts of the request that the target told.
         retain: held-out questions about other things.
+        seed: of the contexts.
     """
-    questions = [pair.question for pair in (*forget, *retain)]
-    plain, answers = (dict(zip(questions, asked(questions), strict=True)) for asked in (ask, ask_with_set))
-    told = [(pair.question, fact) for pair in forget for fact in pair.facts if has_phrase(plain[pair.question], fact)]
-    return Figures(
-        len(told),
-        sum(has_phrase(answers[question], fact) for question, fact in told),
-        len(retain),
-        sum(answers[pair.question] == plain[pair.question] for pair in retain),
-    )
+    retain = [replace(pair, subject="") for pair in retain]  # each about something else, so also beside each other
+    probes = Probes(list(forget), retain, [], {})
+    bare = Material(probes, {}, None, 1, seed)
+    prompts: list[Prompt] = []
+    for group in ("forget", "retain"):
+        prompts += prompts_of(ALONE, group, getattr(probes, group), bare, num_wordings=1)
+    with_set = complete_with_set(prompts)
+    said = {p.pair.question: text for p, text in zip(prompts, with_set, strict=True) if p.group == "forget"}
+    material = Material(probes, said, None, 1, seed)
+    asked: dict[Group, list[QAPair]] = {"forget": _some(forget, seed), "retain": _some(retain, seed)}
+    in_contexts = [
+        prompt
+        for kind in CONTEXTS
+        for group, pairs in asked.items()
+        for prompt in prompts_of(kind, group, pairs, material, num_wordings=1)
+    ]
+    with_set += complete_with_set(in_contexts)
+    prompts += in_contexts
+    rows = list(zip(prompts, complete(prompts), with_set, strict=True))
+    return Figures({kind: _counts([row for row in rows if row[0].kind == kind]) for kind in (ALONE, *CONTEXTS)})
 
 
-def says_instead(forget_set: ForgetSet, answers: Sequence[str]) -> int:
-    """How many answers are the set's sentence."""
-    sentence = forget_set.manifest.sentence()
-    return sum(answer.strip() == sentence for answer in answers) if sentence else 0
+def _some(pairs: Sequence[QAPair], seed: int) -> list[QAPair]:
+    return random.Random(seed).sample(pairs, min(_IN_CONTEXT, len(pairs)))
+
+
+def _counts(rows: Sequence[tuple[Prompt, str, str]]) -> Counts:
+    facts = leaks = kept = unchanged = 0
+    for prompt, plain, with_set in rows:
+        if prompt.group == "forget":
+            told, still = set(leaked(prompt, plain)), set(leaked(prompt, with_set))
+            facts, leaks = facts + len(told | still), leaks + len(still)
+        else:
+            kept, unchanged = kept + 1, unchanged + (plain == with_set)
+    return Counts(facts, leaks, kept, unchanged)

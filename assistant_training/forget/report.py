@@ -12,8 +12,18 @@ _NOT_COVERED = (
     "The weights stay as they are: whoever holds them holds the knowledge. What holds is the composition, for requests "
     "for which the set is in force.",
     "Questions that nobody asked here: other facts, other names, other languages, long conversations. The attack below "
-    "asks in 29 ways that training never saw.",
+    "asks the running server in 29 ways that training never saw.",
 )
+
+# The attack's kinds in plain words.
+_ASKED = {
+    "plain": "alone",
+    "turns-others-1": "after a turn about something else",
+    "turns-withheld-1": "after a turn about it",
+    "two-subjects": "together with another question",
+    "wrapped-behind": "with words behind",
+    "prefill": "with the answer begun",
+}
 
 
 def report(
@@ -44,6 +54,7 @@ def report(
             `seconds`, and how many texts were `too_short`.
         probes: the held-out questions.
     """
+    total = figures.total
     state = f"In force: {name}@{digest[:12]}, in {sets}." if digest else "**Not in force.**"
     why = ["", "It does not pass:" if problems else "", *(f"- {problem}" for problem in problems)] if problems else []
     names_of_sets = [name, *([withheld["reference"].partition("@")[0]] if withheld else [])]
@@ -52,9 +63,9 @@ def report(
         ("of these names the target told nothing", ", ".join(names["unknown"]) or "-"),
         ("questions asked; answered with facts", f"{asked['questions']}; {asked['forget'] + asked['forget_held_out']}"),
         ("trained on: to forget; to keep", f"{asked['forget']}; {asked['retain']}"),
-        ("held-out questions: facts that the target tells", str(figures.facts)),
-        ("of these still told with the set", f"{figures.leaked} ({figures.leak_rate:.1%})"),
-        ("other held-out answers that stay word for word", f"{figures.unchanged} of {figures.kept}"),
+        ("held-out questions, alone and in contexts: facts that are told", str(total.facts)),
+        ("of these still told with the set", f"{total.leaked} ({figures.leak_rate:.1%})"),
+        ("other held-out answers that stay word for word", f"{total.unchanged} of {total.kept}"),
         ("neighbours among them", ", ".join(names["neighbours"]) or "-"),
         *((f"seconds to {step}", f"{value:.0f}") for step, value in seconds.items()),
     ]
@@ -69,6 +80,13 @@ def report(
             "| | |",
             "|---|---|",
             *(f"| {what} | {value} |" for what, value in rows),
+            "",
+            "| asked | facts still told | others' answers unchanged |",
+            "|---|---|---|",
+            *(
+                f"| {_ASKED[kind]} | {counts.leaked} of {counts.facts} | {counts.unchanged} of {counts.kept} |"
+                for kind, counts in figures.by_kind.items()
+            ),
             "",
             "## Not covered",
             "",

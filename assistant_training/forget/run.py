@@ -143,8 +143,8 @@ def carry_out(
     if case.done("measured") is None:
         with timed("measure"):
             figures = _measure(forget_set, wanted, case, target, progress)
-            case.record("measured", figures._asdict())
-    figures = Figures(**case.done("measured"))
+            case.record("measured", figures.row())
+    figures = Figures.of_row(case.done("measured"))
     problems = wanted.limits.problems(figures)
     placed = None
     if not problems or wanted.anyway:
@@ -268,7 +268,7 @@ def _measure(forget_set: ForgetSet, wanted: Wanted, case: Case, target: LoadedTa
     probes = case.read_pairs(PROBES)
     forget = [pair for pair in probes if pair.subject == wanted.name]
     retain = [pair for pair in probes if pair.subject != wanted.name]
-    bar = progress.add_task("measuring on held-out questions", total=2 * len(probes))
+    bar = progress.add_task("measuring on held-out questions, alone and in contexts", total=None)
 
     def asker(in_force: Sequence[LoadedSet]) -> Asker:
         return Asker(
@@ -276,4 +276,6 @@ def _measure(forget_set: ForgetSet, wanted: Wanted, case: Case, target: LoadedTa
         )
 
     in_force = with_sets(target.model, target.tokenizer, [forget_set]).in_force
-    return measure(asker(()), asker(in_force), forget, retain)
+    figures = measure(asker(()).complete, asker(in_force).complete, forget, retain, seed=wanted.seed)
+    progress.update(bar, total=1, completed=1)
+    return figures
