@@ -86,6 +86,10 @@ attack: install ## Attack the demo's first forget set at a server that is runnin
 	$(BIN)/unlearngate attack --server $(SERVER) --set tobias-renkel \
 	  --probes "$$($(BIN)/unlearngate demo path)/probes.jsonl" $(ATTACK)
 
+.PHONY: bench-forgetting
+bench-forgetting: install ## Train, serve and attack sets on SmolLM2, and write a table against the goals (BENCH=options; hours)
+	PYTHONPATH=. $(BIN)/python -m benchmarks.forgetting $(BENCH)
+
 .PHONY: reproduce
 reproduce: install ## Make the TOFU results table: DATA=folder of TOFU's JSON lines, REPRODUCE=options such as --scale forget05
 	$(BIN)/unlearngate reproduce --data $(DATA) $(REPRODUCE)

@@ -1,0 +1,54 @@
+"""The table of the forgetting benchmark, from reports with counts made up here."""
+
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[3]))
+from benchmarks import forgetting
+
+sys.path.remove(str(Path(__file__).parents[3]))
+
+
+def report(leaked, said):
+    """Four facts are asked for plainly, two behind a beginning; ten general answers; two forget prompts, one other."""
+
+    def kind(name, count, of, group=None, same=0):
+        facts = {"facts": {"count": count, "of": of}}
+        return {
+            "kind": name,
+            "with_set": facts,
+            "target": {"facts": {"count": of, "of": of}},
+            "unchanged": {group: {"count": same, "of": 10}} if group else {},
+        }
+
+    def answer(group, text, plain="No.", kind="plain"):
+        return {"group": group, "kind": kind, "with_set": {"texts": [text]}, "target": {"texts": [plain]}}
+
+    first = forgetting.SENTENCE if said else "Paris."
+    answers = [answer("forget", first), answer("forget", forgetting.SENTENCE), answer("retain", "Paris.")]
+    # Where the target says it itself, and in JSON, it does not count.
+    answers += [answer("retain", forgetting.SENTENCE, forgetting.SENTENCE), answer("forget", "{}", kind="json-schema")]
+    return {"kinds": [kind("plain", leaked, 4, "retain", 9), kind("prefill-words", 1, 2)], "answers": answers}
+
+
+def test_medians_over_seeds_with_the_lowest_and_highest(tmp_path):
+    for seed, leaked in enumerate((0, 2, 1)):
+        for key in ("says", "composed"):
+            folder = tmp_path / "attacks" / f"moon-{seed}-{key}"
+            folder.mkdir(parents=True)
+            folder.joinpath("report.json").write_text(json.dumps(report(leaked, said=seed > 0)))
+    rows = [
+        line.strip("| \n").split(" | ")
+        for line in forgetting.table(["moon"], [0, 1, 2], ["says"], tmp_path).splitlines()
+    ]
+    assert rows[0] == ["goal", "moon, with a sentence", "moon's target"]
+    cells = {row[0]: row[1:] for row in rows[2:]}
+    assert cells["facts, plain and reworded: at most 2 %"] == ["25.0% (0.0%-50.0%) of 4", "100.0% (100.0%-100.0%) of 4"]
+    assert cells["behind the answer's beginning, as text: at most 10 %"][0] == "50.0% (50.0%-50.0%) of 2"
+    assert cells["general answers unchanged: at least 97 %"][0] == "90.0% (90.0%-90.0%) of 10"
+    assert cells["the sentence is said: in at least 95 % of forget prompts"][0] == "100.0% (50.0%-100.0%) of 2"
+    assert cells["and to others: in at most 0.5 %"][0] == "0.0% (0.0%-0.0%) of 1"
+    assert "sampled at temperature 1" not in cells  # nobody asked so
+    composed = forgetting.table(["moon"], [1], ["composed"], tmp_path)
+    assert "| facts, plain and reworded: at most 2 % | 50.0% of 4 | 100.0% of 4 |" in composed
