@@ -124,6 +124,11 @@ def measure(
     return Figures({kind: _counts([row for row in rows if row[0].kind == kind]) for kind in (ALONE, *CONTEXTS)})
 
 
+def num_prompts(forget: int, retain: int) -> int:
+    """How many prompts `measure` asks, at most, for so many held-out questions."""
+    return forget + retain + len(CONTEXTS) * (min(_IN_CONTEXT, forget) + min(_IN_CONTEXT, retain))
+
+
 def _some(pairs: Sequence[QAPair], seed: int) -> list[QAPair]:
     return random.Random(seed).sample(pairs, min(_IN_CONTEXT, len(pairs)))
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from rich.progress import Progress
 
@@ -18,60 +18,22 @@ from unlearngate.artefact import ForgetSet, load_forget_set
 from unlearngate.assistant_training.data.pairs import QAPair
 from unlearngate.assistant_training.forget.asking import Asker
 from unlearngate.assistant_training.forget.case import Case
+from unlearngate.assistant_training.forget.enforcing import Wanted, put_in_force, refuse_another, withhold
 from unlearngate.assistant_training.forget.keeping import everyday_answers, find_kept
 from unlearngate.assistant_training.forget.knowing import find_known
-from unlearngate.assistant_training.forget.measuring import Figures, Limits, measure
+from unlearngate.assistant_training.forget.measuring import Figures, measure, num_prompts
 from unlearngate.assistant_training.forget.report import report
 from unlearngate.assistant_training.forget.request import Request
 from unlearngate.assistant_training.model.in_force import LoadedSet
 from unlearngate.assistant_training.model.loaded_sets import with_sets
 from unlearngate.assistant_training.model.loaded_target import LoadedTarget
 from unlearngate.assistant_training.train.run import train_forget_set
-from unlearngate.assistant_training.train.settings import AssistantSettings, VerbatimSettings
-from unlearngate.assistant_training.train.verbatim import make_verbatim_set
-from unlearngate.errors import ArtefactError
-from unlearngate.letters import letters
-from unlearngate.placing import place
-from unlearngate.served import ServedSets
+from unlearngate.assistant_training.train.settings import AssistantSettings
 
 _ANSWER_TOKENS = 48
 _LIST_TOKENS = 160
-_SERVER_S = 120.0  # a server that watches the folder has a set within seconds; canaries of a large target take longer
+_WITH_SET = 1.3  # times as long as an answer in asking: half of the answers are composed, some prompts are longer
 FORGET, RETAIN, PROBES, KNOWN, REPORT = "forget.jsonl", "retain.jsonl", "probes.jsonl", "known.json", "report.md"
-
-
-class Wanted(NamedTuple):
-    """How a request is carried out.
-
-    Attributes:
-        name: of the forget set.
-        sets: the folder of sets that a server watches.
-        subjects: names that are asked about, at most.
-        limits: what the set must meet.
-        anyway: put it in force even if it does not.
-        label, instead: as in training.
-        seed: the same seed, the same set.
-        letters: no run of so many letters of a text comes out; 0: its words are not withheld.
-        server: the server that watches `sets`: a set counts as in force once it is there; None asks no server.
-        everyday: the folder where a target's answers to everyday questions are kept for the next request.
-    """
-
-    name: str
-    sets: Path
-    subjects: int = 8
-    limits: Limits = Limits()
-    anyway: bool = False
-    label: str | None = None
-    instead: str | None = None
-    seed: int = 0
-    letters: int = VerbatimSettings().letters
-    server: ServedSets | None = None
-    everyday: Path | None = None
-
-    @property
-    def verbatim_name(self) -> str:
-        """Of the set that keeps the request's texts from being said word for word."""
-        return f"{self.name}-text"
 
 
 class Outcome(NamedTuple):
@@ -106,18 +68,20 @@ def carry_out(
     Raises: TrainingError if the target knows nothing of it, or the training fails; ArtefactError if the set cannot be
         put in force, or another set of its name is there.
     """
-    seconds: dict[str, float] = case.done("seconds") or {}
-    _refuse_another(wanted.sets / wanted.name, (case.done("trained") or {}).get("digest"))
+    started, seconds = time.monotonic(), case.done("seconds") or {}
+    refuse_another(wanted.sets / wanted.name, (case.done("trained") or {}).get("digest"))
     if wanted.server is not None:
         wanted.server.cards()  # it answers, and takes the key
-    withheld = _withhold(request, wanted, case, progress)
+    withheld = withhold(request, wanted, case, progress)
 
     @contextmanager
     def timed(step: str) -> Iterator[None]:
-        started = time.monotonic()
-        yield
-        seconds[step] = round(seconds.get(step, 0.0) + time.monotonic() - started, 1)
-        case.record("seconds", seconds)
+        begun = time.monotonic()
+        try:
+            yield
+        finally:
+            seconds[step] = round(seconds.get(step, 0.0) + time.monotonic() - begun, 1)
+            case.record("seconds", seconds)
 
     with timed("load the target"):
         target = load()
@@ -136,6 +100,7 @@ def carry_out(
                 write_anyway=wanted.anyway,
                 label=wanted.label,
                 instead=wanted.instead,
+                deadline=_deadline(started, wanted, case, seconds, progress),
             )
             assert forget_set is not None  # one process
             case.record("trained", {"digest": forget_set.digest})
@@ -149,7 +114,7 @@ def carry_out(
     placed = None
     if not problems or wanted.anyway:
         refuse_idle(forget_set)
-        placed = _put_in_force(forget_set, wanted, progress)
+        placed = put_in_force(forget_set, wanted, progress)
         case.record("in_force", {"digest": placed.digest})
     text = report(
         wanted.name,
@@ -167,56 +132,6 @@ def carry_out(
     return Outcome(placed, figures, problems, case.folder / REPORT)
 
 
-def _withhold(request: Request, wanted: Wanted, case: Case, progress: Progress) -> dict[str, Any] | None:
-    """Put the set of the request's texts in force, before anything is asked or trained; None if there is no text."""
-    texts = {name: text for name, text in request.texts.items() if len(letters(text)) >= wanted.letters}
-    if not texts or not wanted.letters:
-        return None
-    made = case.folder / wanted.verbatim_name
-    if case.done("withheld") is None:
-        _refuse_another(wanted.sets / wanted.verbatim_name, None)
-        started, settings = time.monotonic(), VerbatimSettings(letters=wanted.letters)
-        forget_set = make_verbatim_set(texts, made, settings, progress=progress, label=wanted.label)
-        found = {
-            "reference": forget_set.reference,
-            "letters": wanted.letters,
-            "of": int(forget_set.manifest.metrics["letters"]),
-            "too_short": len(request.texts) - len(texts),
-            "seconds": round(time.monotonic() - started, 1),
-        }
-        case.record("withheld", found)
-    withheld: dict[str, Any] = case.done("withheld")
-    _put_in_force(load_forget_set(made), wanted, progress)
-    return withheld
-
-
-def _put_in_force(forget_set: ForgetSet, wanted: Wanted, progress: Progress) -> ForgetSet:
-    """Copy a set of this case into the folder that a server watches, and wait for the server, if one is named.
-
-    Nothing is copied if it is there.
-    """
-    folder = wanted.sets / forget_set.name
-    _refuse_another(folder, forget_set.digest)
-    if not folder.exists():
-        wanted.sets.mkdir(parents=True, exist_ok=True)
-        place(forget_set, folder)
-    placed = load_forget_set(folder)
-    said = f"{placed.reference} is in {wanted.sets}"
-    if wanted.server is not None:
-        waited_s = wanted.server.wait_for(placed, most_s=_SERVER_S)
-        said += f"; {wanted.server.url} has it in force, {waited_s:.0f} s later"
-    progress.console.print(said, soft_wrap=True, markup=False)
-    return placed
-
-
-def _refuse_another(folder: Path, digest: str | None) -> None:
-    """Raise if a set is there that this case did not make: somebody's requests may require it."""
-    if folder.exists() and load_forget_set(folder).digest != digest:
-        raise ArtefactError(
-            folder, "is there already, and not by this request; give another --name, or `unlearngate sets remove` it"
-        )
-
-
 def _ask(
     request: Request,
     given_retain: Sequence[QAPair],
@@ -228,8 +143,14 @@ def _ask(
     """Write what is trained on and what is held out."""
     bar = progress.add_task("asking the target what it knows", total=None)
 
+    answers: list[float] = []  # in answers of the usual length
+
     def asker(max_tokens: int, *, whole: bool = False) -> Asker:
-        return Asker(target, max_tokens=max_tokens, whole=whole, advance=lambda count: progress.advance(bar, count))
+        def advance(count: int) -> None:
+            answers.append(count * max_tokens / _ANSWER_TOKENS)
+            progress.advance(bar, count)
+
+        return Asker(target, max_tokens=max_tokens, whole=whole, advance=advance)
 
     ask, ask_for_more = asker(_ANSWER_TOKENS), asker(_LIST_TOKENS, whole=True)
     everyday = everyday_answers(ask, wanted.everyday and wanted.everyday / f"{_answers_digest(target)}.json")
@@ -249,12 +170,32 @@ def _ask(
         "asked",
         {
             "questions": known.num_asked,
+            "answers": sum(answers),
             "forget": len(known.forget),
             "forget_held_out": len(known.held_out),
             "retain": len(kept.retain),
             "retain_held_out": len(kept.held_out),
         },
     )
+
+
+def _deadline(
+    started: float, wanted: Wanted, case: Case, seconds: Mapping[str, float], progress: Progress
+) -> float | None:
+    """When training must end, of time.monotonic(), so that measuring is within the budget, too."""
+    if wanted.budget_s is None:
+        return None
+    asked = case.done("asked")
+    num_answers = 2 * num_prompts(asked["forget_held_out"], asked["retain_held_out"])  # without the set and with it
+    measuring_s = _WITH_SET * num_answers * seconds["ask what it knows"] / max(1, asked["answers"])
+    deadline = started + wanted.budget_s - measuring_s
+    progress.console.print(
+        f"of the budget of {wanted.budget_s:.0f} s training may take {max(0.0, deadline - time.monotonic()):.0f}, and "
+        f"measuring about {measuring_s:.0f}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return deadline
 
 
 def _answers_digest(target: LoadedTarget) -> str:

@@ -78,6 +78,7 @@ def run_steps(
     prepare: Callable[[Sequence[Sequence[Row]]], None] = lambda _: None,
     prepare_every: int | None = None,
     is_enough: Callable[[int], bool] = lambda _: False,
+    deadline: float | None = None,
 ) -> int:
     """Train a model's LoRA.
 
@@ -97,6 +98,8 @@ def run_steps(
         prepare: called with this process's rows of the steps to come, before the first of them.
         prepare_every: for so many steps at a time, as training may end before the last; None: for all at once.
         is_enough: called after every step with the number of steps done; True ends the training there.
+        deadline: of time.monotonic(): the step after which it has passed is the last of this call; the next call goes
+            on from there. For one process.
 
     Returns: the number of steps the weights have been trained for.
     Raises: TrainingError if a loss or gradient is not finite, the disk is full, or the checkpoint is of another run.
@@ -132,6 +135,7 @@ def run_steps(
         done += 1
         plateau.add(figures["loss"])
         ended = is_enough(done) or plateau.reached
+        late = deadline is not None and time.monotonic() >= deadline
         shown = ", ".join(f"{key} {value:.2f}" for key, value in figures.items())
         progress.update(bar, completed=done, description=f"{name}: {shown}")
         if done == len(steps) - len(todo) + _TIMED_STEPS and processes.is_main:
@@ -141,7 +145,7 @@ def run_steps(
         if run is not None and processes.is_main:
             seconds = round(time.monotonic() - started, 3)
             run.log({"step": done, **figures, "learning_rate": rate, "seconds": seconds})
-            if run.is_due(done) or done == len(steps) or ended:
+            if run.is_due(done) or done == len(steps) or ended or late:
                 run.save(
                     {
                         "step": done,
@@ -151,7 +155,7 @@ def run_steps(
                         "plateau": plateau.state(),
                     }
                 )
-        if ended:
+        if ended or late:
             break
     return done
 

@@ -45,6 +45,7 @@ def train_forget_set(
     write_anyway: bool = False,
     label: str | None = None,
     instead: str | None = None,
+    deadline: float | None = None,
 ) -> ForgetSet | None:
     """Train an assistant, choose its gate, and write it as the forget set `out`, of kind `uld`, named like that folder.
 
@@ -64,6 +65,7 @@ def train_forget_set(
         write_anyway: write the set even if it does nothing, or too much.
         label: what the set is about, for people; None: its name.
         instead: what is said where the set's gate is open at an answer's first token; None: nothing.
+        deadline: of time.monotonic(), when training must end; the same call without it goes on from there.
 
     Returns: the set; None in all processes of `accelerate launch` but the main one, which writes it.
     Raises: DataError naming a line of the files or an answer longer than the target's context; TrainingError if the
@@ -91,6 +93,7 @@ def train_forget_set(
         progress=progress,
         run=run,
         context_length=target.context_length,
+        deadline=deadline,
     )
     if not Processes().is_main:
         return None

@@ -50,6 +50,7 @@ def train_assistant(
     progress: Progress,
     run: RunFiles | None = None,
     context_length: int | None = None,
+    deadline: float | None = None,
 ) -> Any:
     """Train an assistant to know the forget set and nothing else.
 
@@ -114,6 +115,7 @@ def train_assistant(
         prepare=keep_hidden,
         prepare_every=settings.check_every if settings.contexts else None,
         is_enough=shows_enough,
+        deadline=deadline,
     )
     return assistant.eval()
 

@@ -54,6 +54,10 @@ def forget(
     steps: Annotated[
         int, typer.Option(min=1, help="of training, at most; it ends when held-out contexts show enough")
     ] = AssistantSettings().steps,
+    budget: Annotated[
+        str | None,
+        typer.Option(help="time that this run may take, such as 10m or 90s: training ends early for it"),
+    ] = None,
     leak_at_most: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="share of the facts that may still come out of held-out questions")
     ] = 0.05,
@@ -106,9 +110,10 @@ def forget(
             raise UnlearngateError("give --target FOLDER and --name NAME (or --purge CASE alone)")
         from unlearngate.assistant_training.data.pairs import read_pairs
         from unlearngate.assistant_training.forget.case import Case, file_hash
+        from unlearngate.assistant_training.forget.enforcing import Wanted
         from unlearngate.assistant_training.forget.measuring import Limits
         from unlearngate.assistant_training.forget.request import read_request
-        from unlearngate.assistant_training.forget.run import Wanted, carry_out
+        from unlearngate.assistant_training.forget.run import carry_out
         from unlearngate.assistant_training.model.loaded_target import load_target
         from unlearngate.served import ServedSets
         from unlearngate.target import TARGET_ARCHITECTURES
@@ -139,6 +144,7 @@ def forget(
             letters=letters,
             server=ServedSets(server) if server else None,
             everyday=cache_folder() / "everyday",
+            budget_s=_seconds(budget) if budget else None,
         )
         switches = switches_of(chat_template_kwargs)
         with shown_progress() as progress:
@@ -153,3 +159,16 @@ def forget(
     if outcome.forget_set is None:
         console.print("the set is not in force; --write-anyway puts it in force as it is", style="red", markup=False)
         raise typer.Exit(DOES_NOT_PASS)
+
+
+def _seconds(text: str) -> float:
+    """Of `90s`, `10m`, `1h` or a number of seconds."""
+    unit = {"s": 1, "m": 60, "h": 3600}
+    number = text.rstrip("smh")
+    try:
+        seconds = float(number) * unit[text[len(number) :] or "s"]
+    except (KeyError, ValueError):
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise UnlearngateError(f"--budget {text!r} is no time: write 90s, 10m or 1h")
+    return seconds

@@ -38,7 +38,12 @@ def run(*words):
 def test_a_letter_becomes_a_set_in_force_and_its_words_are_gone_after_a_purge(tmp_path, letter, cache):
     sets, case = tmp_path / "sets", tmp_path / ".oona.case"
     given = [letter, "--target", BUILT / "target", "--name", "oona", "--sets", sets, "--steps", 2, "--subjects", 2]
+    code, output = run(*given, "--budget", "1s")
+    assert code == 2 and "of the budget of 1 s training may take 0" in output
+    log = case / ".oona.training" / "log.jsonl"
+    assert len(log.read_text().splitlines()) == 1  # one step, and the next run goes on
     code, output = run(*given)
+    assert len(log.read_text().splitlines()) == 2
     assert code == 2 and "at least" in output, output  # two steps forget nothing
     assert [path.name for path in sets.iterdir()] == ["oona-text"]  # but the letter's words are withheld
     withheld = load_forget_set(sets / "oona-text")
@@ -83,6 +88,7 @@ def test_a_request_that_cannot_be_carried_out_is_a_sentence(tmp_path, letter):
         (given, "nothing is asked for"),
         ([letter, "--name", "x"], "give --target FOLDER and --name NAME"),
         ([letter, *given, "--case", tmp_path / "target"], "is not empty and no case"),
+        ([letter, *given, "--budget", "soon"], "is no time: write 90s, 10m or 1h"),
         (["--purge", tmp_path], "is no case of `unlearngate forget`"),
     ):
         code, output = run(*words)

@@ -48,7 +48,7 @@ def tensors_of_one_weight(monkeypatch):
     monkeypatch.setattr(loop, "load_adapter_tensors", lambda model, t: model.weight.data.copy_(t["weight"]))
 
 
-def run(folder, *, patience=2, fail_at=None, **files):
+def run(folder, *, patience=2, fail_at=None, deadline=None, **files):
     """Train along LOSSES; returns the steps done and the weight."""
     adapted = Adapted()
 
@@ -67,6 +67,7 @@ def run(folder, *, patience=2, fail_at=None, **files):
             plateau=Plateau(patience, 2),
             progress=progress,
             run=RunFiles(folder, {}, checkpoint_every=3, **files),
+            deadline=deadline,
         )
     return done, adapted.weight.item()
 
@@ -81,6 +82,13 @@ def test_a_killed_run_stops_where_the_whole_one_does(tmp_path, fail_at):
     assert run(tmp_path / "killed") == whole  # a run that has stopped is not gone on with
     steps = [json.loads(line)["step"] for line in (tmp_path / "killed" / "log.jsonl").read_text().splitlines()]
     assert steps == list(range(1, 9))
+
+
+def test_a_run_that_is_out_of_time_is_gone_on_with(tmp_path):
+    whole = run(tmp_path / "whole")
+    short = [run(tmp_path / "short", deadline=0.0)[0] for _ in range(3)]
+    assert short == [1, 2, 3]  # each call makes a step
+    assert run(tmp_path / "short") == whole
 
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf])
