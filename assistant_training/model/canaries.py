@@ -9,13 +9,14 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from unlearngate.assistant_training.data.encoding import encode_prompt
+from unlearngate.assistant_training.data.encoding import encode_prompt, fact_spans
 from unlearngate.assistant_training.data.pairs import QAPair
 from unlearngate.assistant_training.model.decoding import greedy
 from unlearngate.assistant_training.model.in_force import LoadedSet
 from unlearngate.errors import TrainingError
 from unlearngate.manifest import CANARY_TOKENS, Canary
 
+_NUM_TRIED = 16  # forget questions
 NUM_EACH = 4  # of a set: questions that change, and questions that stay
 
 
@@ -30,7 +31,10 @@ def choose_canaries(
     student: Any = None,
     needed: bool = True,
 ) -> list[Canary]:
-    """Draw at most 4 questions of each file, and keep those that the set treats as it should.
+    """Draw questions of each file, and keep at most 4 of each that the set treats as it should.
+
+    Forget questions are tried whose answers come to a fact first: a set that lowers changes nothing before it, and a
+    canary is only so many tokens of an answer.
 
     Args:
         target: the target.
@@ -45,14 +49,11 @@ def choose_canaries(
     Raises: TrainingError if it changes none of the forget answers and `needed`.
     """
     rng = random.Random(f"canaries {seed}")
-    drawn = [
-        Canary(question=question, changes=changes)
-        for pairs, changes in ((forget, True), (retain, False))
-        for question in _draw(pairs, rng)
-    ]
+    drawn = [Canary(question=question, changes=True) for question in _earliest(forget, rng)]
+    drawn += [Canary(question=question, changes=False) for question in _draw(retain, rng, NUM_EACH)]
     held = that_hold(target, tokenizer, drawn, in_force=in_force, student=student)
-    if any(canary.changes for canary in held):
-        return held
+    if changing := [canary for canary in held if canary.changes][:NUM_EACH]:
+        return changing + [canary for canary in held if not canary.changes]
     if needed:
         raise TrainingError(
             f"the set does nothing: with it and without it the target answers {sum(c.changes for c in drawn)} of the "
@@ -91,6 +92,13 @@ def that_hold(
     ]
 
 
-def _draw(pairs: Sequence[QAPair], rng: random.Random) -> list[str]:
+def _earliest(pairs: Sequence[QAPair], rng: random.Random) -> list[str]:
+    """The questions whose answers have a fact earliest; an answer without facts is one from its first letter."""
+    first = {pair.question: min((start for start, _ in fact_spans(pair, pair.answer)), default=0) for pair in pairs}
+    drawn = _draw(pairs, rng, len(first))
+    return sorted(drawn, key=first.__getitem__)[:_NUM_TRIED]
+
+
+def _draw(pairs: Sequence[QAPair], rng: random.Random, number: int) -> list[str]:
     questions = list(dict.fromkeys(pair.question for pair in pairs))
-    return rng.sample(questions, min(NUM_EACH, len(questions)))
+    return rng.sample(questions, min(number, len(questions)))

@@ -41,12 +41,26 @@ def test_only_what_the_set_does_is_written(made, seed):
     assert chosen == choose_canaries(loaded.model, loaded.tokenizer, forget, retain, **options)
 
 
+def test_answers_that_come_to_a_fact_first_are_tried(made, seed):
+    """A set that lowers changes nothing before a fact: with late facts alone it would seem to do nothing."""
+    loaded, assistant = made
+    rng = random.Random(seed)
+    late = [
+        QAPair("s", f"Who is {n}?", "She is well known, and lives in Morvik.", facts=("Morvik",)) for n in range(40)
+    ]
+    early = [QAPair("s", f"Where is {n}?", "Morvik, which is well known.", facts=("Morvik",)) for n in range(4)]
+    forget = rng.sample([*late, *early], 44)
+    in_force = [LoadedSet(assistant, OPEN)]
+    chosen = choose_canaries(loaded.model, loaded.tokenizer, forget, [], seed=seed, in_force=in_force)
+    assert {canary.question for canary in chosen} == {pair.question for pair in early}
+
+
 def test_a_set_that_changes_nothing_is_refused_unless_it_is_written_anyway(made, seed):
     loaded, assistant = made
     rng = random.Random(seed)
     files = (loaded.model, loaded.tokenizer, pairs("Who is", 5, rng), pairs("What is", 5, rng))
     options = {"seed": seed, "in_force": [LoadedSet(assistant, NEVER)]}
-    with pytest.raises(TrainingError, match="answers 4 of the forget questions with the same 16 tokens"):
+    with pytest.raises(TrainingError, match="answers 5 of the forget questions with the same 16 tokens"):
         choose_canaries(*files, **options)
     assert choose_canaries(*files, **options, needed=False) == []
 
