@@ -191,7 +191,7 @@ def _finders(
         return find(question, answer, longest_first, source)
 
     def claims(question: str, answer: str) -> tuple[str, ...]:
-        own = sorted(names_in(answer, least=1), key=len, reverse=True)
+        own = sorted(names_in(answer, least=1, inside_only=True), key=len, reverse=True)
         return find(question, answer, [*longest_first, *own], "")
 
     return facts, claims

@@ -30,14 +30,15 @@ _NO_NAMES = frozenset(
 )
 
 
-def names_in(text: str, *, least: int = 2) -> dict[str, int]:
+def names_in(text: str, *, least: int = 2, inside_only: bool = False) -> dict[str, int]:
     """The names in a text in scripts with capitals, and how often each is written; the most frequent first.
 
     A name of one word counts only if it is also written inside a sentence, where a capital says something.
 
     Args:
         text: any.
-        least: how often a name of one word has to be written.
+        least: how often a name of one word has to be written; 1 also takes those that only begin a sentence.
+        inside_only: not those.
     """
     written: list[tuple[str, bool]] = []  # each time: the name, and whether its capital may be a sentence's
     for match in _NAME.finditer(text):
@@ -54,16 +55,24 @@ def names_in(text: str, *, least: int = 2) -> dict[str, int]:
         counts[name] += 1
         if not starts:
             inside.add(name)
-    found = [name for name in counts if " " in name or (counts[name] >= least and (name in inside or least == 1))]
+    anywhere = least == 1 and not inside_only
+    found = [name for name in counts if " " in name or (counts[name] >= least and (name in inside or anywhere))]
     return dict(sorted(((name, counts[name]) for name in found), key=lambda item: (-item[1], text.find(item[0]))))
 
 
 def without_openers(name: str) -> str:
     """A name without the words at its ends that are no part of it ("The Atlantic"); empty if nothing is left."""
     words = regex.sub(r"['\u2019]s$", "", name).split()
-    while words and (words[0] in _NO_NAMES or words[0].islower()):
+    while words and (regex.split(r"['\u2019]", words[0])[0] in _NO_NAMES or words[0].islower()):
         del words[0]
-    while words and (words[-1] in _NO_NAMES or words[-1].rstrip(".") in _TITLES or words[-1].islower()):
+    while words and (
+        regex.split(r"['\u2019]", words[-1])[0] in _NO_NAMES or words[-1].rstrip(".") in _TITLES or words[-1].islower()
+    ):
         del words[-1]
     joined = " ".join(words)
     return joined if len(joined) > 1 and not regex.fullmatch(_INITIAL, joined) else ""
+
+
+def _is_none(word: str) -> bool:
+    """Whether a word is no part of a name, also with what is added to it ("I'd", "It's")."""
+    return word.islower() or regex.split(r"['\u2019]", word)[0] in _NO_NAMES

@@ -39,3 +39,8 @@ def test_a_sentence_about_somebody(text, names):
 def test_a_word_that_is_only_ever_first_is_no_name():
     assert names_in("Ferries are old. Ferries are slow. Ferries sink.") == {}
     assert names_in("It is Morvik. It was Morvik.") == {"Morvik": 2}
+
+
+def test_in_an_answer_a_word_that_begins_a_sentence_is_no_name():
+    answer = "Built in 1912, it sank. However, I'd say the Carpathia, which O'Brien knew. Titanic sank."
+    assert list(names_in(answer, least=1, inside_only=True)) == ["Carpathia", "O'Brien"]
