@@ -93,7 +93,7 @@ def train_assistant(
             context_length=context_length,
         )
         assistant.train()
-        return shortfall(evidence.metrics(evidence.gate_nats()), ENOUGH) is None
+        return shortfall(evidence.metrics(evidence.gates()[0]), ENOUGH) is None
 
     steps = draw_steps(
         *(tokenizer, forget, retain, settings),
@@ -201,7 +201,7 @@ def export_assistant(
             seed=seed,
             context_length=context_length,
         )
-        gate_nats = evidence.gate_nats()
+        _, gate_nats = evidence.gates()
         metrics = evidence.metrics(gate_nats)
         if not write_anyway:
             refuse_short(metrics, Limits())

@@ -22,13 +22,15 @@ def evidence(first, facts, highest):
     return Evidence(first, facts, np.concatenate([first, facts]), highest, highest)
 
 
-def test_the_gate_is_where_the_fewest_go_wrong():
-    assert evidence([4.0] * 9, [4.0] * 9, [0.25] * 9).gate_nats() == 2.15  # the middle of 0.3 to 4
-    assert evidence([4.0] * 9, [4.0] * 9, [0.0] * 9).gate_nats() == 2.1  # never below 0.25
-    assert evidence([0.1] * 9, [0.1] * 9, [2.0] * 9).gate_nats() == 0.25
-    # One retain answer of ten that is opened counts as much as three of ten forget answers that are missed.
-    assert evidence([1.0] * 4 + [4.0] * 6, [4.0] * 4, [0.5] * 9 + [2.0]).gate_nats() == pytest.approx(0.75)
-    assert evidence([1.0] * 2 + [4.0] * 8, [4.0] * 4, [0.5] * 9 + [2.0]).gate_nats() == pytest.approx(3.0)
+def test_the_gate_is_where_the_fewest_go_wrong_and_served_is_the_geometric_middle_of_those_as_good():
+    assert evidence([4.0] * 9, [4.0] * 9, [0.25] * 9).gates() == (2.15, 1.1)  # of 0.3 to 4
+    assert evidence([4.0] * 9, [4.0] * 9, [0.0] * 9).gates() == (2.1, 1.0)  # never below 0.25
+    assert evidence([0.1] * 9, [0.1] * 9, [2.0] * 9).gates() == (0.25, 0.25)
+    # One retain answer of ten that is opened counts as three, or to serve with as one of ten forget answers missed.
+    assert evidence([1.0] * 4 + [4.0] * 6, [4.0] * 4, [0.5] * 9 + [2.0]).gates() == pytest.approx((0.75, 0.75))
+    assert evidence([1.0] * 2 + [4.0] * 8, [4.0] * 4, [0.5] * 9 + [2.0]).gates() == pytest.approx((3.0, 0.75))
+    # One retain answer of a hundred between 1 and 3.9 is not worth a gate of 4.
+    assert evidence([4.0] * 9, [4.0] * 9, [0.5] * 99 + [3.9]).gates() == pytest.approx((3.95, 1.5))
 
 
 def test_shares_are_of_conversations():
@@ -77,7 +79,7 @@ def test_a_trained_assistant_is_found_in_contexts_that_it_never_saw_and_an_untra
             *(target, tokenizer, forget, retain, settings), model_id="x", seed=seed, progress=progress
         )
     shown = measure(untrained, tokenizer, forget, retain, seed=seed)
-    assert shown.metrics(shown.gate_nats())["forget_found"] < 0.5
+    assert shown.metrics(shown.gates()[1])["forget_found"] < 0.5
     assert len(shown.first_F) == 120 and len(shown.highest_R) == 240
     assert shown.highest_R.max() == pytest.approx(shown.retain_N.max())
     again = measure(untrained, tokenizer, forget, retain, seed=seed)
