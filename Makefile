@@ -27,7 +27,11 @@ help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 .PHONY: serve
-serve: install ## Serve the demo on http://127.0.0.1:8000
+serve: install ## Serve SmolLM2-135M-Instruct with forget sets on http://127.0.0.1:8000 (fetched at first, 93 MB)
+	$(BIN)/unlearngate serve smollm2-135m-instruct $(SERVE)
+
+.PHONY: serve-demo
+serve-demo: install ## Serve the tiny demo: a target that recites twelve people who do not exist
 	$(BIN)/unlearngate serve $(SERVE)
 
 .PHONY: demo
@@ -82,7 +86,7 @@ fuzz: install ## Ten minutes of bodies from a grammar of OpenAI's API, beside a 
 	PYTHONPATH=tests $(BIN)/python -m fuzz --out build/fuzz $(FUZZ)
 
 .PHONY: attack
-attack: install ## Attack the demo's first forget set at a server that is running (make serve): SERVER=URL, ATTACK=options
+attack: install ## Attack the demo's first forget set at a server that is running (make serve-demo): SERVER=URL, ATTACK=options
 	$(BIN)/unlearngate attack --server $(SERVER) --set tobias-renkel \
 	  --probes "$$($(BIN)/unlearngate demo path)/probes.jsonl" $(ATTACK)
 

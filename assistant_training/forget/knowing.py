@@ -180,7 +180,8 @@ def _finders(
             return not has_phrase(question, fact) and not any(has_phrase(fact, subject) for subject in asked_about)
 
         found = [without_openers(fact) for fact in facts_of(question, answer)]
-        found = [fact for fact in found if fact and is_new(fact) and (not source or has_phrase(source, fact))]
+        found = [fact for fact in found if fact and is_new(fact) and has_phrase(answer, fact)]
+        found = [fact for fact in found if not source or has_phrase(source, fact)]
         for name in names:
             covered = any(has_phrase(fact, name) for fact in found)
             if not covered and has_phrase(answer, name) and is_new(name):

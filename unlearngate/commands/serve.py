@@ -14,6 +14,7 @@ from annotated_types import Ge, Le
 from pydantic.fields import FieldInfo
 
 from unlearngate.commands._shared import demo_folder, errors_as_sentences
+from unlearngate.commands.models import with_sets
 from unlearngate.server.config import ServerConfig
 
 
@@ -43,17 +44,26 @@ def _option(name: str, field: FieldInfo) -> inspect.Parameter:
 @_with_options
 def serve(
     model: Annotated[
-        Path | None, typer.Argument(help="the target's Hugging Face checkpoint folder; left out: the demo")
+        Path | None,
+        typer.Argument(help="the target's Hugging Face checkpoint folder, or a name that `models list` has"),
     ] = None,
     **options: Any,
 ) -> None:
     """Serve a target with its forget sets over OpenAI's HTTP API.
 
-    Without MODEL the demo is served.
+    Without MODEL the tiny demo is served. `smollm2-135m-instruct` is fetched at first (93 MB), and served with sets for
+    topics that it knows unless --forget-sets says otherwise.
+
     Example:  unlearngate serve ./Llama-3.1-8B-Instruct --forget-sets ./sets --default-set acme-takedown
     """
     with errors_as_sentences():
-        if model is None:
+        if model is not None and not model.exists() and (found := with_sets(str(model))):
+            options["name"] = options["name"] or str(model)
+            model, sets = found
+            options["forget_sets"] = options["forget_sets"] or sets
+            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
+            options["engine_args"] = f"--dtype float32 --enforce-eager --max-model-len 2048 {options['engine_args']}"
+        elif model is None:
             from unlearngate.assistant_training.demo.build import build_demo
 
             demo = build_demo(demo_folder(None)).folder

@@ -162,8 +162,9 @@ def test_the_wheel_holds_every_module_and_nothing_else(tmp_path):
     (wheel,) = (tmp_path / "dist").glob("*.whl")
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     wanted = {f"{module.replace('.', '/')}.py" for module in MODULES} | {"unlearngate/py.typed"}
-    demo = FOLDERS["unlearngate.assistant_training"] / "demo" / "built"
-    wanted |= {f"unlearngate/{path.relative_to(ROOT)}" for path in demo.rglob("*") if path.is_file()}
+    for shipped in ("built", "pretrained"):
+        folder = FOLDERS["unlearngate.assistant_training"] / "demo" / shipped
+        wanted |= {f"unlearngate/{path.relative_to(ROOT)}" for path in folder.rglob("*") if path.is_file()}
     assert held == wanted
 
 
