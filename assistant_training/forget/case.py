@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from unlearngate.artefact import now
 from unlearngate.assistant_training.data.pairs import QAPair, read_pairs
 from unlearngate.errors import DataError
 from unlearngate.files import write_whole
@@ -101,12 +102,18 @@ def read_case(folder: Path) -> dict[str, Any]:
 def purge(folder: Path) -> list[str]:
     """Delete all but `case.json`: names, pairs, probes, checkpoints, the report and the case's own copy of the set.
 
+    `case.json` then says when it was done and what was deleted, beside the hashes of the request: that is the record.
+
     Returns: the names of what was deleted.
     Raises: DataError if the folder is no case.
     """
     state = read_case(folder)
     gone = sorted(path.name for path in folder.iterdir() if path.name != CASE_FILE)
-    write_whole(folder / CASE_FILE, json.dumps({**state, "purged": True}, indent=2) + "\n", mode=0o600)
+    if state.get("purged") and not gone:
+        return []
+    deleted = [*state.get("deleted", []), *gone]
+    record = {**state, "purged": True, "purged_at": now().isoformat(timespec="seconds"), "deleted": deleted}
+    write_whole(folder / CASE_FILE, json.dumps(record, indent=2) + "\n", mode=0o600)
     for name in gone:
         path = folder / name
         if path.is_dir() and not path.is_symlink():

@@ -1,6 +1,7 @@
 """A case goes on where it was, is of one request only, and holds no word of it once it is purged."""
 
 import json
+from datetime import datetime
 
 import pytest
 
@@ -57,4 +58,7 @@ def test_a_purge_leaves_hashes(tmp_path):
     with pytest.raises(DataError, match="was purged"):
         Case(folder, ASKED)
     assert purge(folder) == []
+    record = json.loads((folder / "case.json").read_text())
+    assert record["deleted"] == [".ilva.training", "probes.jsonl", "report.md"]
+    assert datetime.fromisoformat(record["purged_at"]).tzinfo is not None
     assert len(file_hash(folder / "case.json")) == 64
