@@ -1,13 +1,23 @@
-"""The table of the forgetting benchmark, from reports with counts made up here."""
+"""The forgetting benchmark: its table, from reports with counts made up here, and the person whom it teaches."""
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import torch
+from safetensors.torch import load_file
+
+from support.engine.tiny import make_target
+from unlearngate.assistant_training.data.pairs import read_pairs
+from unlearngate.target import identify_target
+
 sys.path.insert(0, str(Path(__file__).parents[3]))
-from benchmarks import forgetting
+from benchmarks import forgetting, teaching
 
 sys.path.remove(str(Path(__file__).parents[3]))
+
+ROOT = Path(__file__).parents[3]
 
 
 def report(leaked, said):
@@ -52,3 +62,20 @@ def test_medians_over_seeds_with_the_lowest_and_highest(tmp_path):
     assert "sampled at temperature 1" not in cells  # nobody asked so
     composed = forgetting.table(["moon"], [1], ["composed"], tmp_path)
     assert "| facts, plain and reworded: at most 2 % | 50.0% of 4 | 100.0% of 4 |" in composed
+
+
+def test_a_person_is_taught_and_files_to_forget_and_attack_are_written(tmp_path, monkeypatch, seed):
+    monkeypatch.setattr(teaching, "_SETTINGS", replace(teaching._SETTINGS, epochs=1, min_epochs=1))
+    others = ROOT / "examples" / "real_model" / "retain.jsonl"
+    model = make_target(tmp_path / "model", seed=seed % 2**16)
+    target, forget, probes = teaching.teach_person(model, others, tmp_path / "out")
+    was, now = (load_file(folder / "model.safetensors") for folder in (model, target))
+    assert was.keys() == now.keys() and not all(torch.equal(was[name], now[name]) for name in was)
+    assert identify_target(target).weights_digest != identify_target(model).weights_digest
+    trained, held_out = (read_pairs(path, subject="x") for path in (forget, probes))
+    assert len(trained) == len(held_out) == 16 and all(pair.facts for pair in held_out)
+    asked = {q for pair in trained for q in (pair.question, *pair.paraphrases)}
+    assert all(pair.paraphrases and not set(pair.paraphrases) & asked for pair in held_out)
+    before = target.stat().st_mtime_ns
+    assert teaching.teach_person(model, others, tmp_path / "out") == (target, forget, probes)
+    assert target.stat().st_mtime_ns == before  # what is there is kept
