@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from unlearngate.commands._shared import ChatTemplateKwargs, check_writable, errors_as_sentences, switches_of
+from unlearngate.commands.evaluate_text import evaluate_text
 from unlearngate.errors import UnlearngateError
 from unlearngate.progress import shown_progress
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from unlearngate.kernels.pairs import Mode
 
 app = typer.Typer(help="Measure what forget sets take away, and what they leave.", no_args_is_help=True)
+app.command("text")(evaluate_text)
 
 
 class ModeChoice(StrEnum):
