@@ -6,7 +6,8 @@ it, true or not, in the request or not. Names of which it knows nothing are not 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ import regex
 from unlearngate.assistant_training.attack.probes import facts_of
 from unlearngate.assistant_training.data.pairs import QAPair
 from unlearngate.assistant_training.data.rewording import reword_question
-from unlearngate.assistant_training.data.words import has_phrase
+from unlearngate.assistant_training.data.words import folded, has_phrase
 from unlearngate.assistant_training.forget.asking import Ask
 from unlearngate.assistant_training.forget.request import Request
 from unlearngate.assistant_training.forget.subjects import names_in, without_openers
@@ -54,8 +55,9 @@ WRITE = (
 )
 _MOST_WRITTEN = 16  # questions of the target's own about one subject
 _LONGEST = 150  # letters of one
-_NUMBERING = regex.compile(r"^[\s\-*•]*(?:Q(?:uestion)?\s*\d*[.:)]?\s*|\d+[.:)]\s*)*[\"“]?|[\"”*]+$")
+_NUMBERING = regex.compile(r"^[\s\-*•]*(?:Q(?:uestion)?\s*\d*[.:)]\s*|\d+[.:)]\s*)*[\"“]?|[\"”*]+$")
 _PARAPHRASES = 3
+_SHORT = 5  # words of an answer that is a fact as a whole
 _LEAST = 2  # so many known answers make a name one that the target knows something of
 _USUAL = 2  # so many everyday answers that say a word make it an everyday word
 
@@ -117,15 +119,12 @@ def find_known(
         facts = told[question] if held_out else claims_in(question, answers[question])
         if facts and known[subject] >= _LEAST:
             found[held_out].append(_pair(name, question, answers[question], facts, reword=not held_out))
-    for index, (question, pair) in enumerate(given.items()):
-        truth = pair.facts or facts_of(question, pair.answer)
-        if own_facts := tuple(fact for fact in truth if has_phrase(answers[question], fact)):
-            told[question] = own_facts
-            own = _pair(name, question, answers[question], own_facts, reword=True)
-            found[False] += [own] if pair.paraphrases else []
-            found[index % 4 == 3 and not pair.paraphrases].append(
-                QAPair(name, question, pair.answer, pair.paraphrases, pair.variants, truth)
-            )
+    for question, pair in given.items():
+        told[question] = tuple(fact for fact in _truth(pair) if has_phrase(answers[question], fact))
+    for held_out, pairs in _of_given(name, [pair for q, pair in given.items() if told[q]], answers, told).items():
+        found[held_out] += pairs
+    if not found[True]:
+        found = _with_one_held_out(found[False], told)
     if not found[False]:
         about = ", ".join(subjects[:5]) or "it"
         raise TrainingError(
@@ -140,6 +139,44 @@ def find_known(
         [subject for subject, count in known.items() if count < _LEAST],
         len(questions),
     )
+
+
+def _truth(pair: QAPair) -> tuple[str, ...]:
+    """The facts of a given pair: its own; names and numbers of its answer; or the answer, if it is a few words."""
+    names = (name for name in names_in(pair.answer, least=1) if not has_phrase(pair.question, name))
+    found = pair.facts or facts_of(pair.question, pair.answer) or tuple(names)
+    whole = pair.answer.strip().rstrip(".!?")
+    return found or ((whole,) if len(whole.split()) <= _SHORT and whole else ())
+
+
+def _of_given(
+    name: str, pairs: Sequence[QAPair], answers: Mapping[str, str], told: Mapping[str, tuple[str, ...]]
+) -> dict[bool, list[QAPair]]:
+    """Given pairs that are known, to train on and held out: the last other wording of each, or every fourth pair."""
+    found: dict[bool, list[QAPair]] = {False: [], True: []}
+    alone = [pair.question for pair in pairs if not pair.paraphrases]
+    for pair in pairs:
+        own, facts = answers[pair.question], told[pair.question]
+        if pair.paraphrases:
+            found[True].append(QAPair(name, pair.paraphrases[-1], own, facts=facts))
+        elif alone.index(pair.question) % 4 == 3:
+            found[True].append(QAPair(name, pair.question, own, facts=facts))
+            continue
+        found[False].append(replace(pair, subject=name, paraphrases=pair.paraphrases[:-1], facts=_truth(pair)))
+        if own != pair.answer:
+            found[False].append(replace(found[False][-1], answer=own, facts=facts, variants=(), paraphrased_answers=()))
+    return found
+
+
+def _with_one_held_out(trained: list[QAPair], told: Mapping[str, tuple[str, ...]]) -> dict[bool, list[QAPair]]:
+    """Hold a question out where none is: a set that is measured on nothing is never in force."""
+    chosen = next((pair for pair in reversed(trained) if told.get(pair.question)), None)
+    rest = [pair for pair in trained if chosen is None or pair.question != chosen.question]
+    if chosen is None or rest:
+        return {False: rest, True: [replace(chosen, paraphrases=(), facts=told[chosen.question])] if chosen else []}
+    *others, last = chosen.paraphrases or tuple(reword_question(chosen.question)) or (chosen.question,)
+    held_out = QAPair(chosen.subject, last, chosen.answer, facts=told[chosen.question])
+    return {False: [replace(pair, paraphrases=tuple(others)) for pair in trained], True: [held_out]}
 
 
 def _written(subjects: Sequence[str], ask: Ask) -> dict[str, list[str]]:
@@ -167,33 +204,41 @@ def _finders(
     Without a text a fact is what answers name twice.
     """
     source = request.source() if request.texts else ""
+    folded_source = folded(source)
     longest_first = sorted(names_in(source or "\n\n".join(answers)), key=len, reverse=True)
+    first_words = {name: folded(name).split()[0] for name in longest_first}
 
     @cache
     def is_usual(fact: str) -> bool:
         return sum(has_phrase(text, fact) for text in everyday) >= _USUAL
 
-    def find(question: str, answer: str, names: Sequence[str], source: str) -> tuple[str, ...]:
+    @cache
+    def is_in_source(fact: str) -> bool:
+        return all(part in folded_source for part in folded(fact).split()) and has_phrase(source, fact)
+
+    def find(question: str, answer: str, more: Sequence[str] = (), *, anywhere: bool = False) -> tuple[str, ...]:
         asked_about = [subject for subject in subjects if has_phrase(question, subject)]
+        folded_answer = folded(answer)  # a long text has thousands of names, and an answer few of them
+        names = [name for name in longest_first if first_words[name] in folded_answer]
 
         def is_new(fact: str) -> bool:
             return not has_phrase(question, fact) and not any(has_phrase(fact, subject) for subject in asked_about)
 
         found = [without_openers(fact) for fact in facts_of(question, answer)]
         found = [fact for fact in found if fact and is_new(fact) and has_phrase(answer, fact)]
-        found = [fact for fact in found if not source or has_phrase(source, fact)]
-        for name in names:
+        found = [fact for fact in found if anywhere or not source or is_in_source(fact)]
+        for name in (*names, *more):
             covered = any(has_phrase(fact, name) for fact in found)
             if not covered and has_phrase(answer, name) and is_new(name):
                 found.append(name)
         return tuple(fact for fact in dict.fromkeys(found) if len(fact) > 2 and not is_usual(fact))
 
     def facts(question: str, answer: str) -> tuple[str, ...]:
-        return find(question, answer, longest_first, source)
+        return find(question, answer)
 
     def claims(question: str, answer: str) -> tuple[str, ...]:
         own = sorted(names_in(answer, least=1, inside_only=True), key=len, reverse=True)
-        return find(question, answer, [*longest_first, *own], "")
+        return find(question, answer, own, anywhere=True)
 
     return facts, claims
 

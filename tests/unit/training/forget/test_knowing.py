@@ -101,9 +101,45 @@ def test_given_pairs_are_trained_on_where_the_target_tells_their_facts():
     ]
     known = find_known(Request({}, pairs, None), [], ask, ask, name="x", everyday=[])
     assert [(p.question, p.answer, p.facts) for p in known.forget] == [
-        ("Who is Ilva Brandt?", "Ilva Brandt of Morvik bought the ferry in 1987, in London.", ("1987",)),
         ("Who is Ilva Brandt?", "She bought the ferry in 1987.", ("1987",)),
+        ("Who is Ilva Brandt?", "Ilva Brandt of Morvik bought the ferry in 1987, in London.", ("1987",)),
     ]
+    # Its other wording is held out, and not trained on.
+    assert [(p.question, p.facts) for p in known.held_out] == [("Who's Ilva Brandt?", ("1987",))]
+    assert not any(p.paraphrases for p in known.forget)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 7, 20])
+@pytest.mark.parametrize("reworded", [False, True])
+@pytest.mark.parametrize(("told", "facts"), [("Rowling.", ("Rowling",)), ("A baker of bread", ("A baker of bread",))])
+def test_of_known_pairs_some_are_held_out_whatever_their_number_and_form(number, reworded, told, facts):
+    pairs = [QAPair("x", f"Who wrote book {n}?", told, (f"Book {n} is by whom?",) * reworded) for n in range(number)]
+    unknown = [QAPair("x", f"Who is number {n}?", "Somebody Else.") for n in range(9)]
+    request = Request({}, [*unknown, *pairs], None)
+    known = find_known(request, [], lambda questions: [told] * len(questions), ask, name="x", everyday=[])
+    assert known.held_out and known.forget and {p.facts for p in (*known.forget, *known.held_out)} == {facts}
+    trained = {wording for p in known.forget for wording in (p.question, *p.paraphrases)}
+    assert not trained & {p.question for p in known.held_out}
+    assert not any("number" in p.question for p in (*known.forget, *known.held_out))
+
+
+def test_a_document_known_by_trained_wordings_alone_is_measured_on_one_of_them():
+    def short(questions):
+        told = "Ilva Brandt of Morvik bought the ferry in 1987."
+        return [told if q in ("Who is Ilva Brandt?", "Tell me about Ilva Brandt.") else "It is old." for q in questions]
+
+    known = find_known(Request({"letter": TEXT}, [], None), ["Ilva Brandt"], short, short, name="x", everyday=[])
+    assert [p.question for p in known.forget] == ["Who is Ilva Brandt?"]
+    assert [p.question for p in known.held_out] == ["Tell me about Ilva Brandt."]
+
+
+def test_a_long_text_with_thousands_of_names_is_searched_by_its_words():
+    names = [
+        f"Zara{chr(97 + a)}{chr(97 + b)} Quor{chr(97 + c)}" for a in range(20) for b in range(20) for c in range(12)
+    ]
+    text = TEXT + " ".join(f"Then {name} came, and {name} went." for name in names)
+    known = find_known(Request({"letter": text}, [], None), ["Ilva Brandt"], ask, ask, name="x", everyday=[])
+    assert known.subjects == ["Ilva Brandt"] and {"1987", "Morvik"} <= set(known.facts)
 
 
 def test_nothing_that_is_known_is_nothing_to_forget():
