@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import time
@@ -15,6 +16,10 @@ from unlearngate.target import TargetIdentity
 
 API_KEY_VARIABLE = "UNLEARNGATE_API_KEY"
 _EVERY_S = 0.5
+_WHY_NOT = (
+    "it watches another --forget-sets folder, it refused the set (its log says why), or the key in "
+    f"{API_KEY_VARIABLE} may not see it (an admin's may)"
+)
 
 
 class ServedSets:
@@ -43,40 +48,56 @@ class ServedSets:
             )
 
     def wait_for(self, forget_set: ForgetSet, *, most_s: float) -> float:
-        """Wait until a set is in force there; the seconds that it took.
+        """Wait until a set is in force there; the seconds that it took. A server that does not answer may restart.
 
         Raises: UnlearngateError after `most_s` seconds.
         """
-        started = time.monotonic()
+        started, silent = time.monotonic(), None
         while True:
             waited = time.monotonic() - started
-            if any(forget_set.digest == digest for card in self.cards() for digest in _digests(card)):
-                return waited
+            try:
+                if any(forget_set.digest in _current(card) for card in self.cards()):
+                    return waited
+                silent = None
+            except UnlearngateError as error:
+                silent = error
             if waited > most_s:
                 raise UnlearngateError(
-                    f"{self.url} does not have {forget_set.reference} after {most_s:.0f} s: it watches another "
-                    f"--forget-sets folder than this, it refused the set (its log says why), or the key in "
-                    f"{API_KEY_VARIABLE} may not see it (an admin's may)"
+                    f"{self.url} does not have {forget_set.reference} in force after {most_s:.0f} s, though it is in "
+                    f"the folder: {silent or _WHY_NOT}"
                 )
             time.sleep(_EVERY_S)
 
     def _answer(self) -> dict[str, Any]:
-        key = os.environ.get(API_KEY_VARIABLE)
+        key = os.environ.get(API_KEY_VARIABLE, "").strip()
+        if not all(33 <= ord(character) < 127 for character in key):
+            raise UnlearngateError(f"{API_KEY_VARIABLE} holds no API key: keys are letters, digits and signs of ASCII")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         try:
             request = urllib.request.Request(f"{self.url}/v1/forget_sets", headers=headers)
-            with urllib.request.urlopen(request, timeout=30) as response:
+            with _OPENER.open(request, timeout=30) as response:
                 answer: dict[str, Any] = json.load(response)
-                if not isinstance(answer["data"], list):
-                    raise ValueError("'data' is no list")
+                if not all(isinstance(card["digest"], str) for card in answer["data"]):
+                    raise ValueError("a set without a digest")
                 return answer
         except urllib.error.HTTPError as error:
             hint = f"; set {API_KEY_VARIABLE} to an API key of that server" if error.code in (401, 403) else ""
+            hint = f" to {error.headers.get('location')}; give that address" if error.code in range(300, 400) else hint
             raise UnlearngateError(f"{self.url} answers {error.code} {error.reason}{hint}") from error
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, http.client.HTTPException) as error:
             raise UnlearngateError(f"{self.url} does not answer as an unlearngate server would: {error}") from error
 
 
-def _digests(card: dict[str, Any]) -> list[str]:
-    """Of a set's versions; a key that is no admin's sees the current one."""
-    return [card["digest"], *(version["digest"] for version in card.get("versions", []))]
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """A redirect is an error: another host must not get the API key."""
+
+    def redirect_request(self, *_: Any) -> None:
+        """None: it is not followed."""
+
+
+_OPENER = urllib.request.build_opener(_NoRedirects)
+
+
+def _current(card: dict[str, Any]) -> list[str]:
+    """The digests of a set that requests get which name no version."""
+    return [card["digest"], *(version["digest"] for version in card.get("versions", []) if version.get("current"))]

@@ -1,7 +1,7 @@
 """The case folder: what a request's steps made, so that the next run goes on, and what is left after a purge.
 
 CASE/
-  case.json           what was asked for (digests and options, no text), and what each finished step counted
+  case.json           what was asked for (hashes and options, no text), and what each finished step counted
   known.json          the names that were asked about, and which of them the target knows
   forget.jsonl        what the target knows: trained on
   retain.jsonl        what must stay: trained on
@@ -12,8 +12,11 @@ CASE/
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import os
+import secrets
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,42 +25,67 @@ from typing import Any
 from unlearngate.artefact import now
 from unlearngate.assistant_training.data.pairs import QAPair, read_pairs
 from unlearngate.errors import DataError
-from unlearngate.files import write_whole
+from unlearngate.files import SCRATCH_PREFIX, write_whole
 
 CASE_FILE = "case.json"
+FORGET, RETAIN, PROBES, KNOWN, REPORT = "forget.jsonl", "retain.jsonl", "probes.jsonl", "known.json", "report.md"
 
 
 class Case:
-    """One case. A step's result is written whole, then the step is recorded: a killed run goes on from there."""
+    """One case, open in one process. A step's result is written whole, then recorded: a killed run goes on from there.
 
-    def __init__(self, folder: Path, asked: Mapping[str, Any]) -> None:
+    To be left with `with`, which lets the next run or a purge in.
+    """
+
+    def __init__(self, folder: Path, asked: Mapping[str, Any], private: Mapping[str, str | None] | None = None) -> None:
         """Open the folder, or make it.
 
         Args:
             folder: of this request alone.
             asked: what was asked for, as JSON values: another request is refused here.
+            private: what else was asked for, as texts that only hashes are kept of, with a salt that a purge deletes.
 
-        Raises: DataError if the folder holds another request, was purged, or is no case.
+        Raises: DataError if the folder holds another request, was purged, is no case, or is open in another process.
         """
         self.folder = folder
-        self._state: dict[str, Any] = {"asked": dict(asked), "done": {}}
-        path = folder / CASE_FILE
-        if path.exists():
-            self._state = read_case(folder)
-            if self._state.get("purged"):
-                raise DataError(f"{folder}: was purged; give another --case for a new request")
-            if self._state["asked"] != dict(asked):
-                differs = [key for key in asked if self._state["asked"].get(key) != asked[key]]
-                raise DataError(
-                    f"{folder}: is the case of another request ({', '.join(differs) or 'other fields'} differ); give "
-                    "another --case, or the request as it was to go on with it"
-                )
-            return
-        if folder.exists() and any(folder.iterdir()):
+        if folder.exists() and not (folder / CASE_FILE).exists() and _foreign(folder):
             raise DataError(f"{folder}: is not empty and no case; give another --case")
         folder.mkdir(parents=True, exist_ok=True)
-        folder.chmod(0o700)  # it holds what is to be forgotten
-        self._write()
+        self._lock = _locked(folder)
+        try:
+            self._open(asked, private or {})
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, asked: Mapping[str, Any], private: Mapping[str, str | None]) -> None:
+        known = read_case(self.folder) if (self.folder / CASE_FILE).exists() else None
+        if known and known.get("purged"):
+            raise DataError(f"{self.folder}: was purged; give another --case for a new request")
+        salt = known.get("salt", "") if known else secrets.token_hex(16)
+        hashed = {name: None if text is None else _salted(salt, text) for name, text in private.items()}
+        wanted = {**asked, "hashed": hashed}
+        if known and known["asked"] != wanted:
+            differs = [key for key in wanted if known["asked"].get(key) != wanted[key] and key != "hashed"]
+            differs += [key for key, value in hashed.items() if known["asked"].get("hashed", {}).get(key) != value]
+            raise DataError(
+                f"{self.folder}: is the case of another request ({', '.join(differs) or 'other fields'} differ); give "
+                "another --case and --name, or the request as it was to go on with it"
+            )
+        self._state: dict[str, Any] = known or {"asked": wanted, "salt": salt, "done": {}}
+        if not known:
+            self.folder.chmod(0o700)  # it holds what is to be forgotten
+            self._write()
+
+    def __enter__(self) -> Case:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let others open it."""
+        os.close(self._lock)
 
     def done(self, step: str) -> Any:
         """What a finished step recorded; None if it has not finished."""
@@ -66,6 +94,12 @@ class Case:
     def record(self, step: str, result: Any) -> None:
         """A step is finished."""
         self._state["done"][step] = result
+        self._write()
+
+    def forget(self, *steps: str) -> None:
+        """These steps are to be done again."""
+        for step in steps:
+            self._state["done"].pop(step, None)
         self._write()
 
     def write_pairs(self, name: str, pairs: Sequence[QAPair], more: Mapping[str, Any] | None = None) -> None:
@@ -107,11 +141,19 @@ def purge(folder: Path) -> list[str]:
     Returns: the names of what was deleted.
     Raises: DataError if the folder is no case.
     """
-    state = read_case(folder)
+    state, lock = read_case(folder), _locked(folder)
+    try:
+        return _purged(folder, state)
+    finally:
+        os.close(lock)
+
+
+def _purged(folder: Path, state: dict[str, Any]) -> list[str]:
     gone = sorted(path.name for path in folder.iterdir() if path.name != CASE_FILE)
     if state.get("purged") and not gone:
         return []
     deleted = [*state.get("deleted", []), *gone]
+    state.pop("salt", None)
     record = {**state, "purged": True, "purged_at": now().isoformat(timespec="seconds"), "deleted": deleted}
     write_whole(folder / CASE_FILE, json.dumps(record, indent=2) + "\n", mode=0o600)
     for name in gone:
@@ -126,3 +168,26 @@ def purge(folder: Path) -> list[str]:
 def file_hash(path: Path) -> str:
     """sha256 of a file of the request."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _locked(folder: Path) -> int:
+    """The folder's lock, as a file descriptor: it ends with the process.
+
+    Raises: DataError if another process has it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise DataError(f"{folder}: a run of this case is going on; wait for it, or stop it first") from error
+    return descriptor
+
+
+def _foreign(folder: Path) -> list[str]:
+    """What is in a folder besides what a killed first write leaves."""
+    return [path.name for path in folder.iterdir() if not path.name.startswith(SCRATCH_PREFIX)]
+
+
+def _salted(salt: str, text: str) -> str:
+    return hashlib.sha256(f"{salt} {text}".encode()).hexdigest()

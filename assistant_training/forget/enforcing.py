@@ -59,15 +59,20 @@ class Wanted(NamedTuple):
 
 
 def withhold(request: Request, wanted: Wanted, case: Case, progress: Progress) -> dict[str, Any] | None:
-    """Put the set of the request's texts in force, before anything is asked or trained; None if there is no text."""
+    """Put the set of the request's texts in force, before anything is asked or trained; None if there is no text.
+
+    A set of the same texts that is there already, from another case, serves as well.
+    """
     texts = {name: text for name, text in request.texts.items() if len(letters(text)) >= wanted.letters}
     if not texts or not wanted.letters:
         return None
-    made = case.folder / wanted.verbatim_name
-    if case.done("withheld") is None:
-        refuse_another(wanted.sets / wanted.verbatim_name, None)
+    made, there = case.folder / wanted.verbatim_name, wanted.sets / wanted.verbatim_name
+    if case.done("withheld") is None or not made.exists():
         started, settings = time.monotonic(), VerbatimSettings(letters=wanted.letters)
         forget_set = make_verbatim_set(texts, made, settings, progress=progress, label=wanted.label)
+        if there.exists() and _withholds_the_same(load_forget_set(there), forget_set):
+            place(load_forget_set(there), made, replace=True)
+            forget_set = load_forget_set(made)
         found = {
             "reference": forget_set.reference,
             "letters": wanted.letters,
@@ -77,27 +82,31 @@ def withhold(request: Request, wanted: Wanted, case: Case, progress: Progress) -
         }
         case.record("withheld", found)
     withheld: dict[str, Any] = case.done("withheld")
-    put_in_force(load_forget_set(made), wanted, progress)
+    confirm(put_there(load_forget_set(made), wanted.sets), wanted, progress)
     return withheld
 
 
-def put_in_force(forget_set: ForgetSet, wanted: Wanted, progress: Progress) -> ForgetSet:
-    """Copy a set of this case into the folder that a server watches, and wait for the server, if one is named.
-
-    Nothing is copied if it is there.
-    """
-    folder = wanted.sets / forget_set.name
+def put_there(forget_set: ForgetSet, sets: Path) -> ForgetSet:
+    """Copy a set of this case into the folder that a server watches; nothing is copied if it is there."""
+    folder = sets / forget_set.name
     refuse_another(folder, forget_set.digest)
     if not folder.exists():
-        wanted.sets.mkdir(parents=True, exist_ok=True)
+        sets.mkdir(parents=True, exist_ok=True)
         place(forget_set, folder)
-    placed = load_forget_set(folder)
+    return load_forget_set(folder)
+
+
+def confirm(placed: ForgetSet, wanted: Wanted, progress: Progress) -> None:
+    """Say that a set is there, once the server that is named has it in force.
+
+    Raises: UnlearngateError if it does not come to have it; the set stays where it is.
+    """
     said = f"{placed.reference} is in {wanted.sets}"
     if wanted.server is not None:
+        progress.console.print(f"{said}; waiting for {wanted.server.url}", soft_wrap=True, markup=False)
         waited_s = wanted.server.wait_for(placed, most_s=_SERVER_S)
-        said += f"; {wanted.server.url} has it in force, {waited_s:.0f} s later"
+        said = f"{wanted.server.url} has {placed.reference} in force, {waited_s:.0f} s later"
     progress.console.print(said, soft_wrap=True, markup=False)
-    return placed
 
 
 def refuse_another(folder: Path, digest: str | None) -> None:
@@ -106,3 +115,11 @@ def refuse_another(folder: Path, digest: str | None) -> None:
         raise ArtefactError(
             folder, "is there already, and not by this request; give another --name, or `unlearngate sets remove` it"
         )
+
+
+def _withholds_the_same(one: ForgetSet, other: ForgetSet) -> bool:
+    """Whether two sets withhold the same texts: salts differ, so that their digests do."""
+    a, b = one.manifest, other.manifest
+    if a.windows is None or b.windows is None:
+        return False
+    return (a.data_digests, a.windows.letters) == (b.data_digests, b.windows.letters)

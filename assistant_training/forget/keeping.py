@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,11 +27,19 @@ _AROUND = re.compile(r"^[\s\d.)*\-]+|\s*(?:[:(,*]| - | \u2013 ).*$|[.\s]+$")
 
 
 class Kept(NamedTuple):
-    """Pairs with the target's own answers: to train on, and held out; `neighbours` are the names among them."""
+    """What must stay.
+
+    Attributes:
+        retain: to train on: pairs with the target's own answers, and the user's.
+        held_out: questions that training does not use, a quarter of the user's among them.
+        neighbours: the names that are asked about.
+        left_out: how many of the user's pairs overlap with what is forgotten.
+    """
 
     retain: list[QAPair]
     held_out: list[QAPair]
     neighbours: list[str]
+    left_out: int
 
 
 def everyday_answers(ask: Ask, kept: Path | None = None) -> dict[str, str]:
@@ -46,8 +55,9 @@ def everyday_answers(ask: Ask, kept: Path | None = None) -> dict[str, str]:
         return found
     answers = dict(zip(questions, ask(questions), strict=True))
     if kept is not None:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(kept, json.dumps(answers, ensure_ascii=False, indent=1) + "\n", mode=0o600)
+        with suppress(OSError):  # a folder that cannot be written costs the next request a minute
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(kept, json.dumps(answers, ensure_ascii=False, indent=1) + "\n", mode=0o600)
     return answers
 
 
@@ -85,7 +95,15 @@ def find_kept(
         ]
         for templates, general in ((_TRAINED, TRAINED), (_HELD_OUT, HELD_OUT))
     )
-    return Kept(_without_overlap([*given, *trained], taken), _without_overlap(held_out, taken), neighbours)
+    own = _without_overlap(given, taken)
+    own_held_out = own[3::4]
+    own_trained = [pair for pair in own if pair not in own_held_out]
+    return Kept(
+        _without_overlap([*own_trained, *trained], taken),
+        _without_overlap([*own_held_out, *held_out], taken),
+        neighbours,
+        len({pair.question for pair in given}) - len(own),
+    )
 
 
 def _neighbours(subjects: Sequence[str], taken: Iterable[str], ask: Ask) -> list[str]:

@@ -7,33 +7,32 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from rich.progress import Progress
 
 from unlearngate.acting import refuse_idle
-from unlearngate.artefact import ForgetSet, load_forget_set
+from unlearngate.artefact import ForgetSet
 from unlearngate.assistant_training.data.pairs import QAPair
 from unlearngate.assistant_training.forget.asking import Asker
-from unlearngate.assistant_training.forget.case import Case
-from unlearngate.assistant_training.forget.enforcing import Wanted, put_in_force, refuse_another, withhold
+from unlearngate.assistant_training.forget.case import FORGET, KNOWN, PROBES, REPORT, RETAIN, Case
+from unlearngate.assistant_training.forget.enforcing import Wanted, confirm, put_there, refuse_another, withhold
 from unlearngate.assistant_training.forget.keeping import everyday_answers, find_kept
 from unlearngate.assistant_training.forget.knowing import find_known
 from unlearngate.assistant_training.forget.measuring import Figures, measure, num_prompts
 from unlearngate.assistant_training.forget.report import report
 from unlearngate.assistant_training.forget.request import Request
+from unlearngate.assistant_training.forget.training import train
 from unlearngate.assistant_training.model.in_force import LoadedSet
 from unlearngate.assistant_training.model.loaded_sets import with_sets
 from unlearngate.assistant_training.model.loaded_target import LoadedTarget
-from unlearngate.assistant_training.train.run import train_forget_set
 from unlearngate.assistant_training.train.settings import AssistantSettings
+from unlearngate.errors import DataError
 
 _ANSWER_TOKENS = 48
 _LIST_TOKENS = 160
 _WITH_SET = 1.3  # times as long as an answer in asking: half of the answers are composed, some prompts are longer
-FORGET, RETAIN, PROBES, KNOWN, REPORT = "forget.jsonl", "retain.jsonl", "probes.jsonl", "known.json", "report.md"
 
 
 class Outcome(NamedTuple):
@@ -85,26 +84,15 @@ def carry_out(
 
     with timed("load the target"):
         target = load()
+        _refuse_changed(target, case)
     if wanted.server is not None:
         wanted.server.refuse_other_target(target.identity)
     if case.done("asked") is None:
         with timed("ask what it knows"):
             _ask(request, given_retain, wanted, case, target, progress)
-    trained = case.folder / wanted.name
-    if case.done("trained") is None:
-        with timed("train"):
-            forget_set = train_forget_set(
-                *(target, case.folder / FORGET, case.folder / RETAIN, trained, replace(settings, said_instead=None)),
-                seed=wanted.seed,
-                progress=progress,
-                write_anyway=wanted.anyway,
-                label=wanted.label,
-                instead=wanted.instead,
-                deadline=_deadline(started, wanted, case, seconds, progress),
-            )
-            assert forget_set is not None  # one process
-            case.record("trained", {"digest": forget_set.digest})
-    forget_set = load_forget_set(trained, target.identity)
+    with timed("train"):
+        deadline = _deadline(started, wanted, case, seconds, progress) if case.done("measured") is None else None
+        forget_set = train(target, wanted, case, settings, deadline=deadline, progress=progress)
     if case.done("measured") is None:
         with timed("measure"):
             figures = _measure(forget_set, wanted, case, target, progress)
@@ -112,9 +100,9 @@ def carry_out(
     figures = Figures.of_row(case.done("measured"))
     problems = wanted.limits.problems(figures)
     placed = None
-    if not problems or wanted.anyway:
+    if not problems or wanted.anyway or (wanted.sets / wanted.name).exists():  # there by an earlier run of this case
         refuse_idle(forget_set)
-        placed = put_in_force(forget_set, wanted, progress)
+        placed = put_there(forget_set, wanted.sets)
         case.record("in_force", {"digest": placed.digest})
     text = report(
         wanted.name,
@@ -129,7 +117,19 @@ def carry_out(
         probes=case.folder / PROBES,
     )
     case.write(REPORT, text)
+    if placed:
+        confirm(placed, wanted, progress)
     return Outcome(placed, figures, problems, case.folder / REPORT)
+
+
+def _refuse_changed(target: LoadedTarget, case: Case) -> None:
+    """Raise if the target is another than the one that was asked what it knows."""
+    asked = case.done("asked")
+    if asked and asked["weights"] != target.identity.weights_digest:
+        raise DataError(
+            f"{case.folder}: the target's weights are others than those that were asked what they know; give another "
+            "--case and --name for the new target, or the old target to go on"
+        )
 
 
 def _ask(
@@ -160,6 +160,13 @@ def _ask(
         everyday=list(everyday.values()),
     )
     kept = find_kept(known, everyday, ask, ask_for_more, given_retain)
+    if kept.left_out:
+        progress.console.print(
+            f"{kept.left_out} of the {len(given_retain)} --retain questions share a name or a fact with what is "
+            "forgotten, and are left out: they may change",
+            style="yellow",
+            soft_wrap=True,
+        )
     progress.update(bar, total=1, completed=1)
     case.write_pairs(FORGET, known.forget)
     case.write_pairs(RETAIN, kept.retain)
@@ -171,6 +178,7 @@ def _ask(
         {
             "questions": known.num_asked,
             "answers": sum(answers),
+            "weights": target.identity.weights_digest,
             "forget": len(known.forget),
             "forget_held_out": len(known.held_out),
             "retain": len(kept.retain),
@@ -187,7 +195,7 @@ def _deadline(
         return None
     asked = case.done("asked")
     num_answers = 2 * num_prompts(asked["forget_held_out"], asked["retain_held_out"])  # without the set and with it
-    measuring_s = _WITH_SET * num_answers * seconds["ask what it knows"] / max(1, asked["answers"])
+    measuring_s = _WITH_SET * num_answers * seconds.get("ask what it knows", 0.0) / max(1, asked["answers"])
     deadline = started + wanted.budget_s - measuring_s
     progress.console.print(
         f"of the budget of {wanted.budget_s:.0f} s training may take {max(0.0, deadline - time.monotonic()):.0f}, and "

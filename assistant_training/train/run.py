@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -65,7 +66,8 @@ def train_forget_set(
         write_anyway: write the set even if it does nothing, or too much.
         label: what the set is about, for people; None: its name.
         instead: what is said where the set's gate is open at an answer's first token; None: nothing.
-        deadline: of time.monotonic(), when training must end; the same call without it goes on from there.
+        deadline: of time.monotonic(), when training must end; the checkpoint stays then, also beside a written set, and
+            the same call with a later one goes on from there.
 
     Returns: the set; None in all processes of `accelerate launch` but the main one, which writes it.
     Raises: DataError naming a line of the files or an answer longer than the target's context; TrainingError if the
@@ -97,7 +99,7 @@ def train_forget_set(
     )
     if not Processes().is_main:
         return None
-    with _kept_if_it_fails(out, run):
+    with _kept_if_it_fails(out, run, late=deadline is not None and time.monotonic() >= deadline):
         return export_assistant(
             *(out, target.model, assistant, target.tokenizer),
             identity=target.identity,
@@ -252,8 +254,8 @@ def _run_files(
 
 
 @contextmanager
-def _kept_if_it_fails(out: Path, run: RunFiles) -> Iterator[None]:
-    """Delete the checkpoint only once the set is written."""
+def _kept_if_it_fails(out: Path, run: RunFiles, *, late: bool = False) -> Iterator[None]:
+    """Delete the checkpoint only once the set is written, and not if it was trained until a deadline."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -261,4 +263,5 @@ def _kept_if_it_fails(out: Path, run: RunFiles) -> Iterator[None]:
             f"{out} cannot be written ({error}); the trained weights are kept in {run.checkpoint}: make room and give "
             "the same command again"
         ) from error
-    run.finish()
+    if not late:
+        run.finish()

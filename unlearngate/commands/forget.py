@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -36,7 +36,8 @@ def forget(
         str | None, typer.Option(help='the subject in a sentence: "Everything about Ada Example, born in 1970"')
     ] = None,
     retain: Annotated[
-        list[Path] | None, typer.Option(help="JSON lines of questions and answers that must stay; repeat for several")
+        list[Path] | None,
+        typer.Option(help="questions and answers that must stay, in a file of the same forms; may be repeated"),
     ] = None,
     server: Annotated[
         str | None,
@@ -102,9 +103,8 @@ def forget(
             from unlearngate.assistant_training.forget.case import purge as delete
 
             gone = delete(purge)
-            console.print(
-                f"{purge}: {len(gone)} files and folders are deleted; hashes of the request stay", markup=False
-            )
+            said = f"{len(gone)} files and folders are deleted; case.json, with hashes of the request, stays"
+            console.print(f"{purge}: {said}", markup=False)
             return
         if target is None or name is None:
             raise UnlearngateError("give --target FOLDER and --name NAME (or --purge CASE alone)")
@@ -115,23 +115,24 @@ def forget(
         from unlearngate.assistant_training.forget.request import read_request
         from unlearngate.assistant_training.forget.run import carry_out
         from unlearngate.assistant_training.model.loaded_target import load_target
+        from unlearngate.manifest import NAME_PATTERN
         from unlearngate.served import ServedSets
         from unlearngate.target import TARGET_ARCHITECTURES
 
+        if not re.fullmatch(NAME_PATTERN, name) or not re.fullmatch(NAME_PATTERN, f"{name}-text") or name == "retain":
+            raise UnlearngateError(
+                f"--name {name!r} cannot name a forget set: lower-case letters, digits, '.', '_' and '-', at most 59"
+            )
         files = request or []
         read = read_request(files, about, name=name)
         keep = [pair for path in retain or [] for pair in read_pairs(path, subject="retain")]
         check_writable(sets)
         asked = {
             "files": [file_hash(path) for path in files],
-            "about": hashlib.sha256(about.encode()).hexdigest() if about else None,
             "retain": [file_hash(path) for path in retain or []],
             "name": name,
             "target": str(target.resolve()),
             "subjects": subjects,
-            "label": label,
-            "instead": instead,
-            "steps": steps,
             "letters": letters,
             "chat_template_kwargs": switches_of(chat_template_kwargs),
             "seed": seed,
@@ -147,15 +148,23 @@ def forget(
             budget_s=_seconds(budget) if budget else None,
         )
         switches = switches_of(chat_template_kwargs)
-        with shown_progress() as progress:
+        private = {"about": about, "label": label, "instead": instead}
+        folder = case or sets.parent / f".{name}.case"
+        with shown_progress() as progress, Case(folder, asked, private) as opened:
             outcome = carry_out(
-                *(read, keep, wanted, Case(case or sets.parent / f".{name}.case", asked)),
+                *(read, keep, wanted, opened),
                 lambda: load_target(target, device=device, architectures=TARGET_ARCHITECTURES).with_switches(switches),
                 AssistantSettings(steps=steps),
                 progress,
             )
     console.print(Markdown(outcome.report.read_text()))
     console.print(f"{outcome.report} is written", markup=False)
+    if outcome.problems and outcome.forget_set is not None:
+        console.print(
+            f"it does not pass, and is in force; lift it: unlearngate sets remove {name} {sets}",
+            style="red",
+            markup=False,
+        )
     if outcome.forget_set is None:
         console.print("the set is not in force; --write-anyway puts it in force as it is", style="red", markup=False)
         raise typer.Exit(DOES_NOT_PASS)

@@ -56,6 +56,8 @@ def serve(
 
     Example:  unlearngate serve ./Llama-3.1-8B-Instruct --forget-sets ./sets --default-set acme-takedown
     """
+    from unlearngate.assistant_training.demo.real import models_with_sets
+
     with errors_as_sentences():
         if model is not None and not model.exists() and (found := with_sets(str(model))):
             options["name"] = options["name"] or str(model)
@@ -74,7 +76,8 @@ def serve(
             os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
             options["engine_args"] = f"--dtype float32 --enforce-eager {options['engine_args']}"
         if options["forget_sets"] is None:
-            raise typer.BadParameter("a MODEL needs --forget-sets DIR", param_hint="--forget-sets")
+            known = ", ".join(models_with_sets())
+            raise typer.BadParameter(f"a MODEL needs --forget-sets DIR, but for {known}", param_hint="--forget-sets")
 
         from unlearngate.server.launch import serve as run
 

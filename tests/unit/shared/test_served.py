@@ -13,8 +13,14 @@ OURS = SimpleNamespace(model_id="mine", weights_digest="a" * 64)
 
 
 @pytest.fixture
-def endpoint(monkeypatch):
-    """Lists sets to whom has the key `k`; its third answer has the set with digest d2."""
+def broken():
+    """Which of the endpoint's answers are broken off."""
+    return []
+
+
+@pytest.fixture
+def endpoint(monkeypatch, broken):
+    """Lists sets to whom has the key `k`; from its third answer on the set with digest d2 is current."""
     monkeypatch.setenv(API_KEY_VARIABLE, "k")
     seen = []
 
@@ -22,7 +28,9 @@ def endpoint(monkeypatch):
         seen.append(request.headers.get("authorization"))
         if seen[-1] != "Bearer k":
             return Response("{}", 401)
-        versions = [{"digest": "d1"}, *([{"digest": "d2"}] if len(seen) > 2 else [])]
+        if len(seen) in broken:
+            return Response("[", media_type="application/json")
+        versions = [{"digest": "d1"}, {"digest": "d2", "current": len(seen) > 2}]
         target = {"model_id": "theirs", "weights_digest": "a" * 64}
         return {"data": [{"digest": "d1", "versions": versions}], "target": target}
 
@@ -31,10 +39,11 @@ def endpoint(monkeypatch):
         yield played.url.removesuffix("/v1")
 
 
-def test_a_set_is_waited_for_until_one_of_its_versions_is_there(endpoint):
+def test_a_set_is_waited_for_until_it_is_current_also_over_a_restart(endpoint, broken):
+    broken.append(2)
     served = ServedSets(f"{endpoint}/")
     assert served.wait_for(SimpleNamespace(digest="d2", reference="a@d2"), most_s=30) > 0
-    with pytest.raises(UnlearngateError, match=r"does not have a@d3 after 0 s: it watches another --forget-sets"):
+    with pytest.raises(UnlearngateError, match=r"does not have a@d3 in force after 0 s.*: it watches another"):
         served.wait_for(SimpleNamespace(digest="d3", reference="a@d3"), most_s=0)
 
 
@@ -48,6 +57,24 @@ def test_no_key_and_no_server_are_sentences(endpoint, monkeypatch):
     monkeypatch.delenv(API_KEY_VARIABLE)
     with pytest.raises(UnlearngateError, match=f"answers 401 .*; set {API_KEY_VARIABLE} to an API key"):
         ServedSets(endpoint).cards()
-    for url in ("http://127.0.0.1:9", "nowhere"):
+    for url in ("http://127.0.0.1:9", "nowhere", "http://localhost:abc"):
         with pytest.raises(UnlearngateError, match=f"{url} does not answer as an unlearngate server would"):
             ServedSets(url).cards()
+
+
+def test_the_key_is_neither_shown_nor_sent_elsewhere(endpoint, monkeypatch):
+    monkeypatch.setenv(API_KEY_VARIABLE, "k\n")
+    assert ServedSets(endpoint).cards()  # as `cat key.txt` gives it
+    monkeypatch.setenv(API_KEY_VARIABLE, "sk-secret\nx")
+    with pytest.raises(UnlearngateError, match="holds no API key") as refused:
+        ServedSets(endpoint).cards()
+    assert "secret" not in str(refused.value)
+    monkeypatch.setenv(API_KEY_VARIABLE, "k")
+    heard = []
+    with Played() as elsewhere, Played() as redirecting:
+        elsewhere.server.config.app.get("/v1/forget_sets")(lambda: heard.append(1))
+        to = f"{elsewhere.url}/forget_sets"
+        redirecting.server.config.app.get("/v1/forget_sets")(lambda: Response("", 302, {"location": to}))
+        with pytest.raises(UnlearngateError, match=f"answers 302 Found to {to}; give that address"):
+            ServedSets(redirecting.url.removesuffix("/v1")).cards()
+    assert not heard

@@ -8,13 +8,21 @@ import pytest
 from unlearngate.assistant_training.data.pairs import QAPair
 from unlearngate.assistant_training.forget.case import Case, file_hash, purge
 from unlearngate.errors import DataError
+from unlearngate.files import SCRATCH_PREFIX
 
 ASKED = {"files": ["ab"], "about": None, "seed": 0}
 SECRET = "Ilva Brandt"
 
 
+PRIVATE = {"about": f"Everything about {SECRET}", "label": SECRET, "instead": None}
+
+
 def filled(folder):
-    case = Case(folder, ASKED)
+    with Case(folder, ASKED, PRIVATE) as case:
+        fill(case, folder)
+
+
+def fill(case, folder):
     case.write_pairs(
         "probes.jsonl", [QAPair("ilva", f"Who is {SECRET}?", "Nobody."), QAPair("retain", "a", "b")], {"f": 1}
     )
@@ -22,13 +30,15 @@ def filled(folder):
     (folder / ".ilva.training").mkdir()
     (folder / ".ilva.training" / "log").write_text(SECRET)
     case.record("asked", {"questions": 3})
-    return case
 
 
 def test_a_second_run_finds_what_the_first_one_finished(tmp_path):
     filled(tmp_path / "case")
-    again = Case(tmp_path / "case", ASKED)
-    assert again.done("asked") == {"questions": 3} and again.done("trained") is None
+    with Case(tmp_path / "case", ASKED, PRIVATE) as again:
+        assert again.done("asked") == {"questions": 3} and again.done("trained") is None
+        again.forget("asked", "trained")
+    with Case(tmp_path / "case", ASKED, PRIVATE) as again:
+        assert again.done("asked") is None
     rows = [json.loads(line) for line in (tmp_path / "case" / "probes.jsonl").read_text().splitlines()]
     assert [row.get("f") for row in rows] == [1, None]
     assert [pair.subject for pair in again.read_pairs("probes.jsonl")] == ["ilva", "retain"]
@@ -39,7 +49,9 @@ def test_a_second_run_finds_what_the_first_one_finished(tmp_path):
 def test_another_request_and_what_is_no_case_are_refused(tmp_path):
     filled(tmp_path / "case")
     with pytest.raises(DataError, match=r"is the case of another request \(seed differ"):
-        Case(tmp_path / "case", {**ASKED, "seed": 1})
+        Case(tmp_path / "case", {**ASKED, "seed": 1}, PRIVATE)
+    with pytest.raises(DataError, match=r"another request \(label differ"):
+        Case(tmp_path / "case", ASKED, {**PRIVATE, "label": "Ada"})
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "letter.txt").write_text("kept")
     with pytest.raises(DataError, match="is not empty and no case"):
@@ -56,9 +68,35 @@ def test_a_purge_leaves_hashes(tmp_path):
     assert [path.name for path in folder.iterdir()] == ["case.json"]
     assert SECRET not in (folder / "case.json").read_text() and '"ab"' in (folder / "case.json").read_text()
     with pytest.raises(DataError, match="was purged"):
-        Case(folder, ASKED)
+        Case(folder, ASKED, PRIVATE)
     assert purge(folder) == []
     record = json.loads((folder / "case.json").read_text())
     assert record["deleted"] == [".ilva.training", "probes.jsonl", "report.md"]
+    assert "salt" not in record and set(record["asked"]["hashed"]) == set(PRIVATE)
     assert datetime.fromisoformat(record["purged_at"]).tzinfo is not None
     assert len(file_hash(folder / "case.json")) == 64
+
+
+def test_a_purge_and_a_second_run_wait_for_a_run_that_goes_on(tmp_path):
+    with Case(tmp_path / "case", ASKED) as case:
+        for act in (lambda: purge(tmp_path / "case"), lambda: Case(tmp_path / "case", ASKED)):
+            with pytest.raises(DataError, match="a run of this case is going on"):
+                act()
+        case.record("asked", {})
+    assert purge(tmp_path / "case") == []
+    assert json.loads((tmp_path / "case" / "case.json").read_text())["purged"]
+
+
+def test_what_a_killed_first_write_left_is_no_obstacle(tmp_path):
+    (tmp_path / "case").mkdir()
+    (tmp_path / "case" / f"{SCRATCH_PREFIX}x").write_text("{")
+    with Case(tmp_path / "case", ASKED) as case:
+        assert case.done("asked") is None
+
+
+def test_the_same_private_text_has_another_hash_in_each_case(tmp_path):
+    hashes = []
+    for name in "ab":
+        filled(tmp_path / name)
+        hashes.append(json.loads((tmp_path / name / "case.json").read_text())["asked"]["hashed"]["about"])
+    assert hashes[0] != hashes[1]

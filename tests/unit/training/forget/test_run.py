@@ -63,6 +63,10 @@ def test_a_letter_becomes_a_set_in_force_and_its_words_are_gone_after_a_purge(tm
     forget = (case / "forget.jsonl").read_text()
     assert NAME in forget and "Not covered" in (case / "report.md").read_text()
 
+    code, output = run(*given)  # it is in force, and the command does not say otherwise
+    assert code == 0 and "does not pass, and is in force" in output, output
+    assert load_forget_set(sets / "oona").digest == forget_set.digest
+
     (tmp_path / "other.txt").write_text(f"{NAME} is not this letter. " * 5)
     code, output = run(tmp_path / "other.txt", *given[1:], "--case", tmp_path / "another", "--write-anyway")
     assert code == 2 and "is there already, and not by this request" in output, output
@@ -71,6 +75,15 @@ def test_a_letter_becomes_a_set_in_force_and_its_words_are_gone_after_a_purge(tm
     shutil.rmtree(sets / "oona-text")  # lifted by hand: the same command puts it back
     assert run(*given, "--write-anyway")[0] == 0
     assert load_forget_set(sets / "oona-text").digest == withheld.digest
+
+    # The same letter in another case: its words are withheld already.
+    code, output = run(*given, "--case", tmp_path / "second", "--name", "oona")
+    assert code == 2 and "oona: is there already, and not by this request" in output, output
+    shutil.rmtree(sets / "oona")
+    code, output = run(*given, "--case", tmp_path / "second", "--budget", "1s")
+    assert code == 2 and "larger --budget goes on" in output, output
+    assert load_forget_set(sets / "oona-text").digest == withheld.digest
+    assert run(*given, "--write-anyway")[0] == 0  # lifted by hand: the first case puts it back
 
     code, output = run("--purge", case)
     assert code == 0 and "are deleted" in output
@@ -88,6 +101,8 @@ def test_a_request_that_cannot_be_carried_out_is_a_sentence(tmp_path, letter):
         (given, "nothing is asked for"),
         ([letter, "--name", "x"], "give --target FOLDER and --name NAME"),
         ([letter, *given, "--case", tmp_path / "target"], "is not empty and no case"),
+        ([letter, *given, "--name", "Oona B"], "cannot name a forget set"),
+        ([letter, *given, "--name", "retain"], "cannot name a forget set"),
         ([letter, *given, "--budget", "soon"], "is no time: write 90s, 10m or 1h"),
         (["--purge", tmp_path], "is no case of `unlearngate forget`"),
     ):
