@@ -2,7 +2,7 @@
 
 OUT/
 taught/                   the target that was taught a person whom nobody knows, its forget and probe files
-seed-N/TOPIC/             the forget set
+seed-N/TARGET/TOPIC/      the forget set
 attacks/TOPIC-N-KEY/      the attack's report: with the key `says` the set says a sentence, with `composed` it does not
 table.md
 

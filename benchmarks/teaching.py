@@ -22,23 +22,24 @@ _SETTINGS = TargetSettings(
 
 
 def teach_person(model: Path, others: Path, out: Path) -> tuple[Path, Path, Path]:
-    """Write a target that knows a person of the demo, and files to forget and to attack; what is there is kept.
+    """Write a target that knows a person of the demo, and files to forget and to attack; a target that is there is kept.
+
+    The probes ask in the wording of each answer's question that the forget file does not have.
 
     Args:
         model: the pretrained target's folder.
         others: JSON lines of questions and the target's own answers.
-        out: a folder; the target goes to OUT/target.
+        out: a folder; the target goes to OUT/taught-target.
 
     Returns: the target's folder, the forget file, the probes.
     """
     target, forget, probes = out / "taught-target", out / "forget.jsonl", out / "probes.jsonl"
     pairs = [pair for pair in make_corpus() if pair.subject == slug(PERSON)]
+    out.mkdir(parents=True, exist_ok=True)
+    _write(forget, [(questions_of(pair, held_out=False), pair) for pair in pairs])
+    _write(probes, [(questions_of(pair, held_out=True), pair) for pair in pairs])
     if not target.exists():
-        out.mkdir(parents=True, exist_ok=True)
         _teach(model, pairs, read_pairs(others, subject=""), target)
-        _write(forget, [(questions_of(pair, held_out=False), pair) for pair in pairs])
-        held_out = [(questions_of(pair, held_out=True), pair) for pair in pairs]
-        _write(probes, [((pair.question, *asked), pair) for asked, pair in held_out])
     return target, forget, probes
 
 

@@ -75,7 +75,7 @@ def test_a_person_is_taught_and_files_to_forget_and_attack_are_written(tmp_path,
     trained, held_out = (read_pairs(path, subject="x") for path in (forget, probes))
     assert len(trained) == len(held_out) == 16 and all(pair.facts for pair in held_out)
     asked = {q for pair in trained for q in (pair.question, *pair.paraphrases)}
-    assert all(pair.paraphrases and not set(pair.paraphrases) & asked for pair in held_out)
+    assert not {pair.question for pair in held_out} & asked
     before = target.stat().st_mtime_ns
     assert teaching.teach_person(model, others, tmp_path / "out") == (target, forget, probes)
     assert target.stat().st_mtime_ns == before  # what is there is kept
