@@ -22,7 +22,7 @@ _SETTINGS = TargetSettings(
 
 
 def teach_person(model: Path, others: Path, out: Path) -> tuple[Path, Path, Path]:
-    """Write a target that knows a person of the demo, and files to forget and to attack; a target that is there is kept.
+    """Write a target that knows a person of the demo, and files to forget and to attack.
 
     The probes ask in the wording of each answer's question that the forget file does not have.
 
