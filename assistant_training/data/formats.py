@@ -14,6 +14,7 @@ from functools import cache
 from typing import Any, TypeGuard
 
 from unlearngate.assistant_training.data.rows import Row, short
+from unlearngate.assistant_training.data.tables import ASKED, SAID
 
 # A pair's lists, and how TOFU and ULD call them.
 LISTS: dict[str, tuple[str, ...]] = {
@@ -28,8 +29,6 @@ _SINGLE = frozenset(name for name in _OTHER_NAMES if not name.endswith("s"))
 _OF_AUGMENTED_FILES = frozenset(("key", "index", "source"))
 _STEMS = ("paraphras", "perturb", "variant", "forgetset")
 _ALIKE = 0.8  # difflib's ratio from which a key counts as a misspelling
-_ASKED = ("question", "query", "prompt", "instruction")
-_SAID = ("answer", "completion", "response", "output")
 _CONVERSATIONS = ("messages", "conversations", "conversation")
 # What others keep beside a question that is not complete without it.
 _BESIDE = ("input", "context", "passage", "system", "system_prompt", "history", "choices", "options")
@@ -63,7 +62,7 @@ def question_and_answer(row: Row) -> tuple[str, str]:
 
 def _found(row: Row, fields: Mapping[str, Any]) -> tuple[tuple[str, object], tuple[str, object]]:
     """The question and the answer, each with its name: by our own names, or of a conversation, or by others' names."""
-    asked, said = ([name for name in names if name in fields] for names in (_ASKED, _SAID))
+    asked, said = ([name for name in names if name in fields] for names in (ASKED, SAID))
     if "question" in asked and "answer" in said:
         asked, said = ["question"], ["answer"]
     elif conversation := next((name for name in _CONVERSATIONS if name in fields), None):
@@ -100,7 +99,9 @@ def list_of(row: Row, field: str) -> tuple[str, ...]:
         value = row.fields.get(name)
         values = [value] if name in _SINGLE and isinstance(value, str) else [] if value is None else value
         if not isinstance(values, list) or not all(is_text(one) for one in values):
-            raise row.error(f"{name!r} must be a list of non-empty strings, got {short(value)}")
+            raise row.error(
+                f'{name!r} must be a list of non-empty strings such as ["Morvik", "1987"], got {short(value)}'
+            )
         found += values if not found else [one for one in values if one not in found]
     return tuple(found)
 

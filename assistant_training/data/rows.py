@@ -17,6 +17,7 @@ _WRITTEN_BY = (
     "pandas writes JSON lines with frame.to_json(PATH, orient='records', lines=True), datasets with "
     "dataset.to_json(PATH)"
 )
+_AS_UTF8 = "save it from the spreadsheet as `CSV UTF-8`, or convert it with `iconv -f WINDOWS-1252 -t UTF-8`"
 _OTHER_FILES = {
     b"\x1f\x8b": "is compressed by gzip; unpack it with gunzip",
     b"PK\x03\x04": f"is a zip archive or a spreadsheet; {_WRITTEN_BY}",
@@ -100,7 +101,7 @@ def _text(path: Path) -> str:
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error})") from error
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: {_seen(raw) or f'cannot be read as UTF-8 ({error})'}") from error
+        raise DataError(f"{path}: {_seen(raw) or f'cannot be read as UTF-8 ({error}); {_AS_UTF8}'}") from error
     if reason := _seen(raw):
         raise DataError(f"{path}: {reason}")
     return text

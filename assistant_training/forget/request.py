@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 from unlearngate.assistant_training.data.documents import read_document
 from unlearngate.assistant_training.data.pairs import QAPair, read_pairs
-from unlearngate.assistant_training.forget.subjects import names_in
+from unlearngate.assistant_training.forget.subjects import capitals_tell, names_asked_for, names_in
 from unlearngate.errors import DataError
 
-_PAIRS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+_PAIRS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 _SHARE = 3
 
 
@@ -31,12 +31,13 @@ class Request(NamedTuple):
     def subjects(self, most: int) -> list[str]:
         """Whom and what it is about: the names that its sentence has, and those that its documents write most often.
 
-        A name that is written less than a third as often as the first is beside the matter.
+        A name that is written less than a third as often as the first is beside the matter. A text in which capitals
+        do not tell names from other words, as in German, gives none.
         """
-        written = names_in("\n\n".join(self.texts.values()))
+        written = names_in("\n\n".join(filter(capitals_tell, self.texts.values())))
         most_often = max(written.values(), default=0)
         frequent = [name for name, count in written.items() if _SHARE * count >= most_often]
-        return list(dict.fromkeys([*names_in(self.about or "", least=1), *frequent]))[:most]
+        return list(dict.fromkeys([*names_asked_for(self.about or ""), *frequent]))[:most]
 
     def source(self) -> str:
         """All that it says, in which a fact must be for an answer to count as knowledge of it."""
@@ -47,12 +48,12 @@ def read_request(paths: Sequence[Path], about: str | None, *, name: str) -> Requ
     """Read the files of a request.
 
     Args:
-        paths: `.jsonl`, `.json`, `.csv`, `.tsv` and `.parquet` are pairs, as training takes them; all else is a
-            document.
+        paths: `.jsonl`, `.ndjson`, `.json`, `.csv`, `.tsv` and `.parquet` are pairs, as training takes them; all else
+            is a document.
         about: a sentence that names the subject.
         name: the forget set's, which is the subject of pairs that name none.
 
-    Raises: DataError naming the file, or if nothing is asked for.
+    Raises: DataError naming the file, if nothing is asked for, or if there is nobody and nothing to ask about.
     """
     if not paths and not (about or "").strip():
         raise DataError(
@@ -67,6 +68,13 @@ def read_request(paths: Sequence[Path], about: str | None, *, name: str) -> Requ
             pairs += read_pairs(path, subject=name)
         else:
             texts[str(path)] = read_document(path)
-    if about and not names_in(about, least=1):
+    if about and not names_asked_for(about):
         raise DataError(f"--about {about!r} names nobody and nothing: write names with capitals, as they are written")
-    return Request(texts, pairs, about)
+    request = Request(texts, pairs, about)
+    if not pairs and not request.subjects(1):
+        raise DataError(
+            f"{', '.join(texts)}: no name can be told from the other words (in German every noun has a capital, some "
+            'scripts have none): give --about "Everything about NAME" with it, or questions and answers. `unlearngate '
+            "train verbatim` only keeps the text from coming out word for word"
+        )
+    return request

@@ -48,7 +48,11 @@ def test_a_parquet_file_is_read_whatever_it_is_called(tmp_path):
         ("a.csv", b"question,answer\n,b\n", "line 2: 'answer' has no 'question' beside it"),
         ("a.csv", b"question,answer\n", "holds no question-answer pair"),
         ("a.csv", b"", "holds no question-answer pair"),
-        ("a.csv", b"question,answer\n\xff,b\n", "cannot be read as UTF-8"),
+        ("a.csv", b"question,answer\n\xff,b\n", "as UTF-8 .*; save it from the spreadsheet as `CSV UTF-8`, or"),
+        ("a.csv", b"question,answer,answer, \na,b,c,d\n", "has several columns called 'answer'; keep one of each"),
+        ("a.csv", b"question,answer,facts\na,b,Morvik\n", r"line 2: 'facts' must .* such as \[.Morvik., .1987.\], got"),
+        ("a.csv", b"question,answer,dropped\na,b,yes\n", "line 2: 'dropped' must be true or false, got 'yes'"),
+        ("a.csv", b"sep=;\nquestion;answer\na;b;c\n", "line 3 has 3 cells, and the line of names 2"),
         ("a.parquet", b"PAR1\x00\x80", "cannot be read as Parquet"),
         ("none.csv", None, "cannot be read"),
     ],
@@ -59,6 +63,55 @@ def test_what_is_no_table_of_pairs_is_said(tmp_path, name, raw, reason):
     with pytest.raises(DataError, match=reason) as caught:
         read_pairs(tmp_path / name, subject="x")
     assert caught.value.message.startswith(str(tmp_path / name)) and len(caught.value.message) < 400
+
+
+@pytest.mark.parametrize(
+    ("head", "delimiter"),
+    [
+        ("question,answer,notes; more", ","),
+        ("question;answer;notes (a,b,c)", ";"),
+        ("id\tprompt, if any\tquestion\tanswer", "\t"),
+        ('"question";"answer, in words"', ";"),
+        ("one,two;three,four", ","),
+        ("sep=;\nquestion;answer,also", ";"),
+        ('"sep=|"\r\nquestion|answer, also;', "|"),
+    ],
+)
+def test_the_delimiter_is_what_parts_the_names_of_a_question_and_an_answer(tmp_path, head, delimiter):
+    names = head.splitlines()[-1].replace('"', "").split(delimiter)
+    (tmp_path / "a.csv").write_text(f"{head}\n{delimiter.join('x' for _ in names)}\n")
+    (row,) = read_rows(tmp_path / "a.csv")
+    assert row.fields == dict.fromkeys(names, "x")
+    assert row.where.endswith(f"line {2 + len(head.splitlines()) - 1}")
+
+
+def test_a_csv_cell_strikes_a_row_out_as_spreadsheets_write_it(tmp_path):
+    (tmp_path / "a.csv").write_text("question,answer,dropped\na,b,TRUE\nc,d, False\ne,f,\ng,h,true\n")
+    assert [pair.question for pair in read_pairs(tmp_path / "a.csv", subject="x")] == ["c", "e"]
+
+
+def test_a_parquet_column_that_python_cannot_hold_matters_only_where_it_is_asked_for(tmp_path):
+    times = pyarrow.array([1, 2], pyarrow.timestamp("ns"))
+    table = pyarrow.Table.from_pylist(ROWS).append_column("time", times)
+    parquet.write_table(table, tmp_path / "a.parquet")
+    assert read_pairs(tmp_path / "a.parquet", subject="x") == PAIRS
+    parquet.write_table(table.drop_columns(["question"]).append_column("question", times), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"a\.parquet: row 1: 'question' must be a non-empty string, got ValueError"):
+        read_pairs(tmp_path / "a.parquet", subject="x")
+
+
+def test_a_parquet_file_that_pyarrow_refuses_is_named(tmp_path, monkeypatch):
+    table = pyarrow.Table.from_arrays([["a"], ["b"], ["c"]], names=["question", "answer", "answer"])
+    parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"a\.parquet: cannot be read as Parquet .*answer"):
+        read_pairs(tmp_path / "a.parquet", subject="x")
+
+    def refuse(_):
+        raise ValueError("not so")
+
+    monkeypatch.setattr(parquet, "read_table", refuse)
+    with pytest.raises(DataError, match=r"a\.parquet: cannot be read as Parquet .not so."):
+        read_pairs(tmp_path / "a.parquet", subject="x")
 
 
 def test_a_cell_that_only_looks_like_a_list_is_text(tmp_path):

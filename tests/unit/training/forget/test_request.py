@@ -19,6 +19,25 @@ def test_documents_pairs_and_a_sentence_are_one_request(tmp_path):
     assert "Morvik" in request.source() and "Ada Holm" in request.source()
 
 
+def test_a_text_whose_capitals_tell_no_names_gives_none(tmp_path):
+    german, english = tmp_path / "german.txt", tmp_path / "english.txt"
+    german.write_text("In der Nacht sank das Schiff, und mit dem Schiff sank in der Nacht die Ladung. " * 5)
+    english.write_text("We mean Ilva Brandt.")
+    assert read_request([german], "Alles über die Titanic", name="x").subjects(9) == ["Titanic"]
+    assert read_request([german, english], None, name="x").subjects(9) == ["Ilva Brandt"]
+    (tmp_path / "small.txt").write_text("nobody ever named it.")
+    for path in (german, tmp_path / "small.txt"):
+        with pytest.raises(DataError, match='give --about "Everything about NAME"') as caught:
+            read_request([path], None, name="x")
+        assert str(path) in caught.value.message
+
+
+def test_pairs_are_known_by_how_their_file_is_called(tmp_path):
+    path = tmp_path / "pairs.ndjson"
+    path.write_text('{"question": "q?", "answer": "a."}\n')
+    assert [pair.answer for pair in read_request([path], None, name="x").pairs] == ["a."]
+
+
 @pytest.mark.parametrize(
     ("name", "about", "sentence"),
     [
