@@ -65,6 +65,8 @@ class Case:
         salt = known.get("salt", "") if known else secrets.token_hex(16)
         hashed = {name: None if text is None else _salted(salt, text) for name, text in private.items()}
         wanted = {**asked, "hashed": hashed}
+        if known and not known["done"].get("asked") and _same(known["asked"], wanted, "files", "name", "letters"):
+            known["asked"] = wanted  # but for what is withheld, nothing depends on it yet
         if known and known["asked"] != wanted:
             differs = [key for key in wanted if known["asked"].get(key) != wanted[key] and key != "hashed"]
             differs += [key for key, value in hashed.items() if known["asked"].get("hashed", {}).get(key) != value]
@@ -75,7 +77,7 @@ class Case:
         self._state: dict[str, Any] = known or {"asked": wanted, "salt": salt, "done": {}}
         if not known:
             self.folder.chmod(0o700)  # it holds what is to be forgotten
-            self._write()
+        self._write()
 
     def __enter__(self) -> Case:
         return self
@@ -187,6 +189,10 @@ def _locked(folder: Path) -> int:
 def _foreign(folder: Path) -> list[str]:
     """What is in a folder besides what a killed first write leaves."""
     return [path.name for path in folder.iterdir() if not path.name.startswith(SCRATCH_PREFIX)]
+
+
+def _same(one: Mapping[str, Any], other: Mapping[str, Any], *keys: str) -> bool:
+    return all(one.get(key) == other.get(key) for key in keys)
 
 
 def _salted(salt: str, text: str) -> str:

@@ -19,7 +19,7 @@ from unlearngate.assistant_training.data.rewording import reword_question
 from unlearngate.assistant_training.data.words import folded, has_phrase
 from unlearngate.assistant_training.forget.asking import Ask
 from unlearngate.assistant_training.forget.request import Request
-from unlearngate.assistant_training.forget.subjects import names_in, without_openers
+from unlearngate.assistant_training.forget.subjects import capitals_tell, names_in, without_openers
 from unlearngate.errors import TrainingError
 
 TRAINED = (
@@ -205,7 +205,8 @@ def _finders(
     """
     source = request.source() if request.texts else ""
     folded_source = folded(source)
-    longest_first = sorted(names_in(source or "\n\n".join(answers)), key=len, reverse=True)
+    named = source if capitals_tell(source) else ""  # in German every noun has a capital
+    longest_first = sorted(names_in(named if source else "\n\n".join(answers)), key=len, reverse=True)
     first_words = {name: folded(name).split()[0] for name in longest_first}
 
     @cache

@@ -39,6 +39,15 @@ class Request(NamedTuple):
         frequent = [name for name, count in written.items() if _SHARE * count >= most_often]
         return list(dict.fromkeys([*names_asked_for(self.about or ""), *frequent]))[:most]
 
+    def refuse_nameless(self) -> None:
+        """Raise DataError if there is nobody and nothing to ask the target about."""
+        if not self.pairs and not self.subjects(1):
+            raise DataError(
+                f"{', '.join(self.texts)}: no name can be told from the other words (in German every noun has a "
+                'capital, some scripts have none): give --about "Everything about NAME" with it, or questions and answers. Its '
+                "words are withheld as they stand"
+            )
+
     def source(self) -> str:
         """All that it says, in which a fact must be for an answer to count as knowledge of it."""
         return "\n\n".join([*self.texts.values(), self.about or ""])
@@ -53,7 +62,7 @@ def read_request(paths: Sequence[Path], about: str | None, *, name: str) -> Requ
         about: a sentence that names the subject.
         name: the forget set's, which is the subject of pairs that name none.
 
-    Raises: DataError naming the file, if nothing is asked for, or if there is nobody and nothing to ask about.
+    Raises: DataError naming the file, or if nothing is asked for.
     """
     if not paths and not (about or "").strip():
         raise DataError(
@@ -70,11 +79,4 @@ def read_request(paths: Sequence[Path], about: str | None, *, name: str) -> Requ
             texts[str(path)] = read_document(path)
     if about and not names_asked_for(about):
         raise DataError(f"--about {about!r} names nobody and nothing: write names with capitals, as they are written")
-    request = Request(texts, pairs, about)
-    if not pairs and not request.subjects(1):
-        raise DataError(
-            f"{', '.join(texts)}: no name can be told from the other words (in German every noun has a capital, some "
-            'scripts have none): give --about "Everything about NAME" with it, or questions and answers. `unlearngate '
-            "train verbatim` only keeps the text from coming out word for word"
-        )
-    return request
+    return Request(texts, pairs, about)

@@ -64,7 +64,8 @@ def carry_out(
         settings: of the training.
         progress: shows how far it is.
 
-    Raises: TrainingError if the target knows nothing of it, or the training fails; ArtefactError if the set cannot be
+    Raises: DataError if there is no name to ask about, or the target is another than before; TrainingError if the
+        target knows nothing of it, or the training fails; ArtefactError if the set cannot be
         put in force, or another set of its name is there.
     """
     started, seconds = time.monotonic(), case.done("seconds") or {}
@@ -72,6 +73,7 @@ def carry_out(
     if wanted.server is not None:
         wanted.server.cards()  # it answers, and takes the key
     withheld = withhold(request, wanted, case, progress)
+    request.refuse_nameless()
 
     @contextmanager
     def timed(step: str) -> Iterator[None]:

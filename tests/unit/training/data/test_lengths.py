@@ -43,7 +43,8 @@ def test_the_system_prompts_count_with_the_longest():
 
 def test_the_longest_answer_that_does_not_fit_is_refused(seed):
     rng, tokenizer = random.Random(seed), make_tokenizer()
-    turns = [("q" * rng.randint(1, 30), "a" * rng.randint(1, 30)) for _ in range(20)]
+    # Distinct, for the same turn twice counts once.
+    turns = [("q" * (1 + number % 30), "a" * (1 + number // 30)) for number in rng.sample(range(900), 20)]
     # As the template puts them; a byte is a token, and there is an end token.
     lengths = [1 + len(f"user: {question}\nassistant: {answer}\nassistant:") for question, answer in turns]
     longest = max(lengths)

@@ -100,3 +100,15 @@ def test_the_same_private_text_has_another_hash_in_each_case(tmp_path):
         filled(tmp_path / name)
         hashes.append(json.loads((tmp_path / name / "case.json").read_text())["asked"]["hashed"]["about"])
     assert hashes[0] != hashes[1]
+
+
+def test_until_the_target_is_asked_the_request_may_still_name_its_subject(tmp_path):
+    with Case(tmp_path / "case", ASKED, {"about": None}) as case:
+        case.record("withheld", {})
+    with Case(tmp_path / "case", ASKED, {"about": SECRET}) as case:
+        assert case.done("withheld") == {}
+        case.record("asked", {"questions": 3})
+    with pytest.raises(DataError, match=r"another request \(about differ"):
+        Case(tmp_path / "case", ASKED, {"about": None})
+    with Case(tmp_path / "case", ASKED, {"about": SECRET}) as case:
+        assert case.done("asked") == {"questions": 3}

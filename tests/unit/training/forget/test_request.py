@@ -27,9 +27,11 @@ def test_a_text_whose_capitals_tell_no_names_gives_none(tmp_path):
     assert read_request([german, english], None, name="x").subjects(9) == ["Ilva Brandt"]
     (tmp_path / "small.txt").write_text("nobody ever named it.")
     for path in (german, tmp_path / "small.txt"):
+        request = read_request([path], None, name="x")
         with pytest.raises(DataError, match='give --about "Everything about NAME"') as caught:
-            read_request([path], None, name="x")
+            request.refuse_nameless()
         assert str(path) in caught.value.message
+    read_request([english], None, name="x").refuse_nameless()
 
 
 def test_pairs_are_known_by_how_their_file_is_called(tmp_path):
