@@ -44,8 +44,8 @@ class Request(NamedTuple):
         if not self.pairs and not self.subjects(1):
             raise DataError(
                 f"{', '.join(self.texts)}: no name can be told from the other words (in German every noun has a "
-                'capital, some scripts have none): give --about "Everything about NAME" with it, or questions and answers. Its '
-                "words are withheld as they stand"
+                'capital, some scripts have none): give --about "Everything about NAME" with it, or questions and '
+                "answers. Its words are withheld as they stand"
             )
 
     def source(self) -> str:
