@@ -1,6 +1,7 @@
 """Texts that must not come out, over a target that knows them: the demo's, with sets of kind verbatim alone."""
 
 import json
+import re
 import shutil
 
 import httpx
@@ -157,13 +158,14 @@ def cards(server):
 
 
 def test_a_request_to_forget_is_in_force_at_the_server_when_the_command_says_so(server, client, known, monkeypatch):
-    (server.base / "letter.txt").write_text(known * 3)
+    about = "\n\n".join(probe.answer for probe in probes() if "Tobias Renkel" in probe.question)
+    (server.base / "letter.txt").write_text(f"# Tobias Renkel\n\nWe ask you to forget Tobias Renkel.\n\n{about}")
     monkeypatch.setenv("UNLEARNGATE_API_KEY", server.made["ops"])
     words = ["forget", server.base / "letter.txt", "--target", demo_folder(None) / "target", "--name", "letter"]
     words += ["--sets", server.base / "sets", "--case", server.base / "case", "--letters", 24, "--subjects", 1]
     result = CliRunner().invoke(app, [*map(str, words), "--steps", "1", "--server", server.url])
     said = " ".join(result.output.split())
-    assert f"{server.url} has it in force" in said and "letter-text" in cards(server), said
+    assert re.search(rf"{server.url} has letter-text@\w+ in force", said) and "letter-text" in cards(server), said
     assert result.exit_code == 2 and "at least" in said  # one step forgets nothing: the words are withheld all the same
     assert "letter" not in cards(server)
     assert longest_run(known, ask(client, ["letter-text"]).choices[0].message.content) <= 23
