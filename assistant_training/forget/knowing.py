@@ -116,7 +116,9 @@ def find_known(
     for question, (subject, _) in asked.items():
         known[subject] += bool(told[question])
     for question, (subject, held_out) in asked.items():
-        facts = told[question] if held_out else claims_in(question, answers[question])
+        # An answer that neither names it nor tells a fact is about something else.
+        is_about = told[question] or has_phrase(answers[question], subject)
+        facts = told[question] if held_out else claims_in(question, answers[question]) if is_about else ()
         if facts and known[subject] >= _LEAST:
             found[held_out].append(_pair(name, question, answers[question], facts, reword=not held_out))
     for question, pair in given.items():

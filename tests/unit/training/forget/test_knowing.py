@@ -33,7 +33,9 @@ def answer(question):
             )
         return "1. Solveig Lund\n2. Ilva Brandt\n3. Port Alder" if about else "I do not know."
     if "Ilva Brandt" in question and "How" in question:
-        return "She is as old as Solveig Lund."
+        return "Ilva Brandt is as old as Solveig Lund."
+    if "Is it true" in question:
+        return "It is as true as Peder Lie."
     if "Ilva Brandt" in question:
         return "Ilva Brandt of Morvik bought the ferry in 1987, in London."
     if "Morvik" in question:
@@ -57,7 +59,7 @@ def test_what_is_answered_with_facts_of_the_request_is_known():
     assert of["Where does Ilva Brandt live?"].answer == "Ilva Brandt of Morvik bought the ferry in 1987, in London."
     assert of["Who is Morvik?"].facts == ("Ilva Brandt",)
     assert "How old is Morvik?" not in of and "Is it true?" not in of and "Who is Ada Holm?" not in of
-    assert "About Ilva Brandt: Is it true?" in of
+    assert "About Ilva Brandt: Is it true?" not in of  # the answer is about something else
     assert "Why Ilva Brandt?" in of
     assert not {p.question for p in known.forget} & {p.question for p in known.held_out} and known.held_out
     for pair in known.forget:
