@@ -67,11 +67,11 @@ class Evidence(NamedTuple):
         """The gate where the fewest go wrong, by which training ends, and the one to serve with; multiples of 0.05.
 
         Wrong are the shares missed of forget answers and of facts, and of retain answers opened, which count three
-        times where training ends. To serve with they count once: an open gate mostly changes nothing in another's
-        answer, and a closed one lets a fact out. Of the gates that are as good within 0.02 it is the one nearest to the
-        geometric mean of the lowest and the highest: in contexts of kinds that are not drawn here the evidence of facts
-        falls, and that of other answers hardly rises. At least 0.25 nats, below which rounding in a 16-bit engine could
-        open the gate.
+        times where training ends. To serve with they count once, as long as no more are opened than a set may: an open
+        gate mostly changes nothing in another's answer, and a closed one lets a fact out. Of the gates that are as good
+        within 0.02 it is the one nearest to the geometric mean of the lowest and the highest: in contexts of kinds that
+        are not drawn here the evidence of facts falls, and that of other answers hardly rises. At least 0.25 nats:
+        below it rounding in a 16-bit engine could open the gate.
         """
         highest = max(float(self.forget_N.max()), _LOWEST_NATS)
         gates = np.arange(round(_LOWEST_NATS * 20), math.floor(highest * 20) + 1) / 20
@@ -79,7 +79,10 @@ class Evidence(NamedTuple):
         opened = np.array([_share(self.highest_R >= gate) for gate in gates])
         strict = missed + _STRICT * opened
         least = gates[strict <= strict.min() + _ROUNDING]
-        good = gates[missed + opened <= (missed + opened).min() + _AS_GOOD]
+        # The highest gate is above all evidence but one, or so: where nothing else will do, nearly all stays closed.
+        bearable = (opened <= 1 - Limits().untouched) | (gates == gates[-1])
+        wrong = np.where(bearable, missed + opened, np.inf)
+        good = gates[wrong <= wrong.min() + _AS_GOOD]
         middle = math.sqrt(good[0] * good[-1])
         return float(least[(len(least) - 1) // 2]), float(good[np.abs(good - middle).argmin()])
 

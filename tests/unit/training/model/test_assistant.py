@@ -110,7 +110,7 @@ def test_an_exported_set_loads_in_peft_and_as_an_artefact(target: Any, tokenizer
         )
     parts = (folder, target, assistant, tokenizer)
     data = {"identity": identity, "forget": FORGET, "retain": RETAIN, "settings": BRIEF, "seed": 0}
-    with pytest.raises(TrainingError, match="answers 4 of the forget questions with the same 16 tokens"):
+    with pytest.raises(TrainingError, match="answers 16 of the forget questions with the same 16 tokens"):
         export_assistant(*parts, **data)  # one epoch on a target that knows nothing
     artefact = export_assistant(*parts, **data, write_anyway=True)
     assert artefact.manifest.canaries == ()

@@ -26,11 +26,12 @@ def test_the_gate_is_where_the_fewest_go_wrong_and_served_is_the_geometric_middl
     assert evidence([4.0] * 9, [4.0] * 9, [0.25] * 9).gates() == (2.15, 1.1)  # of 0.3 to 4
     assert evidence([4.0] * 9, [4.0] * 9, [0.0] * 9).gates() == (2.1, 1.0)  # never below 0.25
     assert evidence([0.1] * 9, [0.1] * 9, [2.0] * 9).gates() == (0.25, 0.25)
-    # One retain answer of ten that is opened counts as three, or to serve with as one of ten forget answers missed.
-    assert evidence([1.0] * 4 + [4.0] * 6, [4.0] * 4, [0.5] * 9 + [2.0]).gates() == pytest.approx((0.75, 0.75))
-    assert evidence([1.0] * 2 + [4.0] * 8, [4.0] * 4, [0.5] * 9 + [2.0]).gates() == pytest.approx((3.0, 0.75))
-    # One retain answer of a hundred between 1 and 3.9 is not worth a gate of 4.
-    assert evidence([4.0] * 9, [4.0] * 9, [0.5] * 99 + [3.9]).gates() == pytest.approx((3.95, 1.5))
+    # One retain answer of ten that is opened counts as three forget answers missed; to serve with it is too many.
+    assert evidence([1.0] * 4 + [4.0] * 6, [4.0] * 4, [0.5] * 9 + [2.0]).gates() == pytest.approx((0.75, 2.85))
+    assert evidence([1.0] * 2 + [4.0] * 8, [4.0] * 4, [0.5] * 9 + [2.0]).gates() == pytest.approx((3.0, 2.85))
+    # One of thirty is not, and counts as one.
+    one_of_thirty = [0.5] * 29 + [2.0]
+    assert evidence([1.0] * 2 + [4.0] * 28, [4.0] * 4, one_of_thirty).gates() == pytest.approx((3.0, 0.75))
 
 
 def test_shares_are_of_conversations():
