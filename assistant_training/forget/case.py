@@ -143,9 +143,10 @@ def purge(folder: Path) -> list[str]:
     Returns: the names of what was deleted.
     Raises: DataError if the folder is no case.
     """
-    state, lock = read_case(folder), _locked(folder)
+    read_case(folder)  # it is one
+    lock = _locked(folder)
     try:
-        return _purged(folder, state)
+        return _purged(folder, read_case(folder))
     finally:
         os.close(lock)
 

@@ -23,7 +23,7 @@ from unlearngate.assistant_training.forget.knowing import find_known
 from unlearngate.assistant_training.forget.measuring import Figures, measure, num_prompts
 from unlearngate.assistant_training.forget.report import report
 from unlearngate.assistant_training.forget.request import Request
-from unlearngate.assistant_training.forget.training import train
+from unlearngate.assistant_training.forget.training import drop_what_is_stale, train
 from unlearngate.assistant_training.model.in_force import LoadedSet
 from unlearngate.assistant_training.model.loaded_sets import with_sets
 from unlearngate.assistant_training.model.loaded_target import LoadedTarget
@@ -92,6 +92,7 @@ def carry_out(
     if case.done("asked") is None:
         with timed("ask what it knows"):
             _ask(request, given_retain, wanted, case, target, progress)
+    drop_what_is_stale(wanted, case, settings)
     with timed("train"):
         deadline = _deadline(started, wanted, case, seconds, progress) if case.done("measured") is None else None
         forget_set = train(target, wanted, case, settings, deadline=deadline, progress=progress)

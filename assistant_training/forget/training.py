@@ -29,9 +29,6 @@ def train(
 ) -> ForgetSet:
     """The case's trained set, in the case's folder.
 
-    A set that is not in force is trained on if a budget cut it short and this one is larger, and trained anew if other
-    --steps are asked for.
-
     Args:
         target: the target.
         wanted: how the request is carried out.
@@ -43,7 +40,6 @@ def train(
     Raises: as `train_forget_set`.
     """
     folder = case.folder / wanted.name
-    _drop_what_is_stale(wanted, case, settings, folder)
     if case.done("trained") is None:
         case.record("training", {"steps": settings.steps})
         forget_set = _left_by_a_kill(case, folder, settings)
@@ -57,9 +53,15 @@ def train(
     return load_forget_set(folder, target.identity)
 
 
-def _drop_what_is_stale(wanted: Wanted, case: Case, settings: AssistantSettings, folder: Path) -> None:
+def drop_what_is_stale(wanted: Wanted, case: Case, settings: AssistantSettings) -> None:
+    """Have the training done again, or gone on with, of a set that is not in force.
+
+    It goes on if a budget cut it short and this one is larger. With other --steps, or if its folder is gone, it is done
+    anew.
+    """
+    folder = case.folder / wanted.name
     trained, training = case.done("trained"), case.done("training")
-    if trained and case.done("in_force") is None:
+    if trained and not (wanted.sets / wanted.name).exists():
         more_time = trained["cut"] and (wanted.budget_s is None or wanted.budget_s > trained["budget_s"])
         if more_time or trained["steps"] != settings.steps:
             case.forget("trained", "measured")

@@ -91,6 +91,21 @@ def test_a_letter_becomes_a_set_in_force_and_its_words_are_gone_after_a_purge(tm
     assert load_forget_set(sets / "oona").digest == forget_set.digest
 
 
+def test_a_set_that_a_budget_cut_short_goes_on_within_a_larger_one(tmp_path, letter):
+    sets, case = tmp_path / "sets", tmp_path / ".oona.case"
+    given = [letter, "--target", BUILT / "target", "--name", "oona", "--sets", sets, "--steps", 3, "--subjects", 2]
+    code, output = run(*given, "--budget", "1s", "--write-anyway")
+    assert code == 0, output
+    shutil.rmtree(sets / "oona")  # lifted, for it does not pass
+    first = json.loads((case / "case.json").read_text())["done"]
+    assert first["trained"]["cut"] and first["measured"]
+    code, output = run(*given, "--budget", "2s", "--write-anyway")
+    assert code == 0 and "of the budget of 2 s training may take" in output, output  # and no longer
+    log = (case / ".oona.training" / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in log] == [1, 2]
+    assert load_forget_set(sets / "oona").digest != first["trained"]["digest"]
+
+
 def test_a_request_that_cannot_be_carried_out_is_a_sentence(tmp_path, letter):
     target = shutil.copytree(BUILT / "target", tmp_path / "target")
     unknown = tmp_path / "unknown.txt"
