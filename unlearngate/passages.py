@@ -1,4 +1,8 @@
-"""The seeds of a `verbatim` set: a 32-bit hash of every window of its texts' letters.
+"""The letters of a text, and the seeds of a `verbatim` set: a 32-bit hash of every window of its texts' letters.
+
+Letters are what is left of a text without case, accents, spaces and punctuation. Two texts with the same letters read
+the same. `letters(a + b) == letters(a) + letters(b)`, so a text can be followed while it is written, however it is cut
+into tokens.
 
 A window is `seed_letters` letters in a row. Its own hash is BLAKE2b's first 64 bits, the same for every set, so that a
 server computes it once a letter. A set's seed is that number mixed with the set's salt and cut to 32 bits. Neighbouring
@@ -9,6 +13,7 @@ test it, as with every check that works without asking anybody (docs/verbatim.md
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -26,6 +31,27 @@ _PERSON = b"unlearngate"  # BLAKE2b's personalisation: nobody else's hash of the
 _PART = 2**16  # letters that are hashed at a time
 _SHIFT, _HALF = np.uint64(33), np.uint64(32)
 _FIRST, _SECOND = np.uint64(0xFF51AFD7ED558CCD), np.uint64(0xC4CEB9FE1A85EC53)  # MurmurHash3's 64-bit finaliser
+
+
+class _LettersOf(dict[int, str]):
+    """The letters of a character, by its code point: none, one, or several as of a ligature."""
+
+    def __missing__(self, code: int) -> str:
+        # Twice: a compatibility character may become an upper-case one, as U+33AF becomes "rad/s2".
+        plain = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", chr(code)).casefold())
+        self[code] = found = "".join(one for one in plain if one.isalnum())
+        return found
+
+
+_LETTERS_OF = _LettersOf()
+
+
+def letters(text: str) -> str:
+    """The letters and digits of a text, each compatibility-decomposed (NFKD) and case-folded; all else is dropped.
+
+    Chinese characters and kana are letters; marks that a script writes on or beside its letters are not.
+    """
+    return text.translate(_LETTERS_OF)
 
 
 def hash_each(windows: Iterable[str]) -> np.ndarray:

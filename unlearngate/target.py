@@ -14,17 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from unlearngate.checkpoint import check_weight_files, refuse_pointers, refuse_quantised
 from unlearngate.errors import ArtefactError
+from unlearngate.families import ALWAYS, FAMILIES, TARGET_ARCHITECTURES, Family, refusal
 
 # Keys of config.json that do not change a logit.
 _INFORMATIVE = {"_name_or_path", "transformers_version", "use_cache", "dtype", "torch_dtype"}
-# Architectures whose inner model is embeddings, layers that take (positions, hidden, residual), and a final norm, and
-# names its linear maps as Llama does. Each is in the parity tests.
-TARGET_ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen3ForCausalLM")
-# Switches of a configuration, and the linear maps that have a bias with them.
-_BIASES = {
-    "LlamaForCausalLM": {"attention_bias": "self_attn.", "mlp_bias": "mlp."},
-    "Qwen3ForCausalLM": {"attention_bias": "self_attn."},
-}
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tekken.json")
 # What is read beside config.json, if it is there, and the keys without which it is nothing.
 _JSON_FILES: dict[str, tuple[str, ...]] = {
@@ -36,7 +29,6 @@ _JSON_FILES: dict[str, tuple[str, ...]] = {
     "generation_config.json": (),
 }
 _SMALL_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
-_SUPPORTED = f"supported: {', '.join(TARGET_ARCHITECTURES)}"
 # Below a folder; the hub's cache has a folder for each repository, and in that one for each version.
 _WITHIN = tuple(
     f"{above}*/config.json" for above in ("", "snapshots/", "models--*/snapshots/", "hub/models--*/snapshots/")
@@ -68,19 +60,15 @@ class TargetIdentity(BaseModel):
     num_kv_heads: int = Field(gt=0)
     head_dim: int = Field(gt=0)
 
+    @property
+    def family(self) -> Family:
+        """What the architecture has that Llama has not; Llama's for one that is not served."""
+        return FAMILIES.get(self.architecture, Family())
+
     def linear_shapes(self) -> dict[str, tuple[int, int]]:
         """(out, in) features of each linear map a LoRA may sit on, by its name inside a decoder layer."""
-        hidden, inner = self.hidden_size, self.intermediate_size
-        q, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        return {
-            "self_attn.q_proj": (q, hidden),
-            "self_attn.k_proj": (kv, hidden),
-            "self_attn.v_proj": (kv, hidden),
-            "self_attn.o_proj": (hidden, q),
-            "mlp.gate_proj": (inner, hidden),
-            "mlp.up_proj": (inner, hidden),
-            "mlp.down_proj": (hidden, inner),
-        }
+        queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        return self.family.linear_shapes(self.hidden_size, self.intermediate_size, queries, keys)
 
 
 def check_target(folder: Path) -> str:
@@ -224,6 +212,7 @@ def _dimensions(path: Path, config: dict[str, Any]) -> dict[str, Any]:
     Raises: ArtefactError that names the architecture if it is none that is served and says its dimensions otherwise.
     """
     architecture = _architecture(path, config)
+    family = FAMILIES.get(architecture, Family())
     try:
         heads, hidden = _count(path, config, "num_attention_heads"), _count(path, config, "hidden_size")
         return {
@@ -234,11 +223,11 @@ def _dimensions(path: Path, config: dict[str, Any]) -> dict[str, Any]:
             "num_layers": _count(path, config, "num_hidden_layers"),
             "num_heads": heads,
             "num_kv_heads": _count(path, config, "num_key_value_heads", heads),
-            "head_dim": _count(path, config, "head_dim", hidden // heads),
+            "head_dim": _count(path, config, "head_dim", family.head_dim or hidden // heads),
         }
     except ArtefactError:
         if architecture not in TARGET_ARCHITECTURES:
-            raise ArtefactError(path, f"target architecture {architecture!r} is not supported; {_SUPPORTED}") from None
+            raise ArtefactError(path, refusal(architecture)) from None
         raise
 
 
@@ -272,22 +261,24 @@ def _weights(config: Mapping[str, Any], dimensions: Mapping[str, Any]) -> Iterat
     identity = TargetIdentity(model_id="", weights_digest=_NO_DIGEST, tokenizer_digest=_NO_DIGEST, **dimensions)
     if identity.architecture not in TARGET_ARCHITECTURES:
         return
-    biased = tuple(stem for key, stem in _BIASES.get(identity.architecture, {}).items() if config.get(key))
+    family = identity.family
+    switched_on = [linears for key, linears in family.biased.items() if key == ALWAYS or config.get(key)]
+    biased = {linear for linears in switched_on for linear in linears}
     words, hidden = (identity.vocab_size, identity.hidden_size), (identity.hidden_size,)
     yield "model.embed_tokens.weight", words
     for layer in range(identity.num_layers):
         stem = f"model.layers.{layer}."
         for name, shape in identity.linear_shapes().items():
             yield f"{stem}{name}.weight", shape
-            if name.startswith(biased):
+            if name in biased:
                 yield f"{stem}{name}.bias", shape[:1]
-        for norm in ("input_layernorm", "post_attention_layernorm"):
+        for norm in family.norms:
             yield f"{stem}{norm}.weight", hidden
-        if identity.architecture == "Qwen3ForCausalLM":
-            for norm in ("self_attn.q_norm", "self_attn.k_norm"):
-                yield f"{stem}{norm}.weight", (identity.head_dim,)
+        for norm in family.head_norms:
+            yield f"{stem}{norm}.weight", (identity.head_dim,)
     yield "model.norm.weight", hidden
-    if not config.get("tie_word_embeddings"):
+    tied = config.get("tie_word_embeddings")
+    if not (family.tied if tied is None else tied):
         yield "lm_head.weight", words
 
 
@@ -299,7 +290,8 @@ def _architecture(path: Path, config: dict[str, Any]) -> str:
             raise ArtefactError(
                 path,
                 f"names no architecture (architectures is {named!r}, model_type {config.get('model_type')!r}); "
-                f"{_SUPPORTED}. `AutoModelForCausalLM.from_pretrained(...).save_pretrained(...)` writes the name",
+                f"supported: {', '.join(TARGET_ARCHITECTURES)}. "
+                "`AutoModelForCausalLM.from_pretrained(...).save_pretrained(...)` writes the name",
             )
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from unlearngate.assistant_training.evaluate.asking import check_in_force, connect
 from unlearngate.assistant_training.evaluate.metrics import rouge_recall
 from unlearngate.errors import DataError
-from unlearngate.letters import letters
+from unlearngate.passages import letters
 
 
 class Passage(NamedTuple):

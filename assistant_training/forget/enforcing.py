@@ -15,7 +15,7 @@ from unlearngate.assistant_training.forget.request import Request
 from unlearngate.assistant_training.train.settings import VerbatimSettings
 from unlearngate.assistant_training.train.verbatim import make_verbatim_set
 from unlearngate.errors import ArtefactError
-from unlearngate.letters import letters
+from unlearngate.passages import letters
 from unlearngate.placing import place
 from unlearngate.served import ServedSets
 

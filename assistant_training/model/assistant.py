@@ -16,9 +16,9 @@ from torch import Tensor
 
 from unlearngate.assistant_training.model.tapped import TappedAssistant
 from unlearngate.errors import TrainingError
+from unlearngate.families import FAMILIES, Family
 
 _CANDIDATES = 512  # for an assistant's own token: the largest rows of the head
-LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 def truncate(target: Any, num_layers: int, *, model_id: str, tap_layer: int = 0) -> Any:
@@ -44,6 +44,8 @@ def truncate(target: Any, num_layers: int, *, model_id: str, tap_layer: int = 0)
     config.num_hidden_layers = num_layers
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[tap_layer:last]
+    if tap_layer and hasattr(config, "embedding_multiplier"):  # Granite's: hidden states are no embeddings
+        config.embedding_multiplier = 1.0
     with init_empty_weights(include_buffers=False):
         model = type(target)(config)
     weights = target.state_dict()
@@ -55,6 +57,11 @@ def truncate(target: Any, num_layers: int, *, model_id: str, tap_layer: int = 0)
     return model.eval()
 
 
+def adapted_linears(target: Any) -> list[str]:
+    """The names of the linear maps of a target's layers that LoRA sits on."""
+    return FAMILIES.get(type(target).__name__, Family()).linears()
+
+
 def new_assistant(target: Any, *, num_layers: int, rank: int, alpha: int, model_id: str, tap_layer: int = 0) -> Any:
     """An untrained assistant: a PEFT model with LoRA on every linear map of the layers, not on the head.
 
@@ -63,7 +70,7 @@ def new_assistant(target: Any, *, num_layers: int, rank: int, alpha: int, model_
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
-        target_modules=list(LINEARS),
+        target_modules=adapted_linears(target),
         lora_dropout=0.0,
         bias="none",
         task_type="CAUSAL_LM",
@@ -101,12 +108,14 @@ def own_token(target: Any, taken: Collection[int]) -> int:
 
 
 def last_hidden(assistant: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """(B, T) tokens -> (B, T, H): what the head is applied to, behind the final norm."""
+    """(B, T) tokens -> (B, T, H): what `head_weight` times is the logits, behind the final norm."""
     more = {"input_ids": input_ids}
     if isinstance(assistant, TappedAssistant):
         more = {"inputs_embeds": assistant.hidden(input_ids, attention_mask)}
-    hidden: Tensor = _peft_model(assistant).get_base_model().model(**more, attention_mask=attention_mask)[0]
-    return hidden
+    own = _peft_model(assistant).get_base_model()
+    hidden: Tensor = own.model(**more, attention_mask=attention_mask)[0]
+    scaling = getattr(own.config, "logits_scaling", 1.0)  # Granite's
+    return hidden if scaling == 1.0 else hidden / scaling
 
 
 def head_weight(assistant: Any) -> Tensor:

@@ -13,6 +13,7 @@ from unlearngate.assistant_training.data.chat import refuse_lost_text, set_switc
 from unlearngate.assistant_training.model.memory import keep_freed_memory
 from unlearngate.assistant_training.model.processes import Processes
 from unlearngate.errors import TrainingError
+from unlearngate.families import refusal
 from unlearngate.target import TargetIdentity, check_target, identify_target, in_one_line, load_tokenizer
 
 
@@ -104,9 +105,7 @@ def load_target(
     keep_freed_memory()
     architecture = check_target(folder)
     if architectures is not None and architecture not in architectures:
-        raise TrainingError(
-            f"{folder} is a {architecture}, which the server does not serve; it serves {', '.join(architectures)}"
-        )
+        raise TrainingError(f"{folder}: {refusal(architecture, architectures)}")
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # what a configuration's values lead to has no narrower kind

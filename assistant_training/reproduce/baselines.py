@@ -16,7 +16,7 @@ from torch import Tensor
 
 from unlearngate.assistant_training.data.encoding import Batch, collate, encode
 from unlearngate.assistant_training.data.pairs import QAPair
-from unlearngate.assistant_training.model.assistant import LINEARS, new_assistant
+from unlearngate.assistant_training.model.assistant import adapted_linears, new_assistant
 from unlearngate.assistant_training.reproduce.offset import OffsetModel
 from unlearngate.assistant_training.train import unlearning_losses as losses
 from unlearngate.assistant_training.train.losses import answer_loss
@@ -181,7 +181,7 @@ def _trainable_copy(target: Any, settings: UnlearnSettings) -> Any:
     config = LoraConfig(
         r=settings.lora_rank,
         lora_alpha=2 * settings.lora_rank,
-        target_modules=list(LINEARS),
+        target_modules=adapted_linears(target),
         lora_dropout=0.0,
         bias="none",
         task_type="CAUSAL_LM",

@@ -14,9 +14,8 @@ from rich.progress import Progress
 from unlearngate.artefact import ForgetSet, data_digest, load_forget_set, now, save_passages
 from unlearngate.assistant_training.train.settings import VerbatimSettings
 from unlearngate.errors import DataError, TrainingError
-from unlearngate.letters import letters
 from unlearngate.manifest import FIXED_BOUNDS, FIXED_STRENGTH, NAME_PATTERN, LabelText, Windows
-from unlearngate.passages import seeds_of
+from unlearngate.passages import letters, seeds_of
 
 
 def make_verbatim_set(

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from unlearngate.errors import UnsupportedDeploymentError
+from unlearngate.families import TARGET_ARCHITECTURES, refusal
 from unlearngate.server.contract.branches import ARCHITECTURE, CONFIG_FIELD, BranchOptions
 from unlearngate.server.contract.plan import ensure_key
 from unlearngate.server.contract.refusals import PROCESSOR
-from unlearngate.target import TARGET_ARCHITECTURES
 
 OWN_GROUP_VARIABLE = "UNLEARNGATE_OWN_GROUP"  # with it, the plugin puts the engine's processes in their own groups
 
@@ -27,10 +27,7 @@ def engine_options(branches: BranchOptions, *, max_rank: int, max_loaded: int, m
     Raises: UnsupportedDeploymentError if the target's architecture was never tried.
     """
     if branches.target_architecture not in TARGET_ARCHITECTURES:
-        raise UnsupportedDeploymentError(
-            f"target architecture {branches.target_architecture!r} is not supported; supported: "
-            f"{', '.join(TARGET_ARCHITECTURES)}"
-        )
+        raise UnsupportedDeploymentError(refusal(branches.target_architecture))
     ensure_key()
     options: dict[str, Any] = {
         "hf_overrides": {"architectures": [ARCHITECTURE], CONFIG_FIELD: branches.to_config()},

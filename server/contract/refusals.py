@@ -11,8 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from unlearngate.errors import UnsupportedDeploymentError
+from unlearngate.families import TARGET_ARCHITECTURES, refusal
 from unlearngate.server.contract.branches import CONFIG_FIELD, MAX_BRANCHES, BranchOptions
-from unlearngate.target import TARGET_ARCHITECTURES
 
 # The tests run 0.32. 0.33 has the same extension points, as far as its source was read.
 SUPPORTED_VERSIONS = ("0.32", "0.33")
@@ -116,7 +116,7 @@ def _config_reasons(config: Any) -> list[str]:
     checks: list[tuple[bool, str]] = [
         (
             branches.target_architecture not in TARGET_ARCHITECTURES,
-            f"target architecture {branches.target_architecture} is not among {', '.join(TARGET_ARCHITECTURES)}",
+            refusal(branches.target_architecture),
         ),
         (
             not (0 <= branches.tap_layer < branches.tap_layer + branches.num_layers <= num_layers),

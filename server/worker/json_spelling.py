@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import re
 
-from unlearngate.letters import letters
+from unlearngate.passages import letters
 from unlearngate.server.worker.spelling import Spelling
 
 _HEX = re.compile(r"[0-9a-fA-F]{0,4}")

@@ -5,11 +5,14 @@ over (1 + S) T rows, the target's first: each weight is read once for all of the
 attention is the target's and each branch's own, over its rows and its KV; LoRA is added to its branch's rows alone.
 
 Every row goes through the same operations as it does alone.
+
+A layer is (positions, hidden, residual) -> (hidden, residual), as Llama's, or (positions, hidden) -> hidden.
 """
 
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -42,6 +45,10 @@ class Lockstep(nn.Module):
         self._branches = tuple(branches)
         self._tap_layer = tap_layer
         self._stacked: tuple[nn.Module, ...] = ()
+        layers = cast("nn.ModuleList", target.layers)
+        self._has_residual = "residual" in inspect.signature(layers[0].forward).parameters
+        # Granite's, which its model applies to any embeddings, as here.
+        self._multiplier: float = getattr(vllm_config.model_config.hf_config, "embedding_multiplier", 1.0)
 
     def stack(self) -> None:
         """Build the stacked layers, once, after weights are loaded, packed and adapted: they no longer change then."""
@@ -54,20 +61,30 @@ class Lockstep(nn.Module):
         """(T,) tokens -> (T, (1 + S) H) final hidden states, the target's first."""
         target: Any = self._target[0]
         hidden = target.embed_input_ids(input_ids) if inputs_embeds is None else inputs_embeds
+        if self._multiplier != 1.0:
+            hidden = hidden * self._multiplier
         residual: Tensor | None = None
         for layer in target.layers[: self._tap_layer]:
-            hidden, residual = layer(positions, hidden, residual)
+            hidden, residual = self._run(layer, positions, hidden, residual)
         copies = 1 + len(self._branches)
         hidden, residual = hidden.repeat(copies, 1), None if residual is None else residual.repeat(copies, 1)
         stacked_positions = positions.repeat(copies)
         for layer in self._stacked:
-            hidden, residual = layer(stacked_positions, hidden, residual)
-        hiddens, residuals = hidden.chunk(copies), cast("Tensor", residual).chunk(copies)
+            hidden, residual = self._run(layer, stacked_positions, hidden, residual)
+        hiddens = hidden.chunk(copies)
+        residuals = (None,) * copies if residual is None else residual.chunk(copies)
         hidden, residual = hiddens[0], residuals[0]
         for layer in target.layers[self._tap_layer + len(self._stacked) :]:
-            hidden, residual = layer(positions, hidden, residual)
+            hidden, residual = self._run(layer, positions, hidden, residual)
         ends = [(hidden, residual), *zip(hiddens[1:], residuals[1:], strict=True)]
-        return torch.cat([target.norm(h, r)[0] for h, r in ends], dim=-1)
+        return torch.cat([target.norm(h) if r is None else target.norm(h, r)[0] for h, r in ends], dim=-1)
+
+    def _run(
+        self, layer: nn.Module, positions: Tensor, hidden: Tensor, residual: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        if self._has_residual:
+            return cast("tuple[Tensor, Tensor]", layer(positions, hidden, residual))
+        return cast("Tensor", layer(positions, hidden)), None
 
 
 def _stacked(target: nn.Module, branches: Sequence[nn.Module]) -> nn.Module:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from unlearngate.letters import letters
+from unlearngate.passages import letters
 
 BROKEN = b"\xff"  # unfinished, and nothing finishes it: in a row of bytes that is not UTF-8
 _ASCII = re.compile(rb"[\x00-\x7f]*")

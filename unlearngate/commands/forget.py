@@ -115,9 +115,9 @@ def forget(
         from unlearngate.assistant_training.forget.request import read_request
         from unlearngate.assistant_training.forget.run import carry_out
         from unlearngate.assistant_training.model.loaded_target import load_target
+        from unlearngate.families import TARGET_ARCHITECTURES
         from unlearngate.manifest import NAME_PATTERN
         from unlearngate.served import ServedSets
-        from unlearngate.target import TARGET_ARCHITECTURES
 
         if not re.fullmatch(NAME_PATTERN, name) or not re.fullmatch(NAME_PATTERN, f"{name}-text") or name == "retain":
             raise UnlearngateError(

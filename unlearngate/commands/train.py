@@ -280,7 +280,7 @@ def _named(settings: type[Any], context: typer.Context) -> dict[str, Any]:
 
 def _load(target: Path, name: str | None, device: str | None, switches: dict[str, Any]) -> LoadedTarget:
     from unlearngate.assistant_training.model.loaded_target import load_target
-    from unlearngate.target import TARGET_ARCHITECTURES
+    from unlearngate.families import TARGET_ARCHITECTURES
 
     loaded = load_target(target, model_id=name, device=device, architectures=TARGET_ARCHITECTURES)
     return loaded.with_switches(switches)

@@ -20,6 +20,7 @@ import torch
 
 MAX_MODEL_LEN = 512
 BLOCK_SIZE = 32
+BLOCKS = {"gemma3": 40}  # its layers keep blocks of two kinds
 MAX_LOADED = 3  # of 6 combinations of sets: adapters are evicted and loaded again all the time
 FRESH = ("max_tokens", "steering", "abort_after", "tokens", "logprobs")  # of a request that is asked again
 TOLERANCE = 2e-3
@@ -28,7 +29,7 @@ LOGPROB_TOLERANCE = 5e-3
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--family", choices=["llama", "mistral", "qwen3"], required=True)
+    parser.add_argument("--family", required=True, help="of tiny.family_config")
     parser.add_argument("--default-compilation", action="store_true", help="vLLM's default instead of eager")
     parser.add_argument("--tap", type=int, default=0, help="the layer that the assistants start before")
     parser.add_argument("--undial", action="store_true", help="also sets of kind undial, alone and with others")
@@ -140,7 +141,7 @@ def start_engine(args: argparse.Namespace, target: Path):
         max_num_seqs=12,
         max_num_batched_tokens=48,
         block_size=BLOCK_SIZE,
-        num_gpu_blocks_override=19,
+        num_gpu_blocks_override=BLOCKS.get(args.family, 19),
         enable_prefix_caching=True,
         enforce_eager=not args.default_compilation,
         tensor_parallel_size=args.tensor_parallel,

@@ -98,6 +98,8 @@ class Reference:
         cut.config.use_cache = False  # a cache has no room for layers that go by their numbers in the target
         if getattr(cut.config, "layer_types", None):
             cut.config.layer_types = cut.config.layer_types[layers]
+        if hasattr(cut.model, "embedding_multiplier"):  # the hidden states that it is given have it
+            cut.model.embedding_multiplier = 1.0
         return cut
 
     @torch.no_grad()

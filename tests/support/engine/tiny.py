@@ -8,12 +8,17 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
+    Gemma3TextConfig,
+    GraniteConfig,
     LlamaConfig,
     MistralConfig,
+    Phi3Config,
     PreTrainedConfig,
     PreTrainedTokenizerFast,
+    Qwen2Config,
     Qwen3Config,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from unlearngate.artefact import ForgetSet, now, save_forget_set
 from unlearngate.manifest import FIXED_BOUNDS, FIXED_STRENGTH
@@ -27,11 +32,19 @@ BOUNDS = {
     "keep_ratio": {"low": 0.0, "high": 1.0},
     "gate_nats": {"low": 0.0, "high": 20.0},
 }
+FAMILY_NAMES = ("llama", "mistral", "qwen2", "qwen3", "gemma3", "phi3", "granite")
+WINDOW = 96  # of sliding attention: shorter than many prompts
 CHAT_TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant:"
 
 
 def family_config(family: str, *, num_layers: int = 4) -> PreTrainedConfig:
-    """A small configuration of one of the supported families."""
+    """A small configuration of one of FAMILY_NAMES, with what its checkpoints have that Llama's have not."""
+    config = _config(family, num_layers)
+    config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type]]
+    return config
+
+
+def _config(family: str, num_layers: int) -> PreTrainedConfig:
     common = {
         "vocab_size": VOCAB_SIZE,
         "hidden_size": 64,
@@ -47,12 +60,29 @@ def family_config(family: str, *, num_layers: int = 4) -> PreTrainedConfig:
         "initializer_range": 0.2,
         "tie_word_embeddings": False,
     }
+    wide = common | {"hidden_size": 128}  # heads of H / 4, as large as the CPU build's smallest
     if family == "llama":
         return LlamaConfig(**common, head_dim=32)
     if family == "mistral":
-        return MistralConfig(**common, head_dim=32, sliding_window=None)
+        return MistralConfig(**common, head_dim=32, sliding_window=WINDOW)
+    if family == "qwen2":
+        return Qwen2Config(**wide)
     if family == "qwen3":
         return Qwen3Config(**{**common, "tie_word_embeddings": True}, head_dim=32)
+    if family == "gemma3":  # every other layer sees a window, and has rotary embeddings of its own
+        kinds = (["sliding_attention", "full_attention"] * num_layers)[:num_layers]
+        return Gemma3TextConfig(
+            **{**common, "tie_word_embeddings": True, "initializer_range": 0.1},
+            head_dim=32,
+            query_pre_attn_scalar=32,
+            sliding_window=WINDOW,
+            layer_types=kinds,
+        )
+    if family == "phi3":
+        return Phi3Config(**wide, sliding_window=WINDOW)
+    if family == "granite":
+        multipliers = {"embedding_multiplier": 3.0, "residual_multiplier": 0.5, "logits_scaling": 2.0}
+        return GraniteConfig(**wide, **multipliers, attention_multiplier=0.2, attention_bias=True)
     raise ValueError(f"unknown family {family!r}")
 
 
@@ -63,6 +93,8 @@ def make_target(folder: Path, family: str = "llama", *, seed: int, num_layers: i
     for name, parameter in model.named_parameters():
         if "norm" in name:  # all-ones norms would hide a branch that forgot one
             torch.nn.init.uniform_(parameter, 0.5, 1.5)
+        elif name.endswith("bias"):  # and so would zeros
+            torch.nn.init.uniform_(parameter, -0.5, 0.5)
     model.save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
     return folder

@@ -76,7 +76,10 @@ def test_a_target_that_cannot_be_served_or_asked_is_refused_before_its_weights_a
     refused(run(kind, files, tmp_path / "sets" / "anna", target=folder), "has no chat template")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "architectures": ["GPT2LMHeadModel"]}))
-    refused(run(kind, files, tmp_path / "sets" / "anna", target=folder), "which the server does not serve")
+    refused(
+        run(kind, files, tmp_path / "sets" / "anna", target=folder),
+        "target architecture 'GPT2LMHeadModel' is not supported",
+    )
     refused(run(kind, files, tmp_path / "sets" / "anna", target=tmp_path / "none"), "config.json is missing")
     assert left_behind(tmp_path / "sets" / "anna") == []
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unlearngate.letters import letters
+from unlearngate.passages import letters
 
 
 @given(st.text(), st.text())

@@ -13,8 +13,7 @@ from safetensors.numpy import load_file, save
 from support.texts import save_texts
 from unlearngate.artefact import MANIFEST_FILE, load_forget_set, rewrite_forget_set, save_passages
 from unlearngate.errors import ArtefactError
-from unlearngate.letters import letters
-from unlearngate.passages import PASSAGES_FILE, hash_windows, mix
+from unlearngate.passages import PASSAGES_FILE, hash_windows, letters, mix
 from unlearngate.placing import place
 from unlearngate.target import file_digest
 

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from unlearngate.errors import UnsupportedDeploymentError
+from unlearngate.families import TARGET_ARCHITECTURES
 from unlearngate.server.contract import refusals
 from unlearngate.server.contract.branches import CONFIG_FIELD, BranchOptions
 from unlearngate.server.contract.refusals import ANY_VERSION_VARIABLE, PROCESSOR, refuse_arguments, refuse_unsupported
@@ -81,7 +82,7 @@ CASES = [
     (
         f"{OPTIONS}.target_architecture",
         "GemmaForCausalLM",
-        "target architecture GemmaForCausalLM is not among LlamaForCausalLM, MistralForCausalLM, Qwen3ForCausalLM",
+        f"target architecture 'GemmaForCausalLM' is not supported; supported: {', '.join(TARGET_ARCHITECTURES)}",
     ),
     (
         "model_config.hf_config.num_hidden_layers",

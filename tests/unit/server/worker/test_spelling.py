@@ -10,7 +10,7 @@ from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.detokenizer import IncrementalDetokenizer
 
 from support.engine.tiny import make_tokenizer
-from unlearngate.letters import letters
+from unlearngate.passages import letters
 from unlearngate.server.worker.spelling import Spelling
 
 WORDS = ["▁", "a", "b", "C", "▁the", "▁and", "é", "日", "本", "ing", "▁一", "—", "1"]

@@ -11,9 +11,8 @@ import pytest
 
 from support.texts import longest_run, plain_letters
 from unlearngate.kernels.numba_seeds import SeedIndex
-from unlearngate.letters import letters
 from unlearngate.manifest import Windows
-from unlearngate.passages import seeds_of
+from unlearngate.passages import letters, seeds_of
 from unlearngate.server.worker.json_spelling import JsonSpelling
 from unlearngate.server.worker.spelling import Spelling, most_letters, read
 from unlearngate.server.worker.withheld import Withheld, WithheldSet

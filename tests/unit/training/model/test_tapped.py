@@ -4,7 +4,7 @@ import pytest
 import torch
 from rich.progress import Progress
 
-from support.engine.tiny import make_target
+from support.engine.tiny import FAMILY_NAMES, make_target
 from unlearngate.assistant_training.data.encoding import collate, encode
 from unlearngate.assistant_training.model.assistant import adapter_tensors, head_weight, last_hidden, new_assistant
 from unlearngate.assistant_training.model.decoding import greedy
@@ -14,7 +14,7 @@ from unlearngate.errors import TrainingError
 PROMPTS = [[5, 9, 30, 7], [8, 8]]
 
 
-@pytest.fixture(scope="module", params=["llama", "qwen3"])
+@pytest.fixture(scope="module", params=FAMILY_NAMES)
 def target(request, tmp_path_factory):
     torch.set_num_threads(1)
     folder = make_target(tmp_path_factory.mktemp("tapped") / "tiny", request.param, seed=9)

@@ -1,0 +1,101 @@
+"""The architectures that targets may have, and how each differs from Llama. One list for training and serving.
+
+Each is in the parity tests. Its inner model is embeddings, decoder layers with vLLM's four linear maps, a final norm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+_QKV, _GATE_UP = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("mlp.gate_proj", "mlp.up_proj")
+_OUT, _DOWN = "self_attn.o_proj", "mlp.down_proj"
+_ATTENTION, _MLP = (*_QKV, _OUT), (*_GATE_UP, _DOWN)
+ALWAYS = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """An architecture, by what a checkpoint's files and vLLM's layers have that Llama's have not.
+
+    packed: its checkpoints have one linear map for queries, keys and values, and one for gate and up.
+    biased: switches of config.json, or ALWAYS, and the linear maps that have a bias with them.
+    norms: of a layer, by their names inside it; each has H weights.
+    head_norms: norms inside the attention; each has head_dim weights.
+    head_dim: where config.json does not say it; None is H / heads.
+    tied: whether the head is the embeddings, where config.json does not say it.
+    """
+
+    packed: bool = False
+    biased: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    norms: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm")
+    head_norms: tuple[str, ...] = ()
+    head_dim: int | None = None
+    tied: bool = False
+
+    def linear_shapes(self, hidden: int, inner: int, queries: int, keys: int) -> dict[str, tuple[int, int]]:
+        """(out, in) features of each linear map that LoRA may sit on, by its name inside a decoder layer.
+
+        Args:
+            hidden: H.
+            inner: of the MLP.
+            queries: heads times head_dim.
+            keys: KV heads times head_dim, of keys and of values.
+        """
+        if self.packed:
+            first = {"self_attn.qkv_proj": (queries + 2 * keys, hidden), _OUT: (hidden, queries)}
+            return first | {"mlp.gate_up_proj": (2 * inner, hidden), _DOWN: (hidden, inner)}
+        attention = dict(zip(_QKV, [(queries, hidden), (keys, hidden), (keys, hidden)], strict=True))
+        mlp = dict.fromkeys(_GATE_UP, (inner, hidden))
+        return attention | {_OUT: (hidden, queries)} | mlp | {_DOWN: (hidden, inner)}
+
+    def linears(self) -> list[str]:
+        """The last parts of those names."""
+        return [name.rpartition(".")[2] for name in self.linear_shapes(1, 1, 1, 1)]
+
+
+_BY_SWITCHES = {"attention_bias": _ATTENTION, "mlp_bias": _MLP}
+_QK_NORMS = ("self_attn.q_norm", "self_attn.k_norm")
+FAMILIES: dict[str, Family] = {
+    "LlamaForCausalLM": Family(biased=_BY_SWITCHES),
+    "MistralForCausalLM": Family(),
+    "Qwen2ForCausalLM": Family(biased={ALWAYS: _QKV}),
+    "Qwen3ForCausalLM": Family(biased={"attention_bias": _ATTENTION}, head_norms=_QK_NORMS, head_dim=128),
+    "Gemma3ForCausalLM": Family(
+        biased={"attention_bias": _ATTENTION},
+        norms=(
+            *("input_layernorm", "post_attention_layernorm"),
+            *("pre_feedforward_layernorm", "post_feedforward_layernorm"),
+        ),
+        head_norms=_QK_NORMS,
+        head_dim=256,
+        tied=True,
+    ),
+    "Phi3ForCausalLM": Family(packed=True),
+    "GraniteForCausalLM": Family(biased=_BY_SWITCHES),
+}
+TARGET_ARCHITECTURES = tuple(FAMILIES)
+
+_BACKEND = "vLLM serves it in its Transformers backend, whose layers have other names and hand on no residual"
+_EXPERTS = "vLLM has no LoRA for a branch of its experts"
+_LATENT = "its attention keeps no keys and values by head"
+_STATE = "its layers keep a state that a branch would change"
+_PICTURES = "it sees pictures or hears; the text model in it must be a checkpoint of its own"
+# Why some that people serve are refused.
+_REASONS = {
+    "Gemma2ForCausalLM": "its logits are capped by tanh, which training's loss does not know; Gemma 3 has none",
+    **dict.fromkeys(("Olmo2ForCausalLM", "Olmo3ForCausalLM", "SmolLM3ForCausalLM"), _BACKEND),
+    **dict.fromkeys(("MixtralForCausalLM", "Qwen2MoeForCausalLM", "Qwen3MoeForCausalLM"), _EXPERTS),
+    "GptOssForCausalLM": _EXPERTS,
+    **dict.fromkeys(("GraniteMoeHybridForCausalLM", "Qwen3NextForCausalLM", "MambaForCausalLM"), _STATE),
+    **dict.fromkeys(("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM"), _LATENT),
+    "Glm4ForCausalLM": "a trial gave wrong tokens: its rotary embedding is partial and its adapters' names differ",
+    "GPT2LMHeadModel": "its linear maps are transposed and named otherwise",
+}
+
+
+def refusal(architecture: str, supported: Collection[str] = TARGET_ARCHITECTURES) -> str:
+    """Why an architecture is no target's, in a part of a sentence, and what is supported."""
+    reason = _REASONS.get(architecture) or (_PICTURES if architecture.endswith("ForConditionalGeneration") else None)
+    because = f": {reason}" if reason else ""
+    return f"target architecture {architecture!r} is not supported{because}; supported: {', '.join(supported)}"
