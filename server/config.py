@@ -20,6 +20,11 @@ class ServerConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     target: Path = Field(description="the target's Hugging Face checkpoint folder")
+    quantised_from: str | None = Field(
+        default=None,
+        description="if the target is quantised: the unquantised checkpoint's folder, or its weights_digest as sets' "
+        "manifests have it; sets for that one are served here once their canaries hold",
+    )
     forget_sets: Path = Field(description="folder with one sub-folder per forget set; changes are noticed")
     state: Path | None = Field(
         default=None, description="keep what is in force in this folder, across restarts; for this server alone"

@@ -44,7 +44,7 @@ from unlearngate.server.sets.policy import Policy
 from unlearngate.server.sets.registry import Registry
 from unlearngate.server.sets.store import Store
 from unlearngate.server.starting import ended_at_once, explained
-from unlearngate.target import identify_target
+from unlearngate.target import TargetIdentity, identify_quantised, identify_target
 
 logger = logging.getLogger(__name__)
 
@@ -71,10 +71,12 @@ def serve(config: ServerConfig) -> int:
     listener = _listen(config.host, config.port)
     try:
         with tempfile.TemporaryDirectory(prefix="unlearngate-") as scratch, ended_at_once(Path(scratch)):
-            target = identify_target(config.target, config.name)
+            target = _identify(config)
             with _audit(config, target.model_id) as audit:
                 store = Store(config.state or Path(scratch) / "state")
-                registry = Registry(target, store.bindings, Sentences(config.target))
+                registry = Registry(
+                    target, store.bindings, Sentences(config.target), needs_proof=config.quantised_from is not None
+                )
                 write_event = audit.append if audit else None
                 lifecycle = Lifecycle(registry, config.forget_sets, store, write_event=write_event)
                 lifecycle.start(
@@ -111,6 +113,18 @@ def serve(config: ServerConfig) -> int:
                 return asyncio.run(running)
     finally:
         listener.close()
+
+
+def _identify(config: ServerConfig) -> TargetIdentity:
+    if config.quantised_from is None:
+        return identify_target(config.target, config.name)
+    found = identify_quantised(config.target, config.quantised_from, config.name)
+    logger.info(
+        "%s is quantised by %s; forget sets are for the weights that it was made from, sha256 %s..., and are in force "
+        "once their canaries hold here",
+        *(found.target.model_id, found.method, found.target.weights_digest[:12]),
+    )
+    return found.target
 
 
 def _log_what_we_do() -> None:

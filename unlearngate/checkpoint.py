@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
@@ -42,37 +42,62 @@ def refuse_pointers(paths: Iterable[Path]) -> None:
         )
 
 
-def refuse_quantised(folder: Path, config: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint whose configuration says that its weights are quantised.
+class Quantised(NamedTuple):
+    """How a checkpoint says that its weights are quantised: the file, what it says there, and the method's name."""
+
+    path: Path
+    said: str
+    method: str | None
+
+
+def find_quantised(folder: Path, config: Mapping[str, Any]) -> Quantised | None:
+    """Whether a checkpoint's configuration says that its weights are quantised.
 
     Args:
         folder: the checkpoint's.
         config: its config.json.
-
-    Raises: ArtefactError naming the file and the method.
     """
     nested = [value for value in config.values() if isinstance(value, dict)]
     for part in (config, *nested):
         for key in _QUANTISED_BY:
-            if part.get(key):
-                raise ArtefactError(folder / "config.json", _quantised(f"{key}{_method(part[key])}"))
+            if settings := part.get(key):
+                method = settings.get("quant_method") if isinstance(settings, dict) else None
+                said = f"{key}{_method(settings)}"
+                return Quantised(folder / "config.json", said, method if key == _QUANTISED_BY[0] else None)
     for name in _QUANTISERS_FILES:
         if (folder / name).is_file():
-            raise ArtefactError(folder, _quantised(f"it holds {name}"))
+            return Quantised(folder, f"it holds {name}", None)
+    return None
 
 
-def check_weight_files(folder: Path, shards: Iterable[Path], wanted: Iterable[tuple[str, tuple[int, ...]]]) -> None:
+def refuse_quantised(folder: Path, config: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint whose configuration says that its weights are quantised.
+
+    Raises: ArtefactError naming the file and the method.
+    """
+    if found := find_quantised(folder, config):
+        raise ArtefactError(found.path, _quantised(found.said))
+
+
+def check_weight_files(
+    folder: Path,
+    shards: Iterable[Path],
+    wanted: Iterable[tuple[str, tuple[int, ...]]],
+    *,
+    quantised: bool = False,
+) -> None:
     """Read the headers of weight files, and none of the weights.
 
     Args:
         folder: the checkpoint's.
         shards: its *.safetensors files.
         wanted: the names and shapes of the tensors that its model needs; it may have others.
+        quantised: whether its weights may be of any dtype.
 
     Raises: ArtefactError if one is no whole safetensors file or holds quantised weights, if one that the index lists is
         missing, or the index itself, or if a wanted tensor is missing or has another shape.
     """
-    shapes = {path.name: _shapes(path) for path in shards}
+    shapes = {path.name: _shapes(path, quantised) for path in shards}
     listed = _listed(folder / _INDEX) if (folder / _INDEX).is_file() else set()
     if missing := sorted(listed - shapes.keys()):
         raise ArtefactError(
@@ -103,7 +128,7 @@ def check_weight_files(folder: Path, shards: Iterable[Path], wanted: Iterable[tu
             )
 
 
-def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
+def _shapes(path: Path, quantised: bool) -> dict[str, tuple[int, ...]]:
     """The shapes of a file's tensors by name."""
     try:
         with safe_open(path, framework="np") as tensors:
@@ -115,7 +140,7 @@ def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
             path, f"is not a whole safetensors file ({error}; {path.stat().st_size:,} bytes); download it again"
         ) from error
     for name, dtype in dtypes.items():
-        if "weight" in name and dtype not in _PLAIN_DTYPES:
+        if not quantised and "weight" in name and dtype not in _PLAIN_DTYPES:
             raise ArtefactError(path, _quantised(f"tensor {name} is {dtype}"))
     return shapes
 
@@ -139,6 +164,6 @@ def _method(value: object) -> str:
 
 def _quantised(how: str) -> str:
     return (
-        f"is of a quantised checkpoint ({how}); forget sets are trained on, and served with, the unquantised weights: "
-        "give the checkpoint that it was made from"
+        f"is of a quantised checkpoint ({how}); forget sets are trained on the unquantised weights: give the "
+        "checkpoint that it was made from, or, to serve this one, say which that is (`serve --quantised-from`)"
     )

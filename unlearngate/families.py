@@ -75,6 +75,8 @@ FAMILIES: dict[str, Family] = {
     "GraniteForCausalLM": Family(biased=_BY_SWITCHES),
 }
 TARGET_ARCHITECTURES = tuple(FAMILIES)
+# What quantised a target's weights, by vLLM's names and those in config.json: each is in the parity tests, too.
+QUANTISATIONS = {"compressed-tensors": "compressed-tensors", "auto_awq": "awq", "auto_gptq": "gptq"}
 
 _BACKEND = "vLLM serves it in its Transformers backend, whose layers have other names and hand on no residual"
 _EXPERTS = "vLLM has no LoRA for a branch of its experts"

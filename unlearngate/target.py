@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from unlearngate.checkpoint import check_weight_files, refuse_pointers, refuse_quantised
+from unlearngate.checkpoint import check_weight_files, find_quantised, refuse_pointers, refuse_quantised
 from unlearngate.errors import ArtefactError
-from unlearngate.families import ALWAYS, FAMILIES, TARGET_ARCHITECTURES, Family, refusal
+from unlearngate.families import ALWAYS, FAMILIES, QUANTISATIONS, TARGET_ARCHITECTURES, Family, refusal
 
 # Keys of config.json that do not change a logit.
 _INFORMATIVE = {"_name_or_path", "transformers_version", "use_cache", "dtype", "torch_dtype"}
@@ -108,6 +108,64 @@ def identify_target(folder: Path, model_id: str | None = None) -> TargetIdentity
     )
 
 
+class QuantisedIdentity(NamedTuple):
+    """A quantised child of a target: what its forget sets are bound to, and who quantised it, by vLLM's name."""
+
+    target: TargetIdentity
+    method: str
+
+
+def identify_quantised(folder: Path, parent: Path | str, model_id: str | None = None) -> QuantisedIdentity:
+    """Identify a quantised checkpoint by the unquantised target that the operator says it was made from.
+
+    No digest shows that it was. Its configuration, its tokenizer and the shapes of what is not quantised are compared;
+    that a set acts on it, only the set's canaries can show, in the engine that runs it.
+
+    Args:
+        folder: the quantised checkpoint, whose weights are not read.
+        parent: the unquantised checkpoint's folder, or its weights' digest, which the sets' manifests have.
+        model_id: as `identify_target` takes it.
+
+    Raises: ArtefactError as `identify_target`, and if the folder is not quantised, or by what was never tried, or the
+        parent is another model.
+    """
+    files = _read_files(folder, quantised=True)
+    found = find_quantised(folder, files.config)
+    if found is None:
+        raise ArtefactError(folder, "is not quantised: serve it without --quantised-from")
+    names = {in_config: name for name, in_config in QUANTISATIONS.items()}
+    if found.method not in names:
+        tried = ", ".join(names)
+        raise ArtefactError(
+            found.path, f"is quantised in a way that was never tried ({found.said}; tried: quant_method {tried})"
+        )
+    tokenizer = file_digest(files.tokenizer)
+    if re.fullmatch("[0-9a-f]{64}", str(parent)):
+        digest = str(parent)
+    else:
+        digest = _digest_of_parent(Path(parent), folder, files, tokenizer)
+    identity = TargetIdentity(
+        model_id=model_id or folder.resolve().name,
+        weights_digest=digest,
+        tokenizer_digest=tokenizer,
+        **files.dimensions,
+    )
+    return QuantisedIdentity(identity, names[found.method])
+
+
+def _digest_of_parent(parent: Path, child: Path, files: _Files, tokenizer: str) -> str:
+    if not parent.is_dir():
+        raise ArtefactError(
+            parent, "is no folder, nor a weights digest (64 hexadecimal digits, as in a set's forget_set.json)"
+        )
+    identity = identify_target(parent)
+    own = {**files.dimensions, "tokenizer_digest": tokenizer}
+    other = [name for name, value in own.items() if getattr(identity, name) != value]
+    if other:
+        raise ArtefactError(child, f"was not made from {parent}: they differ in {', '.join(other)}")
+    return identity.weights_digest
+
+
 def load_tokenizer(folder: Path) -> Any:
     """A target's tokenizer, as Hugging Face loads it.
 
@@ -140,12 +198,13 @@ class _Files(NamedTuple):
     dimensions: dict[str, Any]
 
 
-def _read_files(folder: Path) -> _Files:
+def _read_files(folder: Path, *, quantised: bool = False) -> _Files:
     if other := _no_target(folder):
         raise ArtefactError(folder, other)
     refuse_pointers(path for pattern in _SMALL_FILES for path in sorted(folder.glob(pattern)))
     config = _read_config(folder)
-    refuse_quantised(folder, config)
+    if not quantised:
+        refuse_quantised(folder, config)
     dimensions = _dimensions(folder / "config.json", config)
     shards = sorted(folder.glob("*.safetensors"))
     if not shards:
@@ -159,7 +218,10 @@ def _read_files(folder: Path) -> _Files:
             if missing := [key for key in keys if key not in content]:
                 raise ArtefactError(folder / name, f"has no {missing[0]!r}, so it is no tokenizer; download it again")
     refuse_pointers(shards)
-    check_weight_files(folder, shards, _weights(config, dimensions))
+    wanted = _weights(config, dimensions)
+    if quantised:  # linear maps are packed, each way under other names
+        wanted = ((name, shape) for name, shape in wanted if "_proj." not in name and name != "lm_head.weight")
+    check_weight_files(folder, shards, wanted, quantised=quantised)
     return _Files(config, shards, tokenizer, dimensions)
 
 

@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from unlearngate.errors import UnsupportedDeploymentError
-from unlearngate.families import TARGET_ARCHITECTURES, refusal
+from unlearngate.families import QUANTISATIONS, TARGET_ARCHITECTURES, refusal
 from unlearngate.server.contract.branches import CONFIG_FIELD, MAX_BRANCHES, BranchOptions
 
 # The tests run 0.32. 0.33 has the same extension points, as far as its source was read.
@@ -103,6 +103,11 @@ def vllm_version() -> str:
     return "unknown"
 
 
+def _is_int8_on_a_cpu(config: Any) -> bool:
+    on_a_cpu = str(getattr(config.device_config, "device_type", "")) == "cpu"
+    return on_a_cpu and getattr(config.quant_config, "quant_format", None) == "int-quantized"
+
+
 def _config_reasons(config: Any) -> list[str]:
     model, parallel, lora = config.model_config, config.parallel_config, config.lora_config
     options = getattr(model.hf_config, CONFIG_FIELD, None)
@@ -112,6 +117,7 @@ def _config_reasons(config: Any) -> list[str]:
         branches = BranchOptions(**options)
     except TypeError:
         return [f"the branch options in the model's configuration are malformed: {options}"]
+    quantisation = config.quant_config.get_name() if config.quant_config is not None else None
     num_layers, modules = model.hf_config.num_hidden_layers, branches.lora_target_modules()
     checks: list[tuple[bool, str]] = [
         (
@@ -148,7 +154,16 @@ def _config_reasons(config: Any) -> list[str]:
         (config.kv_transfer_config is not None, "KV transfer would bring in another instance's assistant cache"),
         (getattr(config, "ec_transfer_config", None) is not None, "encoder cache transfer is not composed"),
         (config.cache_config.kv_sharing_fast_prefill, "kv_sharing_fast_prefill skips layers the branches need"),
-        (config.quant_config is not None, "quantised targets are not supported yet: serve the unquantised checkpoint"),
+        (
+            quantisation not in (None, *QUANTISATIONS),
+            f"the target is quantised by {quantisation!r}, which was never tried (tried: {', '.join(QUANTISATIONS)}): "
+            "serve another checkpoint of it",
+        ),
+        (
+            bool(branches.adapted_layers) and _is_int8_on_a_cpu(config),
+            "vLLM puts no LoRA on linear maps whose weights it has packed in 8 bits on a CPU: serve without sets of "
+            "kind undial (--enable-undial), or another checkpoint of this target",
+        ),
         (
             getattr(getattr(config, "aux_output_config", None), "enabled", False),
             "auxiliary outputs, such as routed experts, are the target's internals",

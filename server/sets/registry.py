@@ -28,14 +28,23 @@ class Registry:
     the current one or a pinned one. A request that got a set from here keeps that version, whatever changes later.
     """
 
-    def __init__(self, target: TargetIdentity, bindings_folder: Path, sentences: Sentences | None = None) -> None:
+    def __init__(
+        self,
+        target: TargetIdentity,
+        bindings_folder: Path,
+        sentences: Sentences | None = None,
+        *,
+        needs_proof: bool = False,
+    ) -> None:
         """Read nothing yet.
 
         Args:
             target: what is served.
             bindings_folder: where the engine's adapters go.
             sentences: encodes what sets say instead of answers; without it, sets that say something are refused.
+            needs_proof: whether sets were trained on other weights, so that only canaries show that one acts on these.
         """
+        self._needs_proof = needs_proof
         self.target = target
         self.bindings = Bindings(bindings_folder)
         self._sentences = sentences
@@ -121,6 +130,12 @@ class Registry:
             refuse_idle(forget_set)
         if manifest.kind == "verbatim":
             return  # it needs nothing of the engine, and says nothing
+        if self._needs_proof and not manifest.canaries and not forced:
+            raise ArtefactError(
+                forget_set.folder,
+                "has no canaries, and was trained on the unquantised weights: nothing could show that it acts on "
+                "these. Train or calibrate it anew, which chooses canaries",
+            )
         if manifest.kind == "undial":
             if not self._undial:
                 raise ArtefactError(

@@ -37,6 +37,7 @@ __all__ = [
     "may_vary_branches",
     "penalise_after_composing",
     "steers",
+    "undo_discarded_draws",
 ]
 
 
@@ -131,6 +132,45 @@ def group_cpu_lora() -> None:
     from vllm.platforms.cpu import CpuPlatform
 
     CpuPlatform.get_punica_wrapper = classmethod(lambda cls: "unlearngate.server.worker.cpu_lora.GroupedLora")
+
+
+@cache
+def undo_discarded_draws() -> None:
+    """Let a request with a seed draw once for each token of its answer on a CPU, too, once for this process.
+
+    The V1 runner of vLLM 0.32 samples also behind a part of a prompt, and then winds the request's generator back by an
+    offset that only a GPU's has; on a CPU that ends the engine.
+    """
+    from vllm.platforms import current_platform
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    if not current_platform.is_cpu():
+        return
+    sample, keep_books = GPUModelRunner._sample, GPUModelRunner._bookkeeping_sync
+
+    def wound_back(self: Any, *args: Any, **kwargs: Any) -> Any:
+        generators = self.input_batch.generators
+        states = {row: generators[row].get_state() for row in _discarded(self) & generators.keys()}
+        sampled = sample(self, *args, **kwargs)
+        for row, state in states.items():
+            generators[row].set_state(state)
+        return sampled
+
+    def without_them(self: Any, *args: Any, **kwargs: Any) -> Any:
+        batch, generators = self.input_batch, self.input_batch.generators
+        discarded = _discarded(self)
+        batch.generators = {row: one for row, one in generators.items() if row not in discarded}
+        try:
+            return keep_books(self, *args, **kwargs)
+        finally:
+            batch.generators = generators
+
+    GPUModelRunner._sample, GPUModelRunner._bookkeeping_sync = wound_back, without_them
+
+
+def _discarded(runner: Any) -> set[int]:
+    """The rows of a batch whose prompt goes on behind this step."""
+    return set(runner.discard_request_mask.np[: runner.input_batch.num_reqs].nonzero()[0].tolist())
 
 
 def steers(params: Any) -> bool:

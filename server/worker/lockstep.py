@@ -94,9 +94,7 @@ def _stacked(target: nn.Module, branches: Sequence[nn.Module]) -> nn.Module:
     if isinstance(target, LinearBase | BaseLinearLayerWithLoRA):
         base = _base(target)
         for branch in branches:
-            # The weights as vLLM left them after loading, packed for a CPU, replace the loaded ones.
-            for name, parameter in base.named_parameters(recurse=False):
-                setattr(_base(branch), name, parameter)
+            share_weights(_base(branch), base)  # as vLLM left them after loading, packed for a CPU
         linear: Any = copy.copy(base)
         linear.quant_method = _StackedMethod(linear.quant_method, (target, *branches))
         return linear
@@ -108,6 +106,15 @@ def _stacked(target: nn.Module, branches: Sequence[nn.Module]) -> nn.Module:
         for name, child in target.named_children()
     }
     return stacked
+
+
+def share_weights(own: nn.Module, shared: nn.Module) -> None:
+    """Give a linear map the very parameters of another, and none besides."""
+    parameters = dict(shared.named_parameters(recurse=False))
+    for name in own._parameters.keys() - parameters.keys():
+        delattr(own, name)
+    for name, parameter in parameters.items():
+        setattr(own, name, parameter)
 
 
 def _base(linear: nn.Module) -> nn.Module:

@@ -38,9 +38,10 @@ from unlearngate.server.worker.compat import (
     group_cpu_lora,
     load_compiled_code,
     may_vary_branches,
+    undo_discarded_draws,
 )
 from unlearngate.server.worker.cpu_lora import join_slices
-from unlearngate.server.worker.lockstep import Lockstep, NeverAlone
+from unlearngate.server.worker.lockstep import Lockstep, NeverAlone, share_weights
 
 _loaded: weakref.ref[UnlearningForCausalLM] | None = None
 
@@ -112,6 +113,7 @@ class UnlearningForCausalLM(nn.Module, SupportsLoRA):
         group_cpu_lora()
         compile_on_a_cpu(vllm_config)
         load_compiled_code()
+        undo_discarded_draws()
         self.config = vllm_config.model_config.hf_config
         self.options = BranchOptions(**getattr(self.config, CONFIG_FIELD))
         self.hidden_size: int = self.config.hidden_size
@@ -238,14 +240,18 @@ class UnlearningForCausalLM(nn.Module, SupportsLoRA):
         branch.embed_tokens, branch.norm = inner.embed_tokens, inner.norm
         for own, shared in zip(cast("nn.ModuleList", branch.layers), inner.layers[layers], strict=True):
             _share_parameters(own, shared)
-        for module in branch.modules():
-            if isinstance(module, LinearBase):
-                module.quant_method = NeverAlone()
         return branch
 
 
 def _share_parameters(own: nn.Module, shared: nn.Module) -> None:
-    """Make every parameter of `own` the very object that `shared` has under the same name."""
+    """Make every parameter of `own` the very object that `shared` has under the same name.
+
+    A linear map may be quantised in `shared` alone: settings name the target's layers, and not a branch's.
+    """
+    for path, module in own.named_modules():
+        if isinstance(module, LinearBase):
+            module.quant_method = NeverAlone()
+            share_weights(module, shared.get_submodule(path))
     for path, parameter in list(shared.named_parameters()):
         module_path, _, leaf = path.rpartition(".")
         setattr(own.get_submodule(module_path), leaf, parameter)

@@ -29,6 +29,9 @@ RUNS = {
     "llama-undial-tensor-parallel-2": ["--family", "llama", "--undial", "--tensor-parallel", "2"],
     "phi3-undial-tapped": ["--family", "phi3", "--undial", "--tap", "1"],
     "phi3-v2": ["--family", "phi3", "--v2"],
+    # Families with and without packed maps, and one whose layers differ; kernels of vLLM's that pack weights for a CPU.
+    "llama-tapped-w8a8": ["--family", "llama", "--tap", "1", "--quantised", "w8a8"],
+    "phi3-undial-awq": ["--family", "phi3", "--undial", "--quantised", "awq"],
 }
 # `make test-parity`: every family in every way.
 WAYS = {
@@ -45,6 +48,17 @@ ALL_RUNS = RUNS | {
     for way, arguments in WAYS.items()
     for family in FAMILY_NAMES
     if f"{family}-{way}" not in RUNS
+}
+ALL_RUNS |= {
+    "mistral-undial-tapped-w4a16": ["--family", "mistral", "--undial", "--tap", "1", "--quantised", "w4a16"],
+    "qwen2-undial-gptq": ["--family", "qwen2", "--undial", "--quantised", "gptq"],
+    "llama-undial-tapped-awq-default": ["--family", "llama", "--undial", "--tap", "1", *COMPILED, "--quantised", "awq"],
+    "qwen3-w8a8-default": ["--family", "qwen3", *COMPILED, "--quantised", "w8a8"],
+    "granite-undial-w4a16-tensor-parallel-2": [
+        *("--family", "granite", "--undial", "--tensor-parallel", "2", "--quantised", "w4a16"),
+    ],
+    "llama-undial-gptq-v2": ["--family", "llama", "--undial", "--v2", "--quantised", "gptq"],
+    "mistral-w8a8-v2": ["--family", "mistral", "--v2", "--quantised", "w8a8"],
 }
 if IN_FULL:
     RUNS = ALL_RUNS
@@ -87,7 +101,7 @@ def run(name, folder, num_requests, print_figures, seed=None):
     print_figures(LINE.format(**figures, name=title, wrong=len(figures["problems"])))
     assert figures["problems"] == [], f"UNLEARNGATE_SEED={figures['seed']}"
     # A tie may go either way, but a run full of ties proves nothing.
-    assert figures["ties"] <= figures["tokens"] * 0.01
+    assert figures["ties"] <= figures["tokens"] * (0.05 if figures["quantised"] else 0.01)
     return figures, log
 
 

@@ -122,6 +122,9 @@ def sets_verify(
     enable_undial: Annotated[
         bool, typer.Option("--enable-undial", help="with --target: as a server started with this option would")
     ] = False,
+    quantised_from: Annotated[
+        str | None, typer.Option(help="with --target: as a server of this quantised target with this option would")
+    ] = None,
 ) -> None:
     """Check every forget set below FOLDER as the server would; exit 1 if one would be refused.
 
@@ -129,11 +132,15 @@ def sets_verify(
     """
     from unlearngate.sentences import Sentences
     from unlearngate.server.sets.registry import Registry
-    from unlearngate.target import identify_target
+    from unlearngate.target import identify_quantised, identify_target
 
     with errors_as_sentences():
         if target:
-            registry = Registry(identify_target(target), folder, Sentences(target))
+            if quantised_from is None:
+                identity = identify_target(target)
+            else:
+                identity = identify_quantised(target, quantised_from).target
+            registry = Registry(identity, folder, Sentences(target), needs_proof=quantised_from is not None)
             try:
                 registry.discover(folder, undial=enable_undial)
             except ArtefactError as error:

@@ -18,6 +18,8 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from support.engine.quantised import rounded_rows
+
 CUT = -10_000.0  # composition.md's
 
 
@@ -78,8 +80,12 @@ class Verdict:
 class Reference:
     """A target, its assistants (sets of kind `uld`) and its students (kind `undial`) in float32."""
 
-    def __init__(self, target: Path, forget_sets: dict[str, Path]) -> None:
+    def __init__(self, target: Path, forget_sets: dict[str, Path], *, rounds_inputs: bool = False) -> None:
+        """With rounds_inputs every linear map of the target's layers sees its inputs in 8 bits."""
         self.target = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32).eval()
+        for name, module in self.target.named_modules() if rounds_inputs else ():
+            if name.endswith("_proj"):
+                module.register_forward_pre_hook(_round_inputs)
         self.assistants, self.tap_layers, self.students = {}, {}, {}
         for name, folder in forget_sets.items():
             manifest = json.loads((folder / "forget_set.json").read_text())
@@ -135,7 +141,7 @@ class Reference:
             row = (target[i], [a[i] for a in assistants], terms, keep_ratio, tail_ratio, shown)
             self._check_row(verdict, i, token, row, tolerance)
             if logprobs is not None and len(verdict.wrong) == 0:
-                self._compare_logprob(verdict, token, logprobs[i], row)
+                self._compare_logprob(verdict, token, logprobs[i], row, tolerance)
         return verdict
 
     def _assist(self, name: str, hidden_states: tuple[torch.Tensor, ...]) -> torch.Tensor:
@@ -167,9 +173,9 @@ class Reference:
             f"keep_ratio {keep_ratio}, tail_ratio {tail_ratio}"
         )
 
-    def _compare_logprob(self, verdict, token, logprob, row) -> None:
+    def _compare_logprob(self, verdict, token, logprob, row, tolerance) -> None:
         exact, evidence = compose_row(*row)
-        clear = 1e-2  # only rows in which no gate and no kept token hangs by less than this
+        clear = 5 * tolerance  # only rows in which no gate and no kept token hangs by less than this
         firm, _ = compose_row(*row, slack=clear)
         shy, _ = compose_row(*row, slack=-clear)
         if len(gate_readings(row[2], evidence, clear)) > 1 or not np.array_equal(firm, shy):
@@ -177,6 +183,10 @@ class Reference:
         expected = exact[token] - (exact.max() + math.log(np.exp(exact - exact.max()).sum()))
         verdict.logprob_error = max(verdict.logprob_error, abs(expected - logprob))
         verdict.logprobs_compared += 1
+
+
+def _round_inputs(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return (rounded_rows(inputs[0]), *inputs[1:])
 
 
 def compose_row(t, assistants, terms, keep_ratio, tail_ratio=0.0, shown=None, gates=None, slack=0.0):

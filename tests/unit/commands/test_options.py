@@ -16,6 +16,7 @@ from unlearngate.server.config import ServerConfig
 COMMANDS = get_command(app).commands
 # In --help's order; what an operator gives, and what the server is started with.
 GIVEN = {
+    "quantised_from": "parent",
     "forget_sets": "sets",
     "state": "state",
     "watch_interval_s": "0.5",

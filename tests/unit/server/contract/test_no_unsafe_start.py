@@ -52,7 +52,7 @@ def row(name, *values):
             "KV tr",
         ),
         row("SU-kv-sharing", {"kv_sharing_fast_prefill": True}, "kv_sharing_fast_prefill"),
-        row("SU-quantised", {"quantization": "fp8"}, "quantised targets are not supported"),
+        row("SU-quantised", {"quantization": "fp8"}, "quantised by 'online', which was never tried"),
         row("SU-no-lora", {"enable_lora": False}, "LoRA is not enabled"),
         row("SU-lora-elsewhere", {"lora_target_modules": ["qkv_proj"]}, "not exactly the linear maps"),
         row("SU-no-processor", {"logits_processors": None}, "is not loaded"),

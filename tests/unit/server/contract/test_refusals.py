@@ -50,6 +50,7 @@ def good_config():
         kv_transfer_config=None,
         ec_transfer_config=None,
         quant_config=None,
+        device_config=SimpleNamespace(device_type="cpu"),
     )
 
 
@@ -134,8 +135,9 @@ CASES = [
     ("cache_config.kv_sharing_fast_prefill", True, "kv_sharing_fast_prefill skips layers the branches need"),
     (
         "quant_config",
-        SimpleNamespace(),
-        "quantised targets are not supported yet: serve the unquantised checkpoint",
+        SimpleNamespace(get_name=lambda: "fp8"),
+        "the target is quantised by 'fp8', which was never tried (tried: compressed-tensors, auto_awq, auto_gptq): "
+        "serve another checkpoint of it",
     ),
     ("lora_config", None, "LoRA is not enabled: forget sets are adapters"),
     (
@@ -187,6 +189,23 @@ def test_the_ends_of_the_range_of_branches_are_accepted(num_branches):
     options = BranchOptions("Qwen3ForCausalLM", 2, 2, num_branches)
     set_path(config, OPTIONS, options.to_config())
     config.lora_config.target_modules = options.lora_target_modules()[::-1]
+    refuse_unsupported(config)
+
+
+@pytest.mark.parametrize("name", ["compressed-tensors", "auto_awq", "auto_gptq"])
+def test_quantised_targets_that_were_tried_are_accepted(name):
+    config = good_config()
+    config.quant_config = SimpleNamespace(get_name=lambda: name)
+    refuse_unsupported(config)
+
+
+def test_lora_on_a_target_of_8_bits_is_refused_on_a_cpu_alone():
+    config = with_options("LlamaForCausalLM", 0, 2, 2, 4)
+    config.quant_config = SimpleNamespace(get_name=lambda: "compressed-tensors", quant_format="int-quantized")
+    assert refusal(config).startswith("vLLM puts no LoRA on linear maps whose weights it has packed in 8 bits on a CPU")
+    config.device_config.device_type = "cuda"
+    refuse_unsupported(config)
+    config.device_config.device_type, config.quant_config.quant_format = "cpu", "pack-quantized"
     refuse_unsupported(config)
 
 
