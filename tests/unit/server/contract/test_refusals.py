@@ -4,6 +4,7 @@ The configuration is a stand-in with vLLM's field names; that vLLM's own objects
 that build a real configuration (test_processor.py) or start an engine (tests/e2e).
 """
 
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -135,7 +136,7 @@ CASES = [
     ("cache_config.kv_sharing_fast_prefill", True, "kv_sharing_fast_prefill skips layers the branches need"),
     (
         "quant_config",
-        SimpleNamespace(get_name=lambda: "fp8"),
+        SimpleNamespace(get_name=partial(str, "fp8")),
         "the target is quantised by 'fp8', which was never tried (tried: compressed-tensors, auto_awq, auto_gptq): "
         "serve another checkpoint of it",
     ),
