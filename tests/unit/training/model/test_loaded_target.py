@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, Qwen2Config
+from transformers import AutoModelForCausalLM, Starcoder2Config
 
 from support.engine.tiny import make_target
 from unlearngate.assistant_training.model.loaded_target import LoadedTarget, load_target
@@ -33,7 +33,7 @@ def set_json(path, without=(), **changes):
 @pytest.fixture
 def of_another_architecture(folder):
     """Whose tensors are not known without Hugging Face; it can be evaluated."""
-    config = Qwen2Config(
+    config = Starcoder2Config(
         **{"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1},
         **{"num_key_value_heads": 1, "vocab_size": 512, "tie_word_embeddings": True},
     )
