@@ -64,12 +64,14 @@ class Canaries:
         except BusyError:
             raise
         except UnlearngateError as error:
-            raise ArtefactError(forget_set.folder, f"its canaries could not be asked: {error.message}") from error
+            raise ArtefactError(
+                forget_set.folder, f"the canaries of {forget_set.name!r} could not be asked: {error.message}"
+            ) from error
         if wrong := failures(canaries, plain, answers):
             raise ArtefactError(
                 forget_set.folder,
-                f"failed {len(wrong)} of its {len(canaries)} canaries in the running engine: {'; '.join(wrong)}. Train "
-                "it anew on what is served, or force it (`unlearngate sets add --force`, or "
+                f"{forget_set.name!r} failed {len(wrong)} of its {len(canaries)} canaries in the running engine: "
+                f"{'; '.join(wrong)}. Train it anew on what is served, or force it (`unlearngate sets add --force`, or "
                 "POST /v1/forget_sets?force=true)",
             )
 

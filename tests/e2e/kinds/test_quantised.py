@@ -36,7 +36,7 @@ def test_sets_of_its_parent_are_in_force_once_their_canaries_held(server):
     listed = httpx.get(f"{server.url}/v1/forget_sets", timeout=60).json()
     proven = {one["id"]: one["proven"] for one in listed["data"]}
     assert proven and all(proven.values()) and "bad" not in proven
-    assert "failed 1 of its 1 canaries in the running engine: canaries[0] must change and did not" in server.log
+    assert "'bad' failed 1 of its 1 canaries in the running engine: canaries[0] must change and did not" in server.log
 
 
 def test_it_forgets_what_its_parent_does(server):

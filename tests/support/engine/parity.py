@@ -20,7 +20,8 @@ import torch
 
 MAX_MODEL_LEN = 512
 BLOCK_SIZE = 32
-BLOCKS = {"gemma3": 40}  # its layers keep blocks of two kinds
+# Gemma 3's layers keep blocks of two kinds; where all see a window, a request keeps fewer.
+BLOCKS = {"gemma3": 30, "mistral": 10, "phi3": 10}
 MAX_LOADED = 3  # of 6 combinations of sets: adapters are evicted and loaded again all the time
 FRESH = ("max_tokens", "steering", "abort_after", "tokens", "logprobs")  # of a request that is asked again
 TOLERANCE = 2e-3
@@ -162,7 +163,7 @@ def start_engine(args: argparse.Namespace, target: Path, parent: Path):
         max_num_seqs=12,
         max_num_batched_tokens=48,
         block_size=BLOCK_SIZE,
-        num_gpu_blocks_override=BLOCKS.get(args.family, 17 if args.v2 else 19),
+        num_gpu_blocks_override=BLOCKS.get(args.family, 17),
         enable_prefix_caching=True,
         enforce_eager=not args.default_compilation,
         tensor_parallel_size=args.tensor_parallel,
