@@ -150,6 +150,8 @@ def undo_discarded_draws() -> None:
 
     def wound_back(self: Any, *args: Any, **kwargs: Any) -> Any:
         generators = self.input_batch.generators
+        if not generators:  # as in most batches
+            return sample(self, *args, **kwargs)
         states = {row: generators[row].get_state() for row in _discarded(self) & generators.keys()}
         sampled = sample(self, *args, **kwargs)
         for row, state in states.items():
@@ -158,6 +160,8 @@ def undo_discarded_draws() -> None:
 
     def without_them(self: Any, *args: Any, **kwargs: Any) -> Any:
         batch, generators = self.input_batch, self.input_batch.generators
+        if not generators:
+            return keep_books(self, *args, **kwargs)
         discarded = _discarded(self)
         batch.generators = {row: one for row, one in generators.items() if row not in discarded}
         try:
