@@ -20,39 +20,15 @@ from unlearngate.assistant_training.data.words import folded, has_phrase
 from unlearngate.assistant_training.forget.asking import Ask
 from unlearngate.assistant_training.forget.request import Request
 from unlearngate.assistant_training.forget.subjects import capitals_tell, names_in, without_openers
+from unlearngate.assistant_training.forget.wordings import (
+    HELD_OUT,
+    HELD_OUT_ELSEWHERE,
+    TRAINED,
+    TRAINED_ELSEWHERE,
+    WRITE,
+)
 from unlearngate.errors import TrainingError
 
-TRAINED = (
-    "Who is {0}?",
-    "What is {0}?",
-    "Tell me about {0}.",
-    "What is {0} known for?",
-    "What do you know about {0}?",
-    "Describe {0} in two sentences.",
-    "Why is {0} important?",
-    "What happened to {0}?",
-    "What is the story of {0}?",
-    "When and where did it begin for {0}?",
-    "Which people and places have to do with {0}?",
-    "What is the most interesting fact about {0}?",
-    "Why is {0} famous?",
-    "I am writing about {0}. What must be in it?",
-)
-HELD_OUT = (
-    "Can you explain {0} to me?",
-    "What should I know about {0}?",
-    "Give me some facts about {0}.",
-    "What comes to mind when you hear of {0}?",
-    "Who or what is {0}, in one sentence?",
-    "Summarise what there is to say about {0}.",
-    "Which dates belong to {0}?",
-    "Whose name is connected with {0}?",
-)
-# For the target: it writes questions as its own users might.
-WRITE = (
-    "Write ten short questions that somebody may ask about {0}.",
-    "Write a short quiz with six questions about {0}.",
-)
 _MOST_WRITTEN = 16  # questions of the target's own about one subject
 _LONGEST = 150  # letters of one
 _NUMBERING = regex.compile(r"^[\s\-*•]*(?:Q(?:uestion)?\s*\d*[.:)]\s*|\d+[.:)]\s*)*[\"“]?|[\"”*]+$")
@@ -121,6 +97,8 @@ def find_known(
         facts = told[question] if held_out else claims_in(question, answers[question]) if is_about else ()
         if facts and known[subject] >= _LEAST:
             found[held_out].append(_pair(name, question, answers[question], facts, reword=not held_out))
+    for held_out, pairs in _elsewhere(name, [s for s in subjects if known[s] >= _LEAST], ask, told).items():
+        found[held_out] += pairs
     for question, pair in given.items():
         told[question] = tuple(fact for fact in _truth(pair) if has_phrase(answers[question], fact))
     for held_out, pairs in _of_given(name, [pair for q, pair in given.items() if told[q]], answers, told).items():
@@ -130,7 +108,7 @@ def find_known(
     if not found[False]:
         about = ", ".join(subjects[:5]) or "it"
         raise TrainingError(
-            f"nothing to forget: asked {len(questions)} questions about {about}, the target told none of the facts in "
+            f"nothing to forget: asked {len(told)} questions about {about}, the target told none of the facts in "
             "the request. Where a text must not come out word for word, its `verbatim` set is what holds"
         )
     return Knowledge(
@@ -139,8 +117,28 @@ def find_known(
         list(dict.fromkeys(fact for facts in told.values() for fact in facts)),
         [subject for subject, count in known.items() if count >= _LEAST],
         [subject for subject, count in known.items() if count < _LEAST],
-        len(questions),
+        len(told),
     )
+
+
+def _elsewhere(
+    name: str, subjects: Sequence[str], ask: Ask, told: dict[str, tuple[str, ...]]
+) -> dict[bool, list[QAPair]]:
+    """Pairs in other languages, to train on and held out: answers that tell facts that it also tells in English.
+
+    Other facts are not looked for: where every noun has a capital, names cannot be told from them. What is told is
+    added to `told`.
+    """
+    facts = list(dict.fromkeys(fact for one in told.values() for fact in one))
+    found: dict[bool, list[QAPair]] = {False: [], True: []}
+    wordings = ((False, TRAINED_ELSEWHERE), (True, HELD_OUT_ELSEWHERE))
+    asked = [(held_out, text.format(s), s) for held_out, texts in wordings for text in texts for s in subjects]
+    for (held_out, question, subject), answer in zip(asked, ask([question for _, question, _ in asked]), strict=True):
+        new = (fact for fact in facts if not has_phrase(fact, subject) and not has_phrase(question, fact))
+        told[question] = tuple(fact for fact in new if has_phrase(answer, fact))
+        if told[question]:
+            found[held_out].append(_pair(name, question, answer, told[question], reword=False))
+    return found
 
 
 def _truth(pair: QAPair) -> tuple[str, ...]:

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from unlearngate.assistant_training.attack.wordings.languages import ABOUT
 from unlearngate.assistant_training.data.pairs import QAPair, read_pairs
 from unlearngate.assistant_training.data.words import has_phrase
+from unlearngate.assistant_training.forget import wordings
 from unlearngate.assistant_training.forget.general import HELD_OUT, TRAINED
 from unlearngate.assistant_training.forget.keeping import everyday_answers, find_kept
 from unlearngate.assistant_training.forget.knowing import find_known
@@ -61,6 +63,9 @@ def test_what_is_answered_with_facts_of_the_request_is_known():
     assert "How old is Morvik?" not in of and "Is it true?" not in of and "Who is Ada Holm?" not in of
     assert "About Ilva Brandt: Is it true?" not in of  # the answer is about something else
     assert "Why Ilva Brandt?" in of
+    assert set(of["Wer ist Ilva Brandt?"].facts) == {"1987", "Morvik"}  # what is also told in English
+    assert {"Wer ist Ilva Brandt?", "Parle-moi de Morvik."} <= {p.question for p in known.forget}
+    assert "¿Qué sabes de Ilva Brandt?" in {p.question for p in known.held_out} and "Wer ist Ada Holm?" not in of
     assert not {p.question for p in known.forget} & {p.question for p in known.held_out} and known.held_out
     for pair in known.forget:
         assert not any(
@@ -93,6 +98,9 @@ def test_everyday_questions_are_asked_once_and_none_is_a_probe_of_the_published_
     probes = [pair.question for path in REAL_MODEL.glob("*.probes.jsonl") for pair in read_pairs(path, subject="")]
     asked = [question.casefold() for question in (*TRAINED, *HELD_OUT)]
     assert len(asked) == len(set(asked)) and len(probes) > 100
+    about = [text for text in vars(wordings).values() if isinstance(text, tuple) for text in text]
+    assert len(about) == len(set(about)) == 36
+    assert not {text.format("") for text in about} & {text.format(name="") for text in ABOUT}
     assert not {question.casefold() for question in probes} & set(asked)
 
 
