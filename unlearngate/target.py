@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from unlearngate.checkpoint import check_weight_files, find_quantised, refuse_pointers, refuse_quantised
 from unlearngate.errors import ArtefactError
-from unlearngate.families import ALWAYS, FAMILIES, QUANTISATIONS, TARGET_ARCHITECTURES, Family, refusal
+from unlearngate.families import ALWAYS, FAMILIES, QUANTISATIONS, TARGET_ARCHITECTURES, Experts, Family, refusal
 
 # Keys of config.json that do not change a logit.
 _INFORMATIVE = {"_name_or_path", "transformers_version", "use_cache", "dtype", "torch_dtype"}
@@ -218,7 +218,7 @@ def _read_files(folder: Path, *, quantised: bool = False) -> _Files:
             if missing := [key for key in keys if key not in content]:
                 raise ArtefactError(folder / name, f"has no {missing[0]!r}, so it is no tokenizer; download it again")
     refuse_pointers(shards)
-    wanted = _weights(config, dimensions)
+    wanted = _weights(folder, config, dimensions)
     if quantised:  # linear maps are packed, each way under other names
         wanted = ((name, shape) for name, shape in wanted if "_proj." not in name and name != "lm_head.weight")
     check_weight_files(folder, shards, wanted, quantised=quantised)
@@ -276,6 +276,8 @@ def _dimensions(path: Path, config: dict[str, Any]) -> dict[str, Any]:
     architecture = _architecture(path, config)
     family = FAMILIES.get(architecture, Family())
     try:
+        if family.experts:
+            _refuse_dense_layers(path, config, family.experts)
         heads, hidden = _count(path, config, "num_attention_heads"), _count(path, config, "hidden_size")
         return {
             "architecture": architecture,
@@ -291,6 +293,22 @@ def _dimensions(path: Path, config: dict[str, Any]) -> dict[str, Any]:
         if architecture not in TARGET_ARCHITECTURES:
             raise ArtefactError(path, refusal(architecture)) from None
         raise
+
+
+def _refuse_dense_layers(path: Path, config: Mapping[str, Any], experts: Experts) -> None:
+    for key, only in experts.must_be.items():
+        if config.get(key) not in (None, only):
+            reason = f"{key!r} is {json.dumps(config[key])[:80]}, and only {json.dumps(only)} was tried"
+            raise ArtefactError(path, f"{reason}: a model that has experts in every layer")
+
+
+def _experts(path: Path, config: Mapping[str, Any], identity: TargetIdentity) -> dict[str, tuple[int, int]]:
+    """The tensors of a layer's experts, by their names inside it; empty for a family without."""
+    if not (one := identity.family.experts):
+        return {}
+    number_key = next((key for key in one.number if key in config), one.number[0])
+    number, inner = _count(path, config, number_key), _count(path, config, one.inner)
+    return one.shapes(identity.hidden_size, number, inner)
 
 
 def _count(path: Path, config: Mapping[str, Any], key: str, default: int | None = None) -> int:
@@ -318,7 +336,9 @@ def _models_within(config: Mapping[str, Any]) -> Iterator[tuple[bool, str]]:
             yield from ((has_words, f"{key}.{inner}") for has_words, inner in _models_within(value))
 
 
-def _weights(config: Mapping[str, Any], dimensions: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _weights(
+    path: Path, config: Mapping[str, Any], dimensions: Mapping[str, Any]
+) -> Iterator[tuple[str, tuple[int, ...]]]:
     """The tensors that a configuration's model needs, with their shapes; none if its architecture is not served."""
     identity = TargetIdentity(model_id="", weights_digest=_NO_DIGEST, tokenizer_digest=_NO_DIGEST, **dimensions)
     if identity.architecture not in TARGET_ARCHITECTURES:
@@ -327,6 +347,7 @@ def _weights(config: Mapping[str, Any], dimensions: Mapping[str, Any]) -> Iterat
     switched_on = [linears for key, linears in family.biased.items() if key == ALWAYS or config.get(key)]
     biased = {linear for linears in switched_on for linear in linears}
     words, hidden = (identity.vocab_size, identity.hidden_size), (identity.hidden_size,)
+    experts = _experts(path, config, identity)
     yield "model.embed_tokens.weight", words
     for layer in range(identity.num_layers):
         stem = f"model.layers.{layer}."
@@ -334,6 +355,8 @@ def _weights(config: Mapping[str, Any], dimensions: Mapping[str, Any]) -> Iterat
             yield f"{stem}{name}.weight", shape
             if name in biased:
                 yield f"{stem}{name}.bias", shape[:1]
+        for name, shape in experts.items():
+            yield f"{stem}{name}.weight", shape
         for norm in family.norms:
             yield f"{stem}{norm}.weight", hidden
         for norm in family.head_norms:

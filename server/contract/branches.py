@@ -9,11 +9,13 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from unlearngate.families import FAMILIES, Family
+
 ARCHITECTURE = "UnlearningForCausalLM"
 CONFIG_FIELD = "unlearngate"
 TARGET_LAYERS = "target.model.layers"
 MAX_BRANCHES = 8
-_LORA_LINEARS = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")
+_ATTENTION, _MLP = ("self_attn.qkv_proj", "self_attn.o_proj"), ("mlp.gate_up_proj", "mlp.down_proj")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,8 @@ class BranchOptions:
         """Full names of every linear map that a forget set may adapt: a shorter name would match other modules too."""
         layers = [f"{name}.layers.{layer}" for name in self.branch_names() for layer in range(self.num_layers)]
         layers += [f"{TARGET_LAYERS}.{layer}" for layer in range(self.adapted_layers)]
-        return [f"{layer}.{linear}" for layer in layers for linear in _LORA_LINEARS]
+        experts = FAMILIES.get(self.target_architecture, Family()).experts
+        return [f"{layer}.{linear}" for layer in layers for linear in (_ATTENTION if experts else _ATTENTION + _MLP)]
 
 
 def branch_name(index: int) -> str:

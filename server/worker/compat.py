@@ -5,6 +5,7 @@ Tried: 0.32 (CPU build, V1 runner). The V2 interface exists from 0.32 on.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import sys
@@ -31,6 +32,7 @@ __all__ = [
     "adapts_a_row",
     "compile_definitions_behind_others",
     "compile_on_a_cpu",
+    "forget_experts",
     "group_cpu_lora",
     "leaves_text_free",
     "load_compiled_code",
@@ -38,6 +40,7 @@ __all__ = [
     "penalise_after_composing",
     "steers",
     "undo_discarded_draws",
+    "with_plain_experts",
 ]
 
 
@@ -125,6 +128,27 @@ def _step_back() -> None:
         thread = threading.get_native_id()
         lower = max(_LOWER_PRIORITY, os.getpriority(os.PRIO_PROCESS, thread))  # raising it would be refused
         os.setpriority(os.PRIO_PROCESS, thread, lower)
+
+
+def with_plain_experts(config: Any) -> Any:
+    """A configuration for building modules by which vLLM takes its best experts, and not those that could have LoRA.
+
+    Those run on a GPU only, in Triton. What else has LoRA gets it after loading, whichever configuration built it.
+    """
+    plain = copy.copy(config)
+    if config.lora_config is not None:
+        # Compiled code is kept by all that decides it, and LoRA still does.
+        plain.additional_config = {**config.additional_config, "lora": config.lora_config.compute_hash()}
+        plain.lora_config = None
+    return plain
+
+
+def forget_experts(config: Any, prefix: str) -> None:
+    """Let vLLM forget experts that were built below a name and that nothing runs, with the memory they hold."""
+    known = config.compilation_config
+    for name in [name for name in known.static_all_moe_layers if name.startswith(prefix)]:
+        known.static_all_moe_layers.remove(name)
+        del known.static_forward_context[name]
 
 
 def group_cpu_lora() -> None:

@@ -89,6 +89,8 @@ class Lockstep(nn.Module):
 
 def _stacked(target: nn.Module, branches: Sequence[nn.Module]) -> nn.Module:
     """`target` over stacked rows: itself where it treats rows alike, else a copy around what does not."""
+    if all(branch is target for branch in branches):  # experts
+        return target
     if isinstance(target, Attention):
         return _StackedAttention((target, *branches))
     if isinstance(target, LinearBase | BaseLinearLayerWithLoRA):

@@ -30,15 +30,18 @@ from vllm.model_executor.layers.linear import LinearBase
 from vllm.model_executor.models.interfaces import SupportsLoRA
 from vllm.model_executor.models.utils import init_vllm_registered_model
 
+from unlearngate.families import FAMILIES
 from unlearngate.server.contract.branches import CONFIG_FIELD, BranchOptions
 from unlearngate.server.contract.refusals import refuse_unsupported
 from unlearngate.server.worker.compat import (
     adapts_a_row,
     compile_on_a_cpu,
+    forget_experts,
     group_cpu_lora,
     load_compiled_code,
     may_vary_branches,
     undo_discarded_draws,
+    with_plain_experts,
 )
 from unlearngate.server.worker.cpu_lora import join_slices
 from unlearngate.server.worker.lockstep import Lockstep, NeverAlone, share_weights
@@ -117,6 +120,8 @@ class UnlearningForCausalLM(nn.Module, SupportsLoRA):
         self.config = vllm_config.model_config.hf_config
         self.options = BranchOptions(**getattr(self.config, CONFIG_FIELD))
         self.hidden_size: int = self.config.hidden_size
+        experts = FAMILIES[self.options.target_architecture].experts
+        vllm_config = with_plain_experts(vllm_config) if experts else vllm_config
         self.target = init_vllm_registered_model(
             vllm_config, prefix=prefix, architectures=[self.options.target_architecture]
         )
@@ -220,7 +225,7 @@ class UnlearningForCausalLM(nn.Module, SupportsLoRA):
             return most
         # One of a branch's linear maps; all LoRA in an engine has the same view of the batch.
         branch: Any = self._modules[self.options.branch_names()[0]]
-        if not adapts_a_row(branch.layers[0].mlp.down_proj):
+        if not adapts_a_row(branch.layers[0].self_attn.o_proj):
             return 0
         if len(self._locksteps) == 1 or self.composer is None:
             return most
@@ -234,27 +239,37 @@ class UnlearningForCausalLM(nn.Module, SupportsLoRA):
         if getattr(config, "layer_types", None):
             config.layer_types = config.layer_types[layers]
         branch_config = vllm_config.with_hf_config(config, architectures=[self.options.target_architecture])
+        branch_config.model_config.hf_text_config = branch_config.model_config.hf_config  # vLLM leaves the old one
         inner = self.target.model
         with set_model_tag(name), set_current_vllm_config(branch_config, prefix=name):
             branch: nn.Module = type(inner)(vllm_config=branch_config, prefix=name)
         branch.embed_tokens, branch.norm = inner.embed_tokens, inner.norm
+        experts = FAMILIES[self.options.target_architecture].experts
         for own, shared in zip(cast("nn.ModuleList", branch.layers), inner.layers[layers], strict=True):
-            _share_parameters(own, shared)
+            _share_parameters(own, shared, experts and experts.module)
+        if experts:
+            forget_experts(vllm_config, f"{name}.")
         return branch
 
 
-def _share_parameters(own: nn.Module, shared: nn.Module) -> None:
+def _share_parameters(own: nn.Module, shared: nn.Module, whole: str | None) -> None:
     """Make every parameter of `own` the very object that `shared` has under the same name.
 
-    A linear map may be quantised in `shared` alone: settings name the target's layers, and not a branch's.
+    A linear map may be quantised in `shared` alone: settings name the target's layers, and not a branch's. The module
+    called `whole`, on which no LoRA sits, is shared as it is.
     """
+    if whole:
+        del own._modules[whole]
     for path, module in own.named_modules():
         if isinstance(module, LinearBase):
             module.quant_method = NeverAlone()
             share_weights(module, shared.get_submodule(path))
     for path, parameter in list(shared.named_parameters()):
         module_path, _, leaf = path.rpartition(".")
-        setattr(own.get_submodule(module_path), leaf, parameter)
+        if not whole or not path.startswith(f"{whole}."):
+            setattr(own.get_submodule(module_path), leaf, parameter)
+    if whole:
+        own.add_module(whole, shared.get_submodule(whole))
     left = {p for p, v in own.named_parameters()} ^ {p for p, v in shared.named_parameters()}
     if left:
         raise RuntimeError(f"a branch's layer and the target's differ in parameters: {sorted(left)}")

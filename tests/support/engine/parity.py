@@ -378,11 +378,12 @@ def check_branches_have_no_weights() -> None:
     from unlearngate.server.worker.model import loaded_model
 
     model = loaded_model()
-    targets = {id(parameter) for parameter in model.target.parameters()}
+    targets = {id(one) for one in (*model.target.parameters(), *model.target.modules())}
     for name in model.options.branch_names():
         branch = model.get_submodule(name)
         own = [path for path, parameter in branch.named_parameters() if id(parameter) not in targets]
-        own += [path for path, module in branch.layers.named_modules() if hasattr(module, "cpu_linear")]
+        packed = {path: module for path, module in branch.layers.named_modules() if hasattr(module, "cpu_linear")}
+        own += [path for path, module in packed.items() if id(module) not in targets]  # experts are the target's whole
         assert not own, f"{name} has weights of its own: {own}"
 
 

@@ -12,11 +12,13 @@ from transformers import (
     GraniteConfig,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
     Phi3Config,
     PreTrainedConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -32,7 +34,7 @@ BOUNDS = {
     "keep_ratio": {"low": 0.0, "high": 1.0},
     "gate_nats": {"low": 0.0, "high": 20.0},
 }
-FAMILY_NAMES = ("llama", "mistral", "qwen2", "qwen3", "gemma3", "phi3", "granite")
+FAMILY_NAMES = ("llama", "mistral", "qwen2", "qwen3", "gemma3", "phi3", "granite", "mixtral", "qwen3moe")
 WINDOW = 96  # of sliding attention: shorter than many prompts
 CHAT_TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant:"
 
@@ -84,6 +86,11 @@ def _config(family: str, num_layers: int) -> PreTrainedConfig:
     if family == "granite":
         multipliers = {"embedding_multiplier": 3.0, "residual_multiplier": 0.5, "logits_scaling": 2.0}
         return GraniteConfig(**wide, **multipliers, attention_multiplier=0.2, attention_bias=True)
+    if family == "mixtral":
+        return MixtralConfig(**wide, num_local_experts=4, num_experts_per_tok=2)
+    if family == "qwen3moe":
+        experts = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "norm_topk_prob": True}
+        return Qwen3MoeConfig(**wide, **experts, head_dim=32)
     raise ValueError(f"unknown family {family!r}")
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from e2e.test_parity import ALL_RUNS
+from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
 from support.engine.tiny import FAMILY_NAMES, family_config, make_target
@@ -22,24 +23,22 @@ def family_of(architecture):
     return next(name for name in FAMILY_NAMES if architecture in family_config(name).architectures)
 
 
-def tensors_of(config):
-    """Names and shapes of what Hugging Face's model of a configuration holds, a tied head not being one of its own."""
-    model = AutoModelForCausalLM.from_config(config)
-    state = {name: tuple(one.shape) for name, one in model.state_dict().items()}
-    if config.tie_word_embeddings:
-        state.pop("lm_head.weight")
-    return state
+def tensors_of(config, folder):
+    """Names and shapes of what Hugging Face writes of a configuration's model."""
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    with safe_open(folder / "model.safetensors", "pt") as tensors:
+        return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}
 
 
 def wanted(path, config):
-    return dict(target._weights(config, target._dimensions(path, config)))
+    return dict(target._weights(path, config, target._dimensions(path, config)))
 
 
 @pytest.mark.parametrize("family", FAMILY_NAMES)
 def test_the_tensors_are_the_models(family, tmp_path):
     folder = make_target(tmp_path / family, family, seed=1)
     config = json.loads((folder / "config.json").read_text())
-    assert wanted(folder, config) == tensors_of(family_config(family))
+    assert wanted(folder, config) == tensors_of(family_config(family), tmp_path)
     assert identify_target(folder).architecture in FAMILIES
 
 
@@ -50,7 +49,7 @@ def test_a_switch_brings_the_biases_that_the_model_then_has(architecture, key, t
         setattr(config, key, on)
         own = {**config.to_dict(), "architectures": [architecture]}
         found = wanted(tmp_path, own)
-        assert found == tensors_of(config)
+        assert found == tensors_of(config, tmp_path)
         assert all((f"model.layers.0.{one}.bias" in found) == on for one in FAMILIES[architecture].biased[key])
 
 
@@ -61,7 +60,18 @@ def test_what_a_configuration_leaves_out_is_as_hugging_face_has_it(family, head_
     left_out = {key: value for key, value in said.items() if key not in ("head_dim", "tie_word_embeddings")}
     default = type(config)(**left_out)
     assert default.head_dim == head_dim
-    assert wanted(tmp_path, {**left_out, "architectures": config.architectures}) == tensors_of(default)
+    assert wanted(tmp_path, {**left_out, "architectures": config.architectures}) == tensors_of(default, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "key, value", [("mlp_only_layers", [1]), ("decoder_sparse_step", 2), ("num_local_experts", "many")]
+)
+def test_experts_in_some_layers_alone_are_refused(key, value, tmp_path):
+    folder = make_target(tmp_path, "qwen3moe", seed=1)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {key: value}))
+    with pytest.raises(ArtefactError, match=f"'{key}' is"):
+        identify_target(folder)
 
 
 def test_every_architecture_is_in_the_parity_runs():
@@ -84,7 +94,7 @@ def test_the_documented_table_has_every_architecture():
     [
         ("Gemma2ForCausalLM", "its logits are capped by tanh"),
         ("SmolLM3ForCausalLM", "Transformers backend"),
-        ("MixtralForCausalLM", "vLLM has no LoRA for a branch of its experts"),
+        ("GptOssForCausalLM", "its experts have a shared one beside them, biases or sinks"),
         ("Qwen3NextForCausalLM", "its layers keep a state"),
         ("Qwen2_5_VLForConditionalGeneration", "the text model in it must be a checkpoint of its own"),
     ],
