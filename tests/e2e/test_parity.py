@@ -29,6 +29,8 @@ RUNS = {
     "llama-undial-tensor-parallel-2": ["--family", "llama", "--undial", "--tensor-parallel", "2"],
     "phi3-undial-tapped": ["--family", "phi3", "--undial", "--tap", "1"],
     "phi3-v2": ["--family", "phi3", "--v2"],
+    "mixtral-tapped": ["--family", "mixtral", "--tap", "1"],
+    "qwen3moe-undial": ["--family", "qwen3moe", "--undial"],
     # Families with and without packed maps, and one whose layers differ; kernels of vLLM's that pack weights for a CPU.
     "llama-tapped-w8a8": ["--family", "llama", "--tap", "1", "--quantised", "w8a8"],
     "phi3-undial-awq": ["--family", "phi3", "--undial", "--quantised", "awq"],
