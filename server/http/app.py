@@ -31,13 +31,14 @@ from unlearngate.server.engine.client import response_id
 from unlearngate.server.http.access import Access, AccessControl, require_metrics
 from unlearngate.server.http.bodies import StrictRoute, blame_the_body, stop_at_first_problem
 from unlearngate.server.http.cards import ServedModel, model_card, model_cards, set_cards
-from unlearngate.server.http.description import SetInForce, answers, errors
+from unlearngate.server.http.description import Composed, answers, errors
 from unlearngate.server.http.events import reporting
 from unlearngate.server.http.failures import answer_failures, on_our_error, refusal, status_of
 from unlearngate.server.http.logprobs import refuse_measuring
 from unlearngate.server.http.requests.bounds import Bounds, refuse_beyond_bounds
 from unlearngate.server.http.requests.wishes import refuse_misplaced_wishes
 from unlearngate.server.http.running import Running
+from unlearngate.server.http.scoring import MODE, MODE_FIELD, MODE_HEADER, refuse_unscorable, scoring_field
 from unlearngate.server.sets.choices import ForgetSetChoice, parse_choices
 from unlearngate.server.sets.policy import Policy
 
@@ -45,10 +46,8 @@ logger = logging.getLogger(__name__)
 
 FORGET_SETS_HEADER = "x-forget-sets"
 _UNBUFFERED = {"cache-control": "no-cache", "x-accel-buffering": "no"}  # or a proxy would collect a stream's events
-_PROMPT = "which are the plain target's in every mode of vLLM"
 _NOT_COMPOSED = {
     "use_beam_search": "beam search scores with the plain target",
-    "prompt_logprobs": "it asks for logprobs of the prompt, " + _PROMPT,
     "kv_transfer_params": "a transferred cache holds another request's assistant",
     "ec_transfer_params": "a transferred cache holds another request's assistant",
 }
@@ -81,16 +80,12 @@ class ForgettingCompletionRequest(CompletionRequest):
         return cast("Self", blame_the_body(cls, data, handler))
 
 
-class ForgettingChatResponse(ChatCompletionResponse):
+class ForgettingChatResponse(ChatCompletionResponse, Composed):
     """OpenAI's chat response, and the forget sets that were in force."""
 
-    forget_sets: list[SetInForce]
 
-
-class ForgettingCompletionResponse(CompletionResponse):
+class ForgettingCompletionResponse(CompletionResponse, Composed):
     """OpenAI's text completion response, and the forget sets that were in force."""
-
-    forget_sets: list[SetInForce]
 
 
 ForgettingRequest = ForgettingChatRequest | ForgettingCompletionRequest
@@ -123,12 +118,15 @@ class Answerer:
                 held.enter_context(self.running.one_of(caller.key_id))
                 decision = self.policy.decide(request.model, request.forget_sets, caller)
                 refuse_measuring(request, self.policy.logprobs_for(caller))
+                refuse_unscorable(request, decision)
                 binding = await self.adapters.acquire(decision.bound) if decision.bound else None
             except UnlearngateError as error:
                 account.refuse(error.http_status, error.code)
                 raise
             if binding:
                 held.callback(self.adapters.release, binding)
+            scored = scoring_field(request)
+            mode, mode_header = ({MODE_FIELD: MODE}, {MODE_HEADER: MODE}) if scored else ({}, {})
             try:
                 ticket = account.admit(decision)
                 request.model = binding.name if binding else self.policy.served_name
@@ -138,7 +136,7 @@ class Answerer:
                 if isinstance(answer, AsyncGenerator):
                     if decision.speaking:
                         answer = reporting(answer, lambda: decision.report(account.said()))
-                    headers = {FORGET_SETS_HEADER: decision.header(), **_UNBUFFERED}
+                    headers = {FORGET_SETS_HEADER: decision.header(), **mode_header, **_UNBUFFERED}
                     return _Stream(answer, headers, partial(_end_stream, account, held.pop_all().close))
                 body = answer.model_dump()
                 if "error" in body:
@@ -149,8 +147,8 @@ class Answerer:
                         account.end("error", refused["code"])
                     return refusal(refused["code"], refused["message"], refused["param"])
                 said = account.said()
-                headers = {FORGET_SETS_HEADER: decision.header(said)}
-                response = _json({**body, "forget_sets": decision.report(said)}, headers)
+                headers = {FORGET_SETS_HEADER: decision.header(said), **mode_header}
+                response = _json({**body, "forget_sets": decision.report(said), **mode}, headers)
                 account.end("completed", 200)
                 return response
             except BaseException as error:
@@ -280,7 +278,7 @@ def build_app(
             allow_origins=tuple(allowed_origins),
             allow_methods=("GET", "POST"),
             allow_headers=("*",),
-            expose_headers=(FORGET_SETS_HEADER, "www-authenticate"),
+            expose_headers=(FORGET_SETS_HEADER, MODE_HEADER, "www-authenticate"),
         )
     return app
 
@@ -290,7 +288,8 @@ def _json(body: dict[str, Any], headers: dict[str, str]) -> Response:
         return JSONResponse(body, headers=headers)
     except ValueError as error:
         raise InvalidRequestError(
-            "the answer's logprobs are no finite numbers: with these penalties and this temperature logits overflow",
+            "the answer's logprobs are no finite numbers: with these penalties and this temperature, or in the model "
+            "itself, logits overflow",
             param="logprobs",
         ) from error
 
@@ -301,9 +300,6 @@ def _refuse_not_composed(request: ForgettingRequest) -> None:
         value = getattr(request, field, None)
         if (value is not None and value is not False) or field in (request.vllm_xargs or {}):
             raise InvalidRequestError(f"{field} is not served here: {why}", param=field)
-    # In chat, vLLM takes echo alone as a request for logprobs of the prompt.
-    if request.echo and (isinstance(request, ChatCompletionRequest) or request.logprobs is not None):
-        raise InvalidRequestError("echo asks for logprobs of the prompt here, " + _PROMPT, param="echo")
 
 
 def _cancelled() -> bool:

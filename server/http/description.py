@@ -39,6 +39,17 @@ class SetInForce(BaseModel):
     )
 
 
+class Composed(BaseModel):
+    """What an answer says of its composition."""
+
+    forget_sets: list[SetInForce]
+    prompt_logprobs_mode: Literal["scoring"] | None = Field(
+        default=None,
+        description="there if log-probabilities of the prompt were asked for: their mode, as docs/composition.md has "
+        "it; generated tokens have sampling's",
+    )
+
+
 _ERRORS = {
     400: "The request cannot be honoured as written.",
     401: "With --keys: no API key, or one that this server does not know.",
@@ -53,7 +64,13 @@ _ERRORS = {
     501: "vLLM does not implement this.",
     503: "Not now: the engine is gone, the audit log cannot be written, or a set cannot be put in force.",
 }
-_IN_FORCE = {"x-forget-sets": {"description": "the forget sets in force, or `none`", "schema": {"type": "string"}}}
+_IN_FORCE = {
+    "x-forget-sets": {"description": "the forget sets in force, or `none`", "schema": {"type": "string"}},
+    "x-prompt-logprobs-mode": {
+        "description": "`scoring` if log-probabilities of the prompt were asked for",
+        "schema": {"type": "string"},
+    },
+}
 _EVENTS: dict[str, Any] = {
     "text/event-stream": {}
 }  # readers differ on whether a schema would be of the whole or of each

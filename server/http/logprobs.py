@@ -9,6 +9,7 @@ from __future__ import annotations
 from pydantic import BaseModel
 
 from unlearngate.errors import ForbiddenError
+from unlearngate.server.http.scoring import scoring_field
 from unlearngate.server.sets.caller import Logprobs
 from unlearngate.server.sets.strength import REQUIRED_CODE
 
@@ -37,14 +38,13 @@ def refuse_measuring(request: BaseModel, allowed: Logprobs) -> None:
     """
     if allowed == "full":
         return
-    for field, why in _MEASURING.items():
-        if _is_set(request, field):
-            raise ForbiddenError(
-                f"{field} is not allowed in requests with a required forget set: {why}; leave it out, or have the "
-                "operator allow it (`unlearngate keys add --logprobs full`, or serve --logprobs full)",
-                param=field,
-                code=REQUIRED_CODE,
-            )
+    if field := next((field for field in _MEASURING if _is_set(request, field)), scoring_field(request)):
+        raise ForbiddenError(
+            f"{field} is not allowed in requests with a required forget set: {_MEASURING.get(field, _LOGPROBS)}; leave "
+            "it out, or have the operator allow it (`unlearngate keys add --logprobs full`, or serve --logprobs full)",
+            param=field,
+            code=REQUIRED_CODE,
+        )
 
 
 def _is_set(request: BaseModel, field: str) -> bool:

@@ -11,14 +11,18 @@ import os
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from typing import Any
+from functools import cache, partial
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from vllm.v1.sample.logits_processor.interface import BatchUpdate, MoveDirectionality
 from vllm.v1.sample.logits_processor.interface import LogitsProcessor as V1LogitsProcessor
 from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsContext
 from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor as V2LogitsProcessor
+
+if TYPE_CHECKING:
+    from unlearngate.server.worker.prompts import PromptHead
 
 _COMPILING_THREADS = 4
 _LOWER_PRIORITY = 10
@@ -38,6 +42,7 @@ __all__ = [
     "load_compiled_code",
     "may_vary_branches",
     "penalise_after_composing",
+    "score_prompts_by",
     "steers",
     "undo_discarded_draws",
     "with_plain_experts",
@@ -239,3 +244,77 @@ def penalise_after_composing() -> None:
         self.logits_processors.append(self.penalties_state)
 
     Sampler.__init__ = reordered
+
+
+@cache
+def score_prompts_by(head: PromptHead, *, v2: bool) -> None:
+    """Let vLLM take a prompt's log-probabilities from the head's logits, so many at a time as it says.
+
+    Once for this process. What vLLM does with the logits stays its own.
+    """
+    (_score_on_v2 if v2 else _score_on_v1)(head)
+
+
+def _score_on_v1(head: PromptHead) -> None:
+    """The V1 runner takes one request after the other, and all of a step's rows at once: here, some at a time."""
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    compute = GPUModelRunner._get_prompt_logprobs_dict
+
+    def composed(self: Any, hidden_states: torch.Tensor, num_scheduled_tokens: dict[str, int]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        asked, model = self.num_prompt_logprobs, self.model
+        most = head.most_rows(hidden_states.shape[-1])
+        try:
+            for req_id in [req_id for req_id in asked if req_id in num_scheduled_tokens]:
+                request = self.requests[req_id]
+                params, begin = request.sampling_params, request.num_computed_tokens
+                end = begin + num_scheduled_tokens[req_id]
+                self.num_prompt_logprobs = {req_id: asked[req_id]}
+                self.model = SimpleNamespace(compute_logits=partial(head.logits, params=params))
+                try:
+                    for start in range(begin, end, most):
+                        request.num_computed_tokens = start
+                        part = {req_id: min(most, end - start)}
+                        found |= compute(self, hidden_states[start - begin :], part)
+                finally:
+                    request.num_computed_tokens = begin
+                if not self.num_prompt_logprobs:  # the prompt is complete
+                    del asked[req_id]
+        finally:
+            self.num_prompt_logprobs, self.model = asked, model
+        return found
+
+    GPUModelRunner._get_prompt_logprobs_dict = composed
+
+
+def _score_on_v2(head: PromptHead) -> None:
+    """The V2 runner takes all rows of a step in chunks, also those of requests that asked for nothing."""
+    from vllm.v1.worker.gpu.sample import prompt_logprob
+
+    worker = prompt_logprob.PromptLogprobsWorker
+    add_request, compute = worker.add_request, worker.compute_prompt_logprobs
+
+    def noted(self: Any, req_id: str, req_idx: int, sampling_params: Any) -> None:
+        add_request(self, req_id, req_idx, sampling_params)
+        self.token_id_scores.pop(req_id, None)  # refused at admission: they would be the plain target's
+        vars(self).setdefault("params_by_slot", {})[req_idx] = sampling_params
+
+    def composed(self: Any, logits_fn: Any, hidden_states: torch.Tensor, input_batch: Any, *rest: Any) -> Any:
+        seen = 0
+        slots, starts = input_batch.idx_mapping_np.tolist(), input_batch.query_start_loc_np.tolist()
+
+        def logits_of_next(hidden_RW: torch.Tensor) -> torch.Tensor:
+            nonlocal seen
+            first, seen = seen, seen + len(hidden_RW)
+            logits_RV = hidden_RW.new_zeros((len(hidden_RW), head.vocab_size), dtype=torch.float32)
+            for index, slot in enumerate(slots):
+                begin, end = max(starts[index], first) - first, min(starts[index + 1], seen) - first
+                if begin < end and self.uses_prompt_logprobs[slot]:
+                    logits_RV[begin:end] = head.logits(hidden_RW[begin:end], self.params_by_slot[slot])
+            return logits_RV
+
+        prompt_logprob.CHUNK_SIZE = head.most_rows(hidden_states.shape[-1])
+        return compute(self, logits_of_next, hidden_states, input_batch, *rest)
+
+    worker.add_request, worker.compute_prompt_logprobs = noted, composed

@@ -40,11 +40,13 @@ from unlearngate.server.worker.compat import (
     group_cpu_lora,
     load_compiled_code,
     may_vary_branches,
+    score_prompts_by,
     undo_discarded_draws,
     with_plain_experts,
 )
 from unlearngate.server.worker.cpu_lora import join_slices
 from unlearngate.server.worker.lockstep import Lockstep, NeverAlone, share_weights
+from unlearngate.server.worker.prompts import PROMPT_HEAD
 
 _loaded: weakref.ref[UnlearningForCausalLM] | None = None
 
@@ -117,6 +119,7 @@ class UnlearningForCausalLM(nn.Module, SupportsLoRA):
         compile_on_a_cpu(vllm_config)
         load_compiled_code()
         undo_discarded_draws()
+        score_prompts_by(PROMPT_HEAD, v2=vllm_config.use_v2_model_runner)
         self.config = vllm_config.model_config.hf_config
         self.options = BranchOptions(**getattr(self.config, CONFIG_FIELD))
         self.hidden_size: int = self.config.hidden_size

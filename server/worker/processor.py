@@ -32,6 +32,7 @@ from unlearngate.server.worker.compat import (
     penalise_after_composing,
     steers,
 )
+from unlearngate.server.worker.prompts import first_eos, refuse_unscorable
 from unlearngate.server.worker.recorder import Recorder
 from unlearngate.server.worker.saying import Saying, Sentences
 from unlearngate.server.worker.sequences import ListedTokens, SlotTokens, Tokens
@@ -63,14 +64,12 @@ class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
 
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams) -> None:
-        """Refuse a request that is not signed by our HTTP layer, or asks for the plain target's logprobs.
+        """Refuse a request that is not signed by our HTTP layer, or asks for logprobs that could not be composed.
 
         Raises: ValueError, which vLLM answers with HTTP 400.
         """
         verify((sampling_params.extra_args or {}).get(TOKEN_FIELD))
-        asked = (sampling_params.prompt_logprobs, getattr(sampling_params, "prompt_logprob_token_ids", None))
-        if any(value is not None for value in asked):
-            raise ValueError("prompt_logprobs are the plain target's in every mode of vLLM, so they are not served")
+        refuse_unscorable(sampling_params)
 
     def __init__(self, vllm_config: Any, *runner: Any) -> None:
         from unlearngate.server.contract.refusals import refuse_unsupported
@@ -80,8 +79,7 @@ class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         self._device = torch.device(runner[0] if len(runner) == 2 else runner[0].device)
         if len(runner) == 1:
             penalise_after_composing()
-        eos = vllm_config.model_config.hf_config.eos_token_id
-        self._eos: int = eos[0] if isinstance(eos, list) else eos or 0
+        self._eos = first_eos(vllm_config.model_config.hf_config)
         self._plans: dict[int, Plan | None] = {}  # by batch index (V1) or slot (V2); None = refused
         self._steered: dict[int, bool] = {}  # as the plans: whether the request changes the logits before us
         self._listed: dict[int, ListedTokens] = {}  # V1's own lists

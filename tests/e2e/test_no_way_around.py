@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
+import torch
 from vllm.entrypoints.launchers.app import build_app
 from vllm.tasks import FRONTEND_TASKS, GENERATION_TASKS
 
@@ -32,9 +33,11 @@ from support.attacks.leak_attempts import (
     SERVED_PATHS,
     SIGNED_PLAIN,
     SPELLINGS,
+    TEXT,
 )
 from support.attacks.leak_oracle import Oracle, logprob_error
 from support.engine.reference import NOTHING, Reference, Steering, Term
+from support.engine.scored import check_prompt, served_prompts
 from support.engine.tiny import EOS, STRENGTH, VOCAB_SIZE, make_forget_set, make_target, make_tokenizer
 from support.server import Server
 from unlearngate.server.contract.branches import BranchOptions
@@ -64,6 +67,11 @@ def folders(tmp_path_factory):
 @pytest.fixture(scope="module")
 def reference(folders):
     return Reference(folders / "tiny", {name: folders / "sets" / name for name in ("anna", "bert", "cleo")})
+
+
+@pytest.fixture(scope="module")
+def exact(folders):
+    return Reference(folders / "tiny", {"anna": folders / "sets" / "anna"}, dtype=torch.float64)
 
 
 @pytest.fixture(scope="module")
@@ -145,12 +153,15 @@ def test_the_oracle_finds_the_plain_target_in_every_form(post, oracle):
 
     entries = [{"token": t, "logprob": p, "bytes": []} for t, p in plain.items()]
     prompt = [None, {str(PROMPT[1]): {"logprob": oracle.rows[0][PROMPT[1]]}, "7": {"logprob": oracle.rows[0][7]}}]
+    echoed = [None, *(oracle.rows[i][t] for i, t in enumerate(PROMPT[1:]))]
+    echo = {"tokens": [f"token_id:{t}" for t in PROMPT], "token_logprobs": echoed, "top_logprobs": [None]}
     forms = [
         forged(text, ["token_ids"], [9, *oracle.answer]),
         forged(chat, ["logprobs", "content", 0, "top_logprobs"], entries),
         forged(chat, ["logprobs", "content", 0], {**entries[0], "top_logprobs": []}),
         forged(text, ["logprobs", "top_logprobs", 0], plain),
         forged(text, ["prompt_logprobs"], prompt),
+        forged(text, ["logprobs"], echo),
         "".join(f"data: {json.dumps({'choices': [{'token_ids': [t]}]})}\n\n" for t in oracle.answer),
     ]
     if oracle.is_readable:
@@ -206,6 +217,24 @@ def test_no_spelling_of_a_body_reaches_the_plain_target(post, reference, path, s
 @rows(HEADERS)
 def test_no_header_reaches_the_plain_target(post, reference, path, sent, outcome):
     judge(post(path, BODIES[path], sent), outcome, reference)
+
+
+@pytest.mark.parametrize("prompt", [PROMPT, TEXT, [PROMPT, PROMPT[:9], PROMPT]], ids=["ids", "text", "several"])
+@pytest.mark.parametrize(
+    "asked", [{"prompt_logprobs": 5}, {"echo": True}, {"echo": True, "max_tokens": 0}, {"echo": True, "n": 2}], ids=str
+)
+def test_logprobs_of_the_prompt_are_composed(post, exact, asked, prompt):
+    """A2-prompt-logprobs: at every position; no bias, temperature or penalty of the client's is in them."""
+    steering = {"logit_bias": {"7": 50}, "repetition_penalty": 1.5, "temperature": 0.3, "seed": 1}
+    response = post(COMPLETIONS, {**BODIES[COMPLETIONS], **steering, "prompt": prompt, **asked})
+    assert response.headers["x-prompt-logprobs-mode"] == response.json()["prompt_logprobs_mode"] == "scoring"
+    prompts = prompt if prompt[0] == PROMPT else [PROMPT]
+    scored = served_prompts(response.json())
+    assert len(scored) == len(prompts) * asked.get("n", 1)
+    for number, served in enumerate(scored):
+        verdict = check_prompt(exact, prompts[number // asked.get("n", 1)], served, 5, [ANNA], KEEP_RATIO, (1e-4, 1e-3))
+        assert verdict.wrong == []
+        assert verdict.composed == verdict.positions > verdict.undecided
 
 
 def test_more_sets_never_replace_the_required_one(post, reference):

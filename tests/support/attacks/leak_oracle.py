@@ -53,6 +53,11 @@ class Oracle:
                 # One number alone may be the same by chance: it is looked for where it would stand, below.
                 if len(telling) > 1 and same and 2 * same >= len(telling):
                     found.append(f"{same} of {len(telling)} logprobs are the plain target's at position {position}")
+        for pairs in _echoed(events):
+            at = [(i, pair) for i, pair in enumerate(pairs) if i and i <= len(self.rows) and _telling([pair])]
+            same = sum(abs(self.rows[i - 1][token] - logprob) < CLOSE for i, (token, logprob) in at)
+            if same and 2 * same >= len(at):
+                found.append(f"{same} of {len(at)} echoed logprobs are the plain target's")
         for token, logprob in _telling(_first_logprobs(events)):
             if abs(self.rows[len(self.prompt) - 1][token] - logprob) < CLOSE:
                 found.append(f"the first token's logprob {logprob} is the plain target's")
@@ -126,9 +131,17 @@ def _first_logprobs(events: list[object]) -> Iterator[tuple[int, float]]:
             break
 
 
-def _telling(pairs: Iterable[tuple[int, float]]) -> list[tuple[int, float]]:
-    """Without what two models have in common: certain and impossible tokens."""
-    return [(token, logprob) for token, logprob in pairs if -9000 < logprob < -1e-3]
+def _echoed(events: list[object]) -> Iterator[list[tuple[int, float | None]]]:
+    """Each choice's tokens and their logprobs where the prompt is among them: nothing comes before its first."""
+    for value in _walk(events):
+        if isinstance(value, dict) and isinstance(value.get("token_logprobs"), list):
+            if value["token_logprobs"][:1] == [None]:
+                yield [(_token(t), p) for t, p in zip(value["tokens"], value["token_logprobs"], strict=True)]
+
+
+def _telling(pairs: Iterable[tuple[int, float | None]]) -> list[tuple[int, float]]:
+    """Without what two models have in common: certain and impossible tokens, and a prompt's first."""
+    return [(token, logprob) for token, logprob in pairs if logprob is not None and -9000 < logprob < -1e-3]
 
 
 def _is_logprob(value: object) -> bool:

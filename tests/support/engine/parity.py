@@ -23,9 +23,13 @@ BLOCK_SIZE = 32
 # Gemma 3's layers keep blocks of two kinds; where all see a window, a request keeps fewer.
 BLOCKS = {"gemma3": 30, "mistral": 10, "phi3": 10}
 MAX_LOADED = 3  # of 6 combinations of sets: adapters are evicted and loaded again all the time
-FRESH = ("max_tokens", "steering", "abort_after", "tokens", "logprobs")  # of a request that is asked again
+# Of a request that is asked again.
+FRESH = ("max_tokens", "steering", "abort_after", "tokens", "logprobs", "prompt_logprobs", "scored")
 TOLERANCE = 2e-3
 LOGPROB_TOLERANCE = 5e-3
+PROMPT_TOLERANCES = 1e-3, 1e-3  # of thresholds and log-probabilities in prompts; the reference is in float64
+MOST_UNDECIDED = 0.01  # of the positions in prompts
+PROMPT_LOGITS = 2**14  # at a time: some 10 of a step's 48 rows
 # 4-bit kernels of a CPU want fp16. With w8a8 an input that lies between two steps of 8 bits may fall either way.
 # Such a row goes on to round otherwise in all later layers, so that a few differ by more.
 MOST_ROUNDED_OTHERWISE = {"w8a8": 0.005}  # of the tokens
@@ -72,6 +76,11 @@ def tolerances(args: argparse.Namespace) -> tuple[float, float]:
     return (TOLERANCE, LOGPROB_TOLERANCE) if args.quantised is None else ROUNDED[args.quantised]
 
 
+def prompt_tolerances(args: argparse.Namespace) -> tuple[float, float]:
+    """Of thresholds, and of log-probabilities in prompts."""
+    return PROMPT_TOLERANCES if args.quantised is None else ROUNDED[args.quantised]
+
+
 def interpret_triton() -> None:
     """Let vLLM take its V2 runner on a CPU: Triton's interpreter runs its kernels, and ours."""
     assert "vllm" not in sys.modules, "vLLM looks for Triton when it is imported"
@@ -85,7 +94,7 @@ def interpret_triton() -> None:
 def run(args: argparse.Namespace) -> dict:
     from support.engine.quantised import quantise
     from support.engine.reference import Reference
-    from support.engine.tiny import make_forget_set, make_target
+    from support.engine.tiny import VOCAB_SIZE, make_forget_set, make_target
 
     rng = random.Random(args.seed)
     target = make_target(args.work / "target", args.family, seed=args.seed, num_layers=args.layers)
@@ -115,6 +124,7 @@ def run(args: argparse.Namespace) -> dict:
             )
     adapter_loads = watch_adapter_loads()
     engine, registry = start_engine(args, served, target)
+    prompt_rows = watch_prompts()
     requests = draw_requests(rng, registry, args.requests)
     if args.v2:  # the interpreter runs all of its kernels but the grammars'
         for request in requests:
@@ -127,13 +137,16 @@ def run(args: argparse.Namespace) -> dict:
         if not args.v2:  # which runs all branches always
             requests += drive_few(engine, registry, rng)
         check_branches_have_no_weights()
+        most = PROMPT_LOGITS // (3 * VOCAB_SIZE)  # where both branches run
+        assert most in prompt_rows and max(prompt_rows) <= PROMPT_LOGITS // VOCAB_SIZE, sorted(set(prompt_rows))
     counters = engine_counters(engine)
     if args.tensor_parallel == 1:  # else the workers are other processes
         counters["adapter_loads"] = len(adapter_loads)
     mode = engine.vllm_config.compilation_config.mode.name
     assert engine.vllm_config.use_v2_model_runner == args.v2
     reference = Reference(twin, folders, rounds_inputs=args.quantised == "w8a8")
-    return judge(args, requests, reference, counters, seconds, mode)
+    exact = Reference(twin, folders, rounds_inputs=args.quantised == "w8a8", dtype=torch.float64)
+    return judge(args, requests, reference, exact, counters, seconds, mode)
 
 
 def start_engine(args: argparse.Namespace, target: Path, parent: Path):
@@ -143,10 +156,11 @@ def start_engine(args: argparse.Namespace, target: Path, parent: Path):
     from unlearngate.server.contract.options import engine_options
     from unlearngate.server.engine import compat
     from unlearngate.server.sets.registry import Registry
-    from unlearngate.server.worker import cpu_lora
+    from unlearngate.server.worker import cpu_lora, prompts
     from unlearngate.target import identify_quantised, identify_target
 
     cpu_lora.ALONE = 2**13  # so that small batches go one way and large ones the other, as with larger models
+    prompts.MOST_LOGITS = PROMPT_LOGITS
     identity = identify_quantised(target, parent).target if args.quantised else identify_target(target)
     registry = Registry(identity, args.work / "bindings")
     registry.discover(args.work / "sets", undial=args.undial)
@@ -189,8 +203,11 @@ def draw_requests(rng: random.Random, registry, num_requests: int) -> list[dict]
         request = draw_request(rng, registry, prefixes)
         while index % 8 == 4 and not (request["steering"] and acts_always(request)):
             request = draw_request(rng, registry, prefixes)
-        again = index % 10 == 9
-        requests.append({**requests[-1], **{key: request[key] for key in FRESH}} if again else request)
+        if index % 10 == 9:
+            request = {**requests[-1], **{key: request[key] for key in FRESH}}
+            # Of two such one is to read the cache, and one must not: a position from there has no logits.
+            request["prompt_logprobs"] = rng.randint(0, 5) if index % 20 == 9 else None
+        requests.append(request)
     return requests
 
 
@@ -226,6 +243,8 @@ def draw_request(rng: random.Random, registry, prefixes: list[list[int]]) -> dic
         "abort_after": rng.choice([0, rng.randint(1, 20)]) if rng.random() < 0.15 else None,
         "tokens": [],
         "logprobs": [],
+        "prompt_logprobs": rng.choice([None, 0, rng.randint(1, 5)]),
+        "scored": None,
     }
 
 
@@ -287,6 +306,7 @@ def sampling_params(request: dict, token: str):
         ignore_eos=True,
         detokenize=False,
         logprobs=0,
+        prompt_logprobs=request["prompt_logprobs"],
         extra_args={TOKEN_FIELD: token},
         **{**steering, "min_tokens": min(most, steering.get("min_tokens", 0))},
     )
@@ -326,6 +346,8 @@ def drive(engine, requests: list[dict], rng: random.Random) -> None:
             completion = output.outputs[0]
             request["tokens"] = list(completion.token_ids)
             request["logprobs"] = [p[t].logprob for t, p in zip(completion.token_ids, completion.logprobs, strict=True)]
+            if output.prompt_logprobs is not None:
+                request["scored"] = [p and {t: one.logprob for t, one in p.items()} for p in output.prompt_logprobs]
             if output.finished:
                 running.pop(output.request_id, None)
             elif request["abort_after"] and len(request["tokens"]) >= request["abort_after"]:
@@ -414,6 +436,20 @@ def watch_adapter_loads() -> list[int]:
     return loads
 
 
+def watch_prompts() -> list[int]:
+    """A list that grows by the number of a prompt's positions whenever this process's worker makes their logits."""
+    from unlearngate.server.worker.prompts import PromptHead
+
+    sizes, logits = [], PromptHead.logits
+
+    def watched(self, hidden_TW, params):
+        sizes.append(len(hidden_TW))
+        return logits(self, hidden_TW, params)
+
+    PromptHead.logits = watched
+    return sizes
+
+
 def engine_counters(engine) -> dict[str, float]:
     """What the engine says it did, from vLLM's own metrics."""
     wanted = {"vllm:num_preemptions", "vllm:prefix_cache_hits"}
@@ -434,9 +470,10 @@ def floor(name: str, num_requests: int) -> int:
 
 
 def judge(
-    args: argparse.Namespace, requests: list[dict], reference, counters: dict, seconds: float, compilation_mode: str
+    args: argparse.Namespace, requests: list[dict], reference, exact, counters: dict, seconds: float, mode: str
 ) -> dict:
     from support.engine.reference import Term
+    from support.engine.scored import Scored, check_prompt
 
     totals = {
         "tokens": 0,
@@ -448,7 +485,7 @@ def judge(
         "own_decided": 0,
         "student_decided": 0,
     }
-    problems, wrong, logprob_error, aborted = [], [], 0.0, 0
+    problems, wrong, logprob_error, aborted, prompts = [], [], 0.0, 0, Scored()
     for index, request in enumerate(requests):
         drawn = (request[key] for key in ("names", "weights", "gates", "lowers"))
         terms = [Term(*term) for term in zip(*drawn, strict=True)]
@@ -476,6 +513,17 @@ def judge(
         if not request.get("aborted") and len(request["tokens"]) != request["max_tokens"]:
             problems.append(f"request {index}: {len(request['tokens'])} tokens of {request['max_tokens']}")
         wrong += [f"request {index}: {w}" for w in verdict.wrong]
+        if request["prompt_logprobs"] is not None and request["tokens"]:
+            asked = request["prompt"], request["scored"] or [], request["prompt_logprobs"], terms, request["keep_ratio"]
+            scored = check_prompt(exact, *asked, prompt_tolerances(args), request["student"])
+            scored.wrong = [f"request {index}: {w}" for w in scored.wrong]
+            prompts += scored
+        elif request["scored"] is not None:
+            problems.append(f"request {index}: it got log-probabilities of its prompt, which it did not ask for")
+    if len(prompts.wrong) > prompts.positions * MOST_ROUNDED_OTHERWISE.get(args.quantised, 0):
+        problems += prompts.wrong
+    if args.quantised is None and prompts.undecided > prompts.positions * MOST_UNDECIDED:
+        problems.append(f"{prompts.undecided} of {prompts.positions} prompt positions could not be decided")
     if len(wrong) > totals["tokens"] * MOST_ROUNDED_OTHERWISE.get(args.quantised, 0):
         problems += wrong
     exercised = {
@@ -490,6 +538,9 @@ def judge(
         "open_gates": totals["open"],
         "closed_gates": totals["closed"],
         "logprobs_compared": totals["logprobs"],
+        "prompt_positions": prompts.positions,
+        "prompt_composed": prompts.composed,
+        "prompt_not_kept": prompts.not_kept,
     }
     problems += [
         f"the run had only {count} {name}, fewer than {floor(name, args.requests)}"
@@ -502,7 +553,7 @@ def judge(
     return {
         "family": args.family,
         # vLLM 0.32 itself compiles nothing on a CPU while LoRA is on (platforms/cpu.py).
-        "mode": f"default ({compilation_mode})" if args.default_compilation else "eager",
+        "mode": f"default ({mode})" if args.default_compilation else "eager",
         "tap_layer": args.tap,
         "quantised": args.quantised,
         "tensor_parallel": args.tensor_parallel,
@@ -513,6 +564,10 @@ def judge(
         "wrong": len(wrong),
         "max_logprob_error": round(logprob_error, 6),
         **exercised,
+        "prompt_numbers": prompts.numbers,
+        "prompt_undecided": prompts.undecided,
+        "prompt_wrong": len(prompts.wrong),
+        "max_prompt_error": round(prompts.error, 6),
         "engine_seconds": round(seconds, 1),
         "problems": problems[:20],
     }

@@ -78,11 +78,18 @@ class Verdict:
 
 
 class Reference:
-    """A target, its assistants (sets of kind `uld`) and its students (kind `undial`) in float32."""
+    """A target, its assistants (sets of kind `uld`) and its students (kind `undial`)."""
 
-    def __init__(self, target: Path, forget_sets: dict[str, Path], *, rounds_inputs: bool = False) -> None:
+    def __init__(
+        self,
+        target: Path,
+        forget_sets: dict[str, Path],
+        *,
+        rounds_inputs: bool = False,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         """With rounds_inputs every linear map of the target's layers sees its inputs in 8 bits."""
-        self.target = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32).eval()
+        self.target = AutoModelForCausalLM.from_pretrained(target, dtype=dtype).eval()
         for name, module in self.target.named_modules() if rounds_inputs else ():
             if name.endswith("_proj"):
                 module.register_forward_pre_hook(_round_inputs)
@@ -90,11 +97,13 @@ class Reference:
         for name, folder in forget_sets.items():
             manifest = json.loads((folder / "forget_set.json").read_text())
             if manifest["kind"] == "undial":
-                self.students[name] = PeftModel.from_pretrained(copy.deepcopy(self.target), str(folder)).eval()
+                self.students[name] = (
+                    PeftModel.from_pretrained(copy.deepcopy(self.target), str(folder)).eval().to(dtype)
+                )
                 continue
             self.tap_layers[name] = manifest["tap_layer"]
             layers = slice(manifest["tap_layer"], manifest["tap_layer"] + manifest["num_layers"])
-            self.assistants[name] = PeftModel.from_pretrained(self._cut(layers), str(folder)).eval()
+            self.assistants[name] = PeftModel.from_pretrained(self._cut(layers), str(folder)).eval().to(dtype)
 
     def _cut(self, layers: slice):
         """A model of some of the target's layers, its embeddings, final norm and head."""
@@ -107,6 +116,19 @@ class Reference:
         if hasattr(cut.model, "embedding_multiplier"):  # the hidden states that it is given have it
             cut.model.embedding_multiplier = 1.0
         return cut
+
+    @torch.no_grad()
+    def logits(
+        self, tokens: list[int], terms: list[Term], student: str | None = None, rows: slice = slice(None)
+    ) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
+        """The target's own logits (a student's, if one stands in for it), each assistant's, and the plain target's."""
+        ids = torch.tensor([tokens])
+        output = self.target(ids, output_hidden_states=True)
+        target = plain = output.logits[0, rows].double().numpy()
+        if student is not None:
+            target = self.students[student](ids).logits[0, rows].double().numpy()
+        assistants = [self._assist(t.name, output.hidden_states)[0, rows].double().numpy() for t in terms]
+        return target, assistants, plain
 
     @torch.no_grad()
     def check(
@@ -128,13 +150,8 @@ class Reference:
         A token is right if it has the largest composed logit. It is a tie if it is not, but would be, were each logit,
         evidence and threshold moved by at most `tolerance`. Anything else is wrong.
         """
-        ids = torch.tensor([prompt + answer])
         rows = slice(len(prompt) - 1, len(prompt) + len(answer) - 1)
-        output = self.target(ids, output_hidden_states=True)
-        target = plain = output.logits[0, rows].double().numpy()
-        if student is not None:
-            target = self.students[student](ids).logits[0, rows].double().numpy()
-        assistants = [self._assist(t.name, output.hidden_states)[0, rows].double().numpy() for t in terms]
+        target, assistants, plain = self.logits(prompt + answer, terms, student, rows)
         verdict = Verdict(tokens=len(answer), student_decided=int((target.argmax(-1) != plain.argmax(-1)).sum()))
         for i, token in enumerate(answer):
             shown = steering.shown(target[i], answer[:i])

@@ -30,6 +30,8 @@ MEASURING = [
     (CompletionRequest, {**TEXT, "logprobs": 0}, "logprobs"),
     (CompletionRequest, {**TEXT, "logprobs": 5}, "logprobs"),
     (CompletionRequest, {**TEXT, "logprobs": 1, "logprob_token_ids": [5]}, "logprobs"),
+    (CompletionRequest, {**TEXT, "logprobs": 0, "echo": True, "max_tokens": 0}, "logprobs"),
+    (ChatCompletionRequest, {**CHAT, "echo": True}, "echo"),
 ]
 PLAIN = {"temperature": 0.7, "n": 2, "seed": 5, "stop": ["x"], "presence_penalty": 1.0, "min_tokens": 2}
 NOTHING_ASKED = {"logit_bias": None, "allowed_token_ids": None, "bad_words": [], "vllm_xargs": {}, "logprobs": None}
@@ -53,6 +55,7 @@ def test_everything_else_is_answered(asked):
     refuse_measuring(ChatCompletionRequest(**CHAT, **asked), "none")
     refuse_measuring(ChatCompletionRequest(**CHAT, **asked | {"logprobs": False, "top_logprobs": 0}), "none")
     refuse_measuring(CompletionRequest(**TEXT, **asked), "none")
+    refuse_measuring(CompletionRequest(**TEXT, **asked, echo=True), "none")  # the prompt's text alone tells nothing
 
 
 def test_no_field_of_vllms_requests_that_is_about_logprobs_is_forgotten():

@@ -26,12 +26,13 @@ from unlearngate.artefact import ADAPTER_FILE, CONFIG_FILE, MANIFEST_FILE, load_
 from unlearngate.errors import ArtefactError
 from unlearngate.server.contract.branches import CONFIG_FIELD, BranchOptions
 from unlearngate.server.contract.options import engine_options
-from unlearngate.server.contract.plan import KEY_VARIABLE, TOKEN_FIELD, Plan, Term, sign
+from unlearngate.server.contract.plan import KEY_VARIABLE, TOKEN_FIELD, Plan, Term, VerbatimSet, sign
 from unlearngate.server.engine import client
 from unlearngate.server.engine.bindings import Bindings
 from unlearngate.server.worker import model as served
 from unlearngate.server.worker import plugin
 from unlearngate.server.worker.processor import ComposeLogitsProcessor
+from unlearngate.server.worker.prompts import PROMPT_HEAD
 from unlearngate.target import file_digest
 
 TESTS = Path(__file__).parents[3]
@@ -125,6 +126,17 @@ def test_admission_takes_a_signed_request(admit):
 
 
 @pytest.mark.parametrize("token", BAD_TOKENS.values(), ids=BAD_TOKENS)
+def test_a_prompt_that_reaches_a_worker_without_our_signature_is_not_scored(monkeypatch, token):
+    """A1-prompt-fails-closed"""
+    config = SimpleNamespace(vocab_size=VOCAB_SIZE, eos_token_id=EOS)
+    model = SimpleNamespace(config=config, hidden_size=8)  # without a head to ask
+    monkeypatch.setattr(served, "loaded_model", lambda: model)
+    log_p = PROMPT_HEAD.logits(torch.randn(3, 24), params(token(), prompt_logprobs=0)).log_softmax(-1)
+    assert log_p[:, EOS].tolist() == [0.0] * 3
+    assert torch.isneginf(log_p).sum() == 3 * (VOCAB_SIZE - 1)
+
+
+@pytest.mark.parametrize("token", BAD_TOKENS.values(), ids=BAD_TOKENS)
 def test_admission_refuses_a_request_without_our_signature(admit, token):
     """A1-validate-params: beam search, scoring, batch files and offline use build such parameters themselves."""
     with pytest.raises(VLLMValidationError, match="composition token"):
@@ -143,15 +155,25 @@ def test_an_engine_whose_process_has_no_key_admits_nothing(admit, monkeypatch, p
 @pytest.mark.parametrize(
     "asked",
     [
-        pytest.param({"prompt_logprobs": 0}, id="A2-prompt-logprobs"),
-        pytest.param({"prompt_logprobs": -1}, id="A2-prompt-logprobs-all"),
         pytest.param({"prompt_logprob_token_ids": [[5]]}, id="A2-prompt-logprob-token-ids"),
         pytest.param({"prompt_logprob_token_ids": np.array([[0]])}, id="A2-prompt-logprob-token-zero"),
     ],
 )
-def test_logprobs_of_the_prompt_are_refused_with_a_good_token_too(asked):
-    with pytest.raises(ValueError, match="prompt_logprobs are the plain target's"):
+def test_logprobs_of_the_prompt_that_vllm_does_not_compose_are_refused_with_a_good_token_too(asked):
+    with pytest.raises(ValueError, match="prompt_logprob_token_ids are the plain target's"):
         ComposeLogitsProcessor.validate_params(params(sign(ANNA), **asked))
+
+
+def test_logprobs_of_the_prompt_are_refused_where_they_could_not_be_composed(admit):
+    """A2-prompt-logprobs-verbatim: such a set only forbids tokens. A2-prompt-logprobs-cached: no logits."""
+    withholding = Plan(verbatim=(VerbatimSet("0" * 64, "/nowhere"),))
+    for plan, asked, sentence in [
+        (withholding, {}, "not served with sets of kind verbatim"),
+        (ANNA, {"skip_reading_prefix_cache": False}, "a position from the cache has no logits"),
+    ]:
+        with pytest.raises(VLLMValidationError, match=sentence):
+            admit(params(sign(plan), prompt_logprobs=0, **asked))
+    assert admit(params(sign(ANNA), prompt_logprobs=0)).sampling_params.skip_reading_prefix_cache
 
 
 def test_a_replayed_trace_is_refused(admit):

@@ -350,7 +350,7 @@ def test_more_rows_than_requests_is_an_error_not_a_guess(vllm_config):
     [
         ({"extra_args": None}, "no composition token"),
         ({"extra_args": {TOKEN_FIELD: "x.y"}}, "not signed"),
-        ({"prompt_logprobs": 1}, "prompt_logprobs"),
+        ({"extra_args": None, "prompt_logprobs": 1}, "no composition token"),
     ],
 )
 def test_admission_refuses_what_would_show_the_plain_target(vllm_config, changes, sentence):
