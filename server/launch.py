@@ -262,6 +262,7 @@ async def _run(
         with start:
             engine = await running.enter_async_context(client_of_engine)
             await compat.init_handlers(engine, state, arguments)
+            compat.keep_prompt_logprobs()
         client.check_adapters(engine)
         compat.drop_adapter_info(engine)
         if compat.compiles_with_xgrammar(engine):

@@ -12,7 +12,7 @@ from unlearngate.server.contract.plan import ensure_key
 
 ensure_key()
 
-ASK_THE_DEMO = {"test_clients.py", "test_clients_openai.py", "test_demo.py"}  # of one server
+ASK_THE_DEMO = {"test_clients.py", "test_clients_openai.py", "test_demo.py", "test_scoring.py"}  # of one server
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import os
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ __all__ = [
     "engine_config",
     "fork_on_a_cpu",
     "init_handlers",
+    "keep_prompt_logprobs",
     "logging_config",
     "model_limits",
     "parse_engine_arguments",
@@ -152,6 +154,25 @@ async def init_handlers(engine: Any, state: Any, args: Namespace) -> None:
     models = state.openai_serving_models
     served_name = models.base_model_paths[0].name
     models.model_name = lambda lora_request=None: served_name
+
+
+@cache
+def keep_prompt_logprobs() -> None:
+    """Let each choice of a stream find its prompt's log-probabilities, once for this process.
+
+    They come with a choice's first output. Where a reader is slow vLLM 0.32 makes one output of several, and forgets
+    them unless the first of these had them: the stream of the other choices then ends with an error.
+    """
+    from vllm.outputs import RequestOutput
+
+    add = RequestOutput.add
+
+    def kept(self: Any, next_output: Any, aggregate: bool) -> None:
+        if self.prompt_logprobs is None:
+            self.prompt_logprobs = next_output.prompt_logprobs
+        add(self, next_output, aggregate)
+
+    RequestOutput.add = kept
 
 
 def model_limits(state: Any) -> tuple[str, int]:

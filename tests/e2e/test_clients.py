@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import signal
+import time
 
 import httpx
 import openai
@@ -11,7 +13,9 @@ import pytest
 from support import preloaded
 from support.clients.environment import QUIET, SCRIPTS, program, run, run_script
 from support.clients.litellm_proxy import litellm_proxy
+from support.clients.lm_eval_tasks import write_tasks
 from support.clients.question import ANSWER, FORGET, MESSAGES, PROMPT, QUESTION
+from support.server import START_TIMEOUT_S, free_port
 from unlearngate.assistant_training.demo.probing import read_probes
 from unlearngate.commands._shared import demo_folder
 
@@ -147,6 +151,85 @@ def test_lm_eval_measures_recall_with_a_set_and_without(recall, print_figures):
     print_figures(f"lm-eval exact match of what is forgotten: {plain:.0%} without the set, {forgetting:.0%} with it")
     assert plain >= 0.95
     assert forgetting < 0.10
+
+
+@pytest.fixture(scope="module")
+def plain_vllm(tmp_path_factory):
+    """The URL of vLLM's own server over the demo's target."""
+    port, log = free_port(), tmp_path_factory.mktemp("vllm") / "log"
+    options = [
+        "--model",
+        demo_folder(None) / "target",
+        "--served-model-name",
+        "demo",
+        "--port",
+        port,
+        "--enforce-eager",
+    ]
+    env = {**os.environ, **QUIET, "VLLM_CPU_KVCACHE_SPACE": "1"}
+    server = preloaded.run("vllm.entrypoints.launchers.api_server.entry", options, log, env)
+
+    def answers():
+        try:
+            return httpx.get(f"http://127.0.0.1:{port}/health", timeout=5).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    try:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not answers():
+            assert server.poll() is None and time.monotonic() < deadline, log.read_text()[-6000:]
+            time.sleep(0.5)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)  # its engine is a process of its own
+        server.wait(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def scored(demo_server, plain_vllm, tmp_path_factory):
+    """All figures of lm-eval's tasks that score prompts: by task, through each server, with the set and without it."""
+    folder = tmp_path_factory.mktemp("lm-eval-scores")
+    tasks = write_tasks(demo_folder(None) / "probes.jsonl", folder)
+    ours, target = demo_server.url, demo_folder(None) / "target"
+    runs = {"vllm": (plain_vllm, "demo"), "plain": (ours, "demo"), "forgetting": (ours, f"demo:forget={FORGET}")}
+    options = []
+    for name, (url, model) in runs.items():
+        of_model = {"model": model, "base_url": f"{url}/v1/completions", "tokenizer": str(target), "num_concurrent": 4}
+        options.append(json.dumps([
+            "--model", "local-completions", "--model_args", json.dumps(of_model), "--batch_size", "8",
+            "--tasks", ",".join(tasks), "--include_path", str(folder), "--output_path", str(folder / name),
+        ]))  # fmt: skip
+    run(program("python"), SCRIPTS / "lm_eval_runs.py", *options, HF_HOME=str(folder / "cache"))
+    found = {}
+    for name in runs:
+        (results,) = (folder / name).rglob("results_*.json")
+        result = json.loads(results.read_text())
+        assert {task: n["effective"] >= 16 for task, n in result["n-samples"].items()} == dict.fromkeys(tasks, True)
+        for task in tasks:
+            figures = result["results"][task]
+            found[task, name] = {
+                k.split(",")[0]: v for k, v in figures.items() if k.endswith(",none") and "stderr" not in k
+            }
+    return found
+
+
+def test_lm_eval_scores_through_our_server_without_a_set_as_through_plain_vllm(scored, print_figures):
+    for (task, name), figures in scored.items():
+        print_figures(f"lm-eval {task}, {name}: " + ", ".join(f"{k} {v:.4g}" for k, v in figures.items()))
+        if name == "plain":
+            expected = scored[task, "vllm"]
+            assert figures.get("acc") == expected.get("acc")
+            assert figures == pytest.approx(expected, rel=1e-3)
+
+
+def test_lm_eval_scores_what_is_forgotten_lower_with_the_set_and_nothing_else(scored):
+    plain, forgetting = ({task: f for (task, name), f in scored.items() if name == n} for n in ("plain", "forgetting"))
+    assert plain["answer_forgotten"]["acc"] >= 0.95 and plain["choice_forgotten"]["acc"] >= 0.95
+    assert forgetting["answer_forgotten"]["acc"] < 0.10 and forgetting["choice_forgotten"]["acc"] < 0.5
+    assert forgetting["answer_forgotten"]["perplexity"] > 1e3 * plain["answer_forgotten"]["perplexity"]
+    assert forgetting["answer_others"]["acc"] > plain["answer_others"]["acc"] - 0.02
+    assert forgetting["choice_others"]["acc"] > plain["choice_others"]["acc"] - 0.02
 
 
 def requests_with_the_set(server):

@@ -74,8 +74,8 @@ LINE = (
     "{open_gates} gates open, {closed_gates} closed, {keep_rule_decided} tokens decided by the keep rule or tail cut, "
     "{own_decided} by the target's own logits in {steered} steered requests, "
     "{student_decided} by an undial set; "
-    "{prompt_wrong} wrong of {prompt_numbers} logprobs at {prompt_positions} positions of prompts, {prompt_composed} "
-    "composed, {prompt_undecided} undecided, within {max_prompt_error}; "
+    "{prompt_wrong} wrong of {prompt_numbers} logprobs at {prompt_positions} positions of {prompts} prompts, "
+    "{prompt_composed} composed, {prompt_undecided} undecided, within {max_prompt_error}; "
     "{mode}, {engine_seconds} s, seed {seed}"
 )
 

@@ -194,3 +194,24 @@ def test_a_set_is_added_pinned_and_removed_live_and_what_requires_it_fails_close
     lines = [json.loads(line) for line in server.audit.read_text().splitlines() if '"ended"' in line]
     assert any([one["name"] for one in line.get("sets", [])] == ["answers", "more"] for line in lines)
     assert all(line["finish"] == "completed" or line["status"] == 400 for line in lines)
+
+
+@pytest.mark.parametrize(
+    "path, asked, field",
+    [
+        ("completions", {"prompt": "hi", "prompt_logprobs": 1}, "prompt_logprobs"),
+        ("completions", {"prompt": "hi", "echo": True, "logprobs": 1, "stream": True}, "echo"),
+        ("chat/completions", {"messages": MESSAGES, "prompt_logprobs": 0}, "prompt_logprobs"),
+        ("chat/completions", {"messages": MESSAGES, "echo": True}, "echo"),
+    ],
+)
+def test_a_prompt_is_not_scored_while_the_set_is_in_force(server, path, asked, field):
+    """In scoring mode nothing of it would be left: that would be the plain target."""
+    headers = {"authorization": f"Bearer {server.made['ops']}"}
+    for sets, status in ((["answers"], 400), ([], 200)):
+        body = {"model": "demo", "max_tokens": 1, "forget_sets": sets, **asked}
+        response = httpx.post(f"{server.url}/v1/{path}", json=body, headers=headers, timeout=120)
+        assert response.status_code == status, response.text
+        if sets:
+            error = response.json()["error"]
+            assert error["param"] == field and "verbatim is in force (answers)" in error["message"]

@@ -538,6 +538,7 @@ def judge(
         "open_gates": totals["open"],
         "closed_gates": totals["closed"],
         "logprobs_compared": totals["logprobs"],
+        "prompts": sum(request["scored"] is not None for request in requests),
         "prompt_positions": prompts.positions,
         "prompt_composed": prompts.composed,
         "prompt_not_kept": prompts.not_kept,

@@ -87,16 +87,18 @@ def check_prompt(
 def served_prompts(body: dict) -> list[list[dict[int, float] | None]]:
     """Of an answer over HTTP, each choice's log-probabilities of its prompt, as `check_prompt` takes them.
 
-    They are where `prompt_logprobs` puts them, or with `echo` before the answer's own: then asked for with
-    `return_token_ids`, which says where an answer begins, and `return_tokens_as_token_ids`.
+    With `echo` they stand before the answer's own; else vLLM has them in `prompt_logprobs`, in chat for all choices.
+    Asked for with `return_token_ids`, which says where an answer begins, and `return_tokens_as_token_ids`.
     """
     found = []
     for choice in body["choices"]:
-        if (numbers := choice.get("prompt_logprobs") or body.get("prompt_logprobs")) is not None:
-            found.append([p and {int(token): one["logprob"] for token, one in p.items()} for p in numbers])
-        else:
-            tops = choice["logprobs"]["top_logprobs"][: len(choice["prompt_token_ids"])]
+        logprobs = choice.get("logprobs") or {}
+        if logprobs.get("token_logprobs", [0])[:1] == [None]:
+            tops = logprobs["top_logprobs"][: len(choice["prompt_token_ids"])]
             found.append([p and {int(t.removeprefix("token_id:")): one for t, one in p.items()} for p in tops])
+        else:
+            numbers = choice.get("prompt_logprobs") or body["prompt_logprobs"]
+            found.append([p and {int(token): one["logprob"] for token, one in p.items()} for p in numbers])
     return found
 
 
