@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from vllm.v1.sample.logits_processor.interface import BatchUpdate, MoveDirectionality
 from vllm.v1.sample.logits_processor.interface import LogitsProcessor as V1LogitsProcessor
@@ -37,6 +38,7 @@ __all__ = [
     "may_vary_branches",
     "penalise_after_composing",
     "steers",
+    "tell_rows_of_requests",
     "undo_discarded_draws",
 ]
 
@@ -215,3 +217,30 @@ def penalise_after_composing() -> None:
         self.logits_processors.append(self.penalties_state)
 
     Sampler.__init__ = reordered
+
+
+@cache
+def tell_rows_of_requests() -> None:
+    """Let the V2 runner's rejection sampler tell whose rows are whose, once for this process.
+
+    With draft tokens a request has several rows. `LogitsContext` has their number on the device alone, and nothing here
+    waits for the device. A processor with `rows_of_requests` gets it while its rows are verified.
+
+    The sampler verifies the rows of a step in parts of 1 GiB; here it takes all at once, as they were computed.
+    """
+    from vllm.v1.worker.gpu.spec_decode import rejection_sampler
+
+    verify = rejection_sampler.RejectionSampler.__call__
+
+    def telling(self: Any, logits: Any, input_batch: Any, *args: Any, **kwargs: Any) -> Any:
+        told = [one for one in self.sampler.logits_processors if hasattr(one, "rows_of_requests")]
+        for processor in told:
+            processor.rows_of_requests = np.diff(input_batch.cu_num_logits_np)
+        try:
+            return verify(self, logits, input_batch, *args, **kwargs)
+        finally:
+            for processor in told:
+                processor.rows_of_requests = None
+
+    rejection_sampler.RejectionSampler.__call__ = telling
+    rejection_sampler.get_max_chunk_logits = lambda vocab_size: sys.maxsize

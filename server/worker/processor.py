@@ -3,6 +3,9 @@
 One class for vLLM's two interfaces. The V1 runner reports batch changes to `update_state` and calls `apply(logits)`,
 where row i is batch index i; the V2 runner keys requests by slot and calls `apply(logits, ctx)`, where ctx maps rows to
 slots. Both end in `_compose`.
+
+Under speculative decoding, on V2 alone, a request has a row for each draft token and one more. Each is composed as if
+the drafts before it were in the answer, and vLLM keeps the tokens that it would have sampled from these rows.
 """
 
 from __future__ import annotations
@@ -31,10 +34,12 @@ from unlearngate.server.worker.compat import (
     leaves_text_free,
     penalise_after_composing,
     steers,
+    tell_rows_of_requests,
 )
 from unlearngate.server.worker.recorder import Recorder
+from unlearngate.server.worker.rows import output_positions, slots_of_rows, tokens_of_rows
 from unlearngate.server.worker.saying import Saying, Sentences
-from unlearngate.server.worker.sequences import ListedTokens, SlotTokens, Tokens
+from unlearngate.server.worker.sequences import ListedTokens, Tokens
 from unlearngate.server.worker.verbatim import Followed, Verbatim
 
 if TYPE_CHECKING:
@@ -80,6 +85,7 @@ class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         self._device = torch.device(runner[0] if len(runner) == 2 else runner[0].device)
         if len(runner) == 1:
             penalise_after_composing()
+            tell_rows_of_requests()
         eos = vllm_config.model_config.hf_config.eos_token_id
         self._eos: int = eos[0] if isinstance(eos, list) else eos or 0
         self._plans: dict[int, Plan | None] = {}  # by batch index (V1) or slot (V2); None = refused
@@ -87,6 +93,7 @@ class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         self._listed: dict[int, ListedTokens] = {}  # V1's own lists
         self._followed: dict[int, Followed | None] = {}  # as the plans: of those that withhold texts
         self._req_states = runner[0] if len(runner) == 1 else None
+        self.rows_of_requests: np.ndarray | None = None  # set while draft tokens are verified
         self._recorder = Recorder.attach(self._device)
         tally = Tally.attach()
         self._saying = Saying(tally.num_slots if tally else 0, self._eos, self._device)
@@ -136,10 +143,9 @@ class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
 
     def apply(self, logits: Tensor, ctx: LogitsContext | None = None) -> Tensor:
         """(R, V) target logits -> composed logits, in place."""
-        slots: Sequence[int] = range(logits.shape[0]) if ctx is None else ctx.idx_mapping_np.tolist()
-        if len(slots) != logits.shape[0]:
-            raise RuntimeError(f"{logits.shape[0]} logits rows for {len(slots)} requests: speculative decoding is on")
-        batch = self._batch(tuple(slots), logits.shape[1])
+        num_rows = logits.shape[0]
+        slots = tuple(range(num_rows)) if ctx is None else slots_of_rows(ctx, num_rows, self.rows_of_requests)
+        batch = self._batch(slots, logits.shape[1])
         if batch.branch_N.numel():
             started = self._recorder.start() if self._recorder else None
             open_N = self._compose(logits, batch, knows_rows=ctx is None)
@@ -204,26 +210,25 @@ class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
 
     def _withhold(self, logits: Tensor, slots: Sequence[int], ctx: LogitsContext | None) -> None:
         """Keep rows from completing a run of the texts that their requests withhold, in place."""
+        tokens_R: Sequence[Tokens | None] = [self._listed.get(slot) for slot in slots]
+        if ctx is not None:
+            tokens_R = tokens_of_rows(self._req_states, ctx, slots)
         rows: list[tuple[int, Followed, Tokens]] = []
-        lengths = None if ctx is None else ctx.seq_lens_upper_bound_np.tolist()
-        for row, (slot, position) in enumerate(zip(slots, self._positions(slots, ctx), strict=True)):
-            if (followed := self._followed.get(slot)) and position >= 0:
-                in_slot = lengths and SlotTokens(self._req_states, slot, lengths[row])
-                rows.append((row, followed, in_slot or self._listed[slot]))
+        for row, (slot, tokens) in enumerate(zip(slots, tokens_R, strict=True)):
+            if (followed := self._followed.get(slot)) and tokens is not None:
+                rows.append((row, followed, tokens))
         self._verbatim.forbid(logits, rows)
 
-    def _positions(self, slots: Sequence[int], ctx: LogitsContext | None) -> np.ndarray:
-        """(R,) int64: how many tokens each row's sequence has, or below 0 while its prompt is not complete.
+    def _positions(self, slots: Sequence[int], ctx: LogitsContext | None) -> Tensor:
+        """(R,) int64: the output position that each row samples, or below 0 while its prompt is not complete.
 
         V1 also samples a token after a part of a prompt, and discards it: the row is then recorded again.
         """
-        if ctx is None:
-            listed = (self._listed.get(slot) for slot in slots)
-            return np.array([len(tokens.output) if tokens else 0 for tokens in listed], dtype=np.int64)
-        assert self._req_states is not None
-        visible, index = ctx.seq_lens_upper_bound_np.astype(np.int64), np.array(slots)
-        complete = visible >= self._req_states.prefill_len.np[index]
-        return np.where(complete, visible - self._req_states.prompt_len.np[index], -1)
+        if ctx is not None:
+            return output_positions(self._req_states, ctx)
+        listed = (self._listed.get(slot) for slot in slots)
+        positions = torch.tensor([len(tokens.output) if tokens else 0 for tokens in listed], dtype=torch.int64)
+        return positions.to(self._device, non_blocking=True)
 
     def _compose(self, logits: Tensor, batch: _Batch, *, knows_rows: bool) -> Tensor:
         """Compose in place; returns (N,) bool, which pairs were open.
@@ -251,14 +256,14 @@ class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         self._end_bad_rows(logits, batch.pairs.row_N, result.bad_N)
         return result.open_N
 
-    def _follow(self, logits: Tensor, batch: _Batch, open_N: Tensor, positions: np.ndarray, started: Any) -> None:
+    def _follow(self, logits: Tensor, batch: _Batch, open_N: Tensor, position_R: Tensor, started: Any) -> None:
         """Let sequences say their sentences, in place, and record the step that was composed since `started`."""
         marks_R = torch.zeros(len(batch.slots), dtype=torch.int64, device=logits.device)
         if batch.sentences:
-            marks_R += self._saying.say(logits, batch.sentences, positions, open_N) << 8
+            marks_R += self._saying.say(logits, batch.sentences, position_R, open_N) << 8
         if self._recorder:
             marks_R.index_add_(0, batch.pairs.row_N, open_N.long() << batch.branch_N)
-            self._recorder.record(started, batch.leases, positions, marks_R, self.bad_rows)
+            self._recorder.record(started, batch.leases, position_R, marks_R, self.bad_rows)
 
     def _scratch_for(self, pairs: Pairs) -> Scratch | None:
         """The kernels' memory, grown when a batch has more pairs than any before."""

@@ -21,8 +21,7 @@ from unlearngate.server.contract.tally import Tally
 
 class _Step(NamedTuple):
     leases: np.ndarray
-    positions: np.ndarray
-    numbers: Tensor  # (R + 1,) int64 on the host: the rows' marks, then all bad rows so far
+    numbers: Tensor  # (2 R + 1,) int64 on the host: the rows' positions, their marks, then all bad rows so far
     started: Any
     ended: Any
 
@@ -50,28 +49,27 @@ class Recorder:
         """A mark in time, on the device's clock."""
         return time.perf_counter_ns() if self._steps is None else _recorded_event()
 
-    def record(
-        self, started: Any, leases: np.ndarray, positions: np.ndarray, marks_R: Tensor, bad_rows: Tensor
-    ) -> None:
+    def record(self, started: Any, leases: np.ndarray, position_R: Tensor, marks_R: Tensor, bad_rows: Tensor) -> None:
         """Record a step that was composed since `started`.
 
         Args:
             started: from `start`.
             leases: (R,) int64, the rows' leases; 0 for none.
-            positions: (R,) int64, the output position that each row samples; below 0 if vLLM discards the row.
+            position_R: (R,) int64, the output position that each row samples; below 0 if vLLM discards the row.
             marks_R: (R,) int64, as `Tally.write` takes them.
             bad_rows: () int64, rows so far that were not finite.
         """
-        numbers = torch.cat([marks_R, bad_rows.view(1)])
+        numbers = torch.cat([position_R, marks_R, bad_rows.view(1)])
         if self._steps is None:
-            self._write(leases, positions, numbers.numpy(), time.perf_counter_ns() - started)
+            self._write(leases, numbers.numpy(), time.perf_counter_ns() - started)
             return
         on_host = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
         on_host.copy_(numbers, non_blocking=True)
-        self._steps.put(_Step(leases, positions, on_host, started, _recorded_event()))
+        self._steps.put(_Step(leases, on_host, started, _recorded_event()))
 
-    def _write(self, leases: np.ndarray, positions: np.ndarray, numbers: np.ndarray, compose_ns: int) -> None:
-        self._tally.write(leases, positions, numbers[:-1])
+    def _write(self, leases: np.ndarray, numbers: np.ndarray, compose_ns: int) -> None:
+        positions, marks = np.split(numbers[:-1], 2)
+        self._tally.write(leases, positions, marks)
         self._tally.add_step(compose_ns, int(numbers[-1]))
 
     def _write_steps(self, steps: queue.SimpleQueue[_Step]) -> None:
@@ -79,7 +77,7 @@ class Recorder:
             step = steps.get()
             step.ended.synchronize()
             compose_ns = int(step.started.elapsed_time(step.ended) * 1e6)
-            self._write(step.leases, step.positions, step.numbers.numpy(), compose_ns)
+            self._write(step.leases, step.numbers.numpy(), compose_ns)
 
 
 def _recorded_event() -> Any:

@@ -29,6 +29,7 @@ RUNS = {
     "llama-undial-tensor-parallel-2": ["--family", "llama", "--undial", "--tensor-parallel", "2"],
     "phi3-undial-tapped": ["--family", "phi3", "--undial", "--tap", "1"],
     "phi3-v2": ["--family", "phi3", "--v2"],
+    "llama-undial-speculation": ["--family", "llama", "--undial", "--v2", "--speculate", "3"],
     # Families with and without packed maps, and one whose layers differ; kernels of vLLM's that pack weights for a CPU.
     "llama-tapped-w8a8": ["--family", "llama", "--tap", "1", "--quantised", "w8a8"],
     "phi3-undial-awq": ["--family", "phi3", "--undial", "--quantised", "awq"],
@@ -42,6 +43,8 @@ WAYS = {
     "undial-tensor-parallel-2": ["--undial", "--tensor-parallel", "2"],
     "v2": ["--v2"],
     "undial-tapped-v2": ["--undial", "--tap", "1", "--v2"],
+    "speculation": ["--v2", "--speculate", "4"],
+    "undial-tapped-speculation": ["--undial", "--tap", "1", "--v2", "--speculate", "2"],
 }
 ALL_RUNS = RUNS | {
     f"{family}-{way}": ["--family", family, *arguments]
@@ -71,7 +74,7 @@ LINE = (
     "{aborted} aborted, {prefix_cache_hits} prefix cache hits, {adapter_loads} adapter loads, "
     "{open_gates} gates open, {closed_gates} closed, {keep_rule_decided} tokens decided by the keep rule or tail cut, "
     "{own_decided} by the target's own logits in {steered} steered requests, "
-    "{student_decided} by an undial set; "
+    "{student_decided} by an undial set; {accepted} draft tokens accepted, {rejected} rejected; "
     "{mode}, {engine_seconds} s, seed {seed}"
 )
 
@@ -96,7 +99,13 @@ def run(name, folder, num_requests, print_figures, seed=None):
     log = (folder / "log").read_text()
     lines = [line for line in log.splitlines() if line.startswith('{"family"')]
     assert lines, f"no figures; the run ended with {process.returncode}:\n{log[-8000:]}"
-    figures = {"adapter_loads": "uncounted", "student_decided": 0, **json.loads(lines[-1])}
+    figures = {
+        "adapter_loads": "uncounted",
+        "student_decided": 0,
+        "accepted": 0,
+        "rejected": 0,
+        **json.loads(lines[-1]),
+    }
     title = name if seed is None else f"{name}, second start"
     print_figures(LINE.format(**figures, name=title))
     assert figures["problems"] == [], f"UNLEARNGATE_SEED={figures['seed']}"

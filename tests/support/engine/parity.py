@@ -18,6 +18,8 @@ from types import SimpleNamespace
 
 import torch
 
+from support.engine.speculation import METHOD, draft_counters, look_up_in_python, watch_rows
+
 MAX_MODEL_LEN = 512
 BLOCK_SIZE = 32
 # Gemma 3's layers keep blocks of two kinds; where all see a window, a request keeps fewer.
@@ -42,6 +44,7 @@ def main() -> int:
     parser.add_argument("--branch-layers", type=int, default=2, help="of each assistant")
     parser.add_argument("--tensor-parallel", type=int, default=1)
     parser.add_argument("--v2", action="store_true", help="vLLM's V2 runner and the Triton kernels, interpreted")
+    parser.add_argument("--speculate", type=int, default=0, help="draft tokens, looked up in the sequence; with --v2")
     parser.add_argument("--quantised", help="serve a quantised child; its twin is the reference")
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--seed", type=int, default=int(os.environ.get("UNLEARNGATE_SEED", "0")))
@@ -114,11 +117,17 @@ def run(args: argparse.Namespace) -> dict:
                 folders[name], target, seed=args.seed + 11 + index, rank=[8, 5][index], scale=0.05, kind="undial"
             )
     adapter_loads = watch_adapter_loads()
+    if args.speculate:
+        look_up_in_python()
+        watched = watch_rows()
     engine, registry = start_engine(args, served, target)
     requests = draw_requests(rng, registry, args.requests)
-    if args.v2:  # the interpreter runs all of its kernels but the grammars'
-        for request in requests:
+    for request in requests:
+        if args.v2:  # the interpreter runs all of its kernels but the grammars'
             request["steering"].pop("regex", None)
+        if args.speculate:  # vLLM has no bias then
+            request["steering"].pop("logit_bias", None)
+            request["prompt"] = (request["prompt"] * 4)[: len(request["prompt"]) + rng.randint(0, 30)]
     started = time.monotonic()
     drive(engine, requests, rng)
     seconds = time.monotonic() - started
@@ -128,6 +137,8 @@ def run(args: argparse.Namespace) -> dict:
             requests += drive_few(engine, registry, rng)
         check_branches_have_no_weights()
     counters = engine_counters(engine)
+    if args.speculate:
+        counters |= draft_counters(engine) | {"steps": watched.steps, "with_drafts": watched.with_drafts}
     if args.tensor_parallel == 1:  # else the workers are other processes
         counters["adapter_loads"] = len(adapter_loads)
     mode = engine.vllm_config.compilation_config.mode.name
@@ -168,6 +179,7 @@ def start_engine(args: argparse.Namespace, target: Path, parent: Path):
         enforce_eager=not args.default_compilation,
         tensor_parallel_size=args.tensor_parallel,
         disable_log_stats=False,
+        speculative_config={**METHOD, "num_speculative_tokens": args.speculate} if args.speculate else None,
         **options,
     ).create_engine_config()
     compat.fork_on_a_cpu(num_threads=1)
@@ -426,6 +438,8 @@ def floor(name: str, num_requests: int) -> int:
         "keep_rule_decided": 10,
         "own_decided": 10,
         "student_decided": 100,
+        "accepted": 200,
+        "rejected": 200,
     }
     return per_200[name] * num_requests // 200 if name in per_200 else 1
 
@@ -484,6 +498,7 @@ def judge(
         "own_decided": totals["own_decided"],
         "steered": sum(bool(request["steering"] and request["names"]) for request in requests),
         **({"student_decided": totals["student_decided"]} if args.undial else {}),
+        **{name: counters[name] for name in ("accepted", "rejected") if args.speculate},
         "open_gates": totals["open"],
         "closed_gates": totals["closed"],
         "logprobs_compared": totals["logprobs"],
@@ -493,6 +508,8 @@ def judge(
         for name, count in exercised.items()
         if count < floor(name, args.requests)
     ]
+    if args.speculate and counters["with_drafts"] < counters["steps"] / 2:
+        problems.append(f"of {counters['steps']} steps only {counters['with_drafts']} had more rows than requests")
     most = tolerances(args)[1]
     if logprob_error > most:
         problems.append(f"a logprob is off by {logprob_error:.2g}, more than {most}")
@@ -510,6 +527,7 @@ def judge(
         "wrong": len(wrong),
         "max_logprob_error": round(logprob_error, 6),
         **exercised,
+        **{name: counters[name] for name in ("steps", "with_drafts") if args.speculate},
         "engine_seconds": round(seconds, 1),
         "problems": problems[:20],
     }
