@@ -72,7 +72,8 @@ LINE = (
     "parity {name}: {requests} requests, {tokens} tokens, {ties} ties, {wrong} wrong; "
     "logprobs within {max_logprob_error} over {logprobs_compared} rows; {preemptions} preemptions, "
     "{aborted} aborted, {prefix_cache_hits} prefix cache hits, {adapter_loads} adapter loads, "
-    "{open_gates} gates open, {closed_gates} closed, {keep_rule_decided} tokens decided by the keep rule or tail cut, "
+    "{said} sentences said, {open_gates} gates open, {noted_gates} noted, {closed_gates} closed, "
+    "{keep_rule_decided} tokens decided by the keep rule or tail cut, "
     "{own_decided} by the target's own logits in {steered} steered requests, "
     "{student_decided} by an undial set; {accepted} draft tokens accepted, {rejected} rejected; "
     "{mode}, {engine_seconds} s, seed {seed}"
@@ -99,13 +100,8 @@ def run(name, folder, num_requests, print_figures, seed=None):
     log = (folder / "log").read_text()
     lines = [line for line in log.splitlines() if line.startswith('{"family"')]
     assert lines, f"no figures; the run ended with {process.returncode}:\n{log[-8000:]}"
-    figures = {
-        "adapter_loads": "uncounted",
-        "student_decided": 0,
-        "accepted": 0,
-        "rejected": 0,
-        **json.loads(lines[-1]),
-    }
+    figures = dict.fromkeys(("student_decided", "accepted", "rejected", "said"), 0) | json.loads(lines[-1])
+    figures = dict.fromkeys(("adapter_loads", "noted_gates"), "uncounted") | figures
     title = name if seed is None else f"{name}, second start"
     print_figures(LINE.format(**figures, name=title))
     assert figures["problems"] == [], f"UNLEARNGATE_SEED={figures['seed']}"

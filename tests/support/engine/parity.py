@@ -120,21 +120,25 @@ def run(args: argparse.Namespace) -> dict:
     if args.speculate:
         look_up_in_python()
         watched = watch_rows()
+    tally = make_tally(args)
     engine, registry = start_engine(args, served, target)
     requests = draw_requests(rng, registry, args.requests)
     for request in requests:
         if args.v2:  # the interpreter runs all of its kernels but the grammars'
             request["steering"].pop("regex", None)
-        if args.speculate:  # vLLM has no bias then
-            request["steering"].pop("logit_bias", None)
-            request["prompt"] = (request["prompt"] * 4)[: len(request["prompt"]) + rng.randint(0, 30)]
+    if args.speculate:
+        for request in requests:
+            request["steering"].pop("logit_bias", None)  # vLLM has no bias then
+            if rng.random() < 0.4:  # few tokens come again, and drafts are accepted
+                request["steering"] |= {"allowed_token_ids": rng.sample(range(2, 512), 3), "min_tokens": 500}
+                request["steering"].pop("bad_words", None)
     started = time.monotonic()
-    drive(engine, requests, rng)
+    drive(engine, requests, rng, tally)
     seconds = time.monotonic() - started
     check_seeds(engine, rng)
     if args.tensor_parallel == 1:
         if not args.v2:  # which runs all branches always
-            requests += drive_few(engine, registry, rng)
+            requests += drive_few(engine, registry, rng, tally)
         check_branches_have_no_weights()
     counters = engine_counters(engine)
     if args.speculate:
@@ -145,6 +149,15 @@ def run(args: argparse.Namespace) -> dict:
     assert engine.vllm_config.use_v2_model_runner == args.v2
     reference = Reference(twin, folders, rounds_inputs=args.quantised == "w8a8")
     return judge(args, requests, reference, counters, seconds, mode)
+
+
+def make_tally(args: argparse.Namespace):
+    """What the engine notes open gates and sentences in; None with several workers, of which none waits for us."""
+    from unlearngate.server.contract.tally import Tally
+
+    if args.tensor_parallel == 1:
+        return Tally.create(args.work / "notes", max_num_seqs=args.requests + 50, max_model_len=MAX_MODEL_LEN)
+    return None
 
 
 def start_engine(args: argparse.Namespace, target: Path, parent: Path):
@@ -194,12 +207,15 @@ def draw_prefixes(rng: random.Random) -> list[list[int]]:
 def draw_requests(rng: random.Random, registry, num_requests: int) -> list[dict]:
     """Random requests; each tenth asks the one before again, with the same sets: its prompt is in the prefix cache.
 
-    Each eighth is steered with a set that acts at every token: what chance might leave out of a small run.
+    Of each eight one is steered with a set that acts at every token, and one says a set's sentence: what chance might
+    leave out of a small run.
     """
     prefixes, requests = draw_prefixes(rng), []
     for index in range(num_requests):
         request = draw_request(rng, registry, prefixes)
-        while index % 8 == 4 and not (request["steering"] and acts_always(request)):
+        while (index % 8 == 4 and not (request["steering"] and acts_always(request))) or (
+            index % 8 == 6 and not speaks_always(request)
+        ):
             request = draw_request(rng, registry, prefixes)
         again = index % 10 == 9
         requests.append({**requests[-1], **{key: request[key] for key in FRESH}} if again else request)
@@ -208,6 +224,11 @@ def draw_requests(rng: random.Random, registry, num_requests: int) -> list[dict]
 
 def acts_always(request: dict) -> bool:
     return any(weight and not gate for weight, gate in zip(request["weights"], request["gates"], strict=True))
+
+
+def speaks_always(request: dict) -> bool:
+    drawn = zip(request["weights"], request["gates"], request["sentences"], strict=True)
+    return "regex" not in request["steering"] and any(w and not gate and said for w, gate, said in drawn)
 
 
 def draw_request(rng: random.Random, registry, prefixes: list[list[int]]) -> dict:
@@ -236,9 +257,17 @@ def draw_request(rng: random.Random, registry, prefixes: list[list[int]]) -> dic
         "tail_ratio": rng.choice([0.0, 1.0, 0.01, rng.uniform(0, 0.5)]) if names else 0.0,
         "steering": draw_steering(rng) if rng.random() < 0.4 else {},
         "abort_after": rng.choice([0, rng.randint(1, 20)]) if rng.random() < 0.15 else None,
+        "sentences": [draw_sentence(rng) for _ in names],
         "tokens": [],
         "logprobs": [],
     }
+
+
+def draw_sentence(rng: random.Random) -> tuple[int, ...]:
+    """What a set says instead of an answer; most say nothing."""
+    from support.engine.tiny import EOS
+
+    return (*(rng.randrange(2, 512) for _ in range(rng.randint(1, 20))), EOS) if rng.random() < 0.15 else ()
 
 
 def draw_steering(rng: random.Random) -> dict:
@@ -304,7 +333,7 @@ def sampling_params(request: dict, token: str):
     )
 
 
-def drive(engine, requests: list[dict], rng: random.Random) -> None:
+def drive(engine, requests: list[dict], rng: random.Random, tally) -> None:
     """Feed the engine a few requests per step, so that batches are always mixed, and abort some midway."""
     from unlearngate.server.contract.plan import Plan, Term, sign
     from unlearngate.server.engine.compat import LoRARequest
@@ -315,12 +344,17 @@ def drive(engine, requests: list[dict], rng: random.Random) -> None:
         for _ in range(min(len(waiting), rng.randint(0, 3) if running else 1)):
             index, request = waiting.pop(0)
             binding = request["binding"]
-            terms = tuple(
-                Term(branch, *term)
-                for branch, term in enumerate(zip(request["weights"], request["gates"], request["lowers"], strict=True))
-            )
+            if tally is None or "regex" in request["steering"]:  # nothing is said in a grammar
+                request["sentences"] = [()] * len(request["names"])
+            drawn = (request[key] for key in ("weights", "gates", "lowers", "sentences"))
+            terms = tuple(Term(branch, *term) for branch, term in enumerate(zip(*drawn, strict=True)))
+            request["lease"] = tally.lease() if tally and terms else 0
             plan = Plan(
-                binding.adapter_id if binding else 0, request["keep_ratio"], terms, tail_ratio=request["tail_ratio"]
+                binding.adapter_id if binding else 0,
+                request["keep_ratio"],
+                terms,
+                lease=request["lease"],
+                tail_ratio=request["tail_ratio"],
             )
             engine.add_request(
                 str(index),
@@ -344,9 +378,11 @@ def drive(engine, requests: list[dict], rng: random.Random) -> None:
                 engine.abort_request([output.request_id])
                 request["aborted"] = True
                 running.pop(output.request_id, None)
+    for request in requests:
+        request["noted"] = tally.open_tokens(request["lease"], len(request["tokens"])) if request["lease"] else None
 
 
-def drive_few(engine, registry, rng: random.Random) -> list[dict]:
+def drive_few(engine, registry, rng: random.Random, tally) -> list[dict]:
     """Requests without any set, then with at most one each: no more branches run than the batch needs."""
     from unlearngate.server.worker.model import loaded_model
 
@@ -359,7 +395,7 @@ def drive_few(engine, registry, rng: random.Random) -> list[dict]:
                 drawn.append({**request, "abort_after": None})
         widths: list[int] = []
         hook = model.register_forward_hook(lambda _model, _inputs, hidden, widths=widths: widths.append(len(hidden.T)))
-        drive(engine, drawn, rng)
+        drive(engine, drawn, rng, tally)
         hook.remove()
         ran = {width // model.hidden_size - 1 for width in widths}
         assert ran <= set(range(most + 1)) and most in ran, f"{ran} branches ran for batches with at most {most} sets"
@@ -444,6 +480,16 @@ def floor(name: str, num_requests: int) -> int:
     return per_200[name] * num_requests // 200 if name in per_200 else 1
 
 
+def said_instead(request: dict, verdict) -> list[int] | None:
+    """The answer, if one of its sets says something instead; None also where nothing was answered yet."""
+    from support.engine.tiny import EOS
+
+    opened = zip(request["sentences"], verdict.open_at_first, strict=True) if request["tokens"] else ()
+    said = next((sentence for sentence, is_open in opened if sentence and is_open), None)
+    length = len(request["tokens"])
+    return None if said is None else [*said, *[EOS] * length][:length]
+
+
 def judge(
     args: argparse.Namespace, requests: list[dict], reference, counters: dict, seconds: float, compilation_mode: str
 ) -> dict:
@@ -458,6 +504,8 @@ def judge(
         "keep_rule_decided": 0,
         "own_decided": 0,
         "student_decided": 0,
+        "said": 0,
+        "noted": 0,
     }
     problems, wrong, logprob_error, aborted = [], [], 0.0, 0
     for index, request in enumerate(requests):
@@ -469,11 +517,15 @@ def judge(
             terms,
             request["keep_ratio"],
             tolerances(args)[0],
-            request["logprobs"],
+            None if any(request["sentences"]) else request["logprobs"],
             request["student"],
             request["tail_ratio"],
             steering_of(request["steering"]),
         )
+        if (said := said_instead(request, verdict)) is not None:
+            totals["said"] += 1
+            is_right = request["tokens"] == said and not any(request["logprobs"])
+            verdict.ties, verdict.wrong = 0, [] if is_right else [f"instead of {said}, got {request['tokens']}"]
         totals["tokens"] += verdict.tokens
         totals["ties"] += verdict.ties
         totals["open"] += verdict.open_gates
@@ -487,6 +539,10 @@ def judge(
         if not request.get("aborted") and len(request["tokens"]) != request["max_tokens"]:
             problems.append(f"request {index}: {len(request['tokens'])} tokens of {request['max_tokens']}")
         wrong += [f"request {index}: {w}" for w in verdict.wrong]
+        if request["lease"]:
+            totals["noted"] += sum(request["noted"] or [])
+            if request["noted"] is None or abs(sum(request["noted"]) - verdict.open_gates) > verdict.unclear_gates:
+                problems.append(f"request {index}: {request['noted']} gates were noted, {verdict.open_gates} were open")
     if len(wrong) > totals["tokens"] * MOST_ROUNDED_OTHERWISE.get(args.quantised, 0):
         problems += wrong
     exercised = {
@@ -499,6 +555,7 @@ def judge(
         "steered": sum(bool(request["steering"] and request["names"]) for request in requests),
         **({"student_decided": totals["student_decided"]} if args.undial else {}),
         **{name: counters[name] for name in ("accepted", "rejected") if args.speculate},
+        **({"said": totals["said"], "noted_gates": totals["noted"]} if args.tensor_parallel == 1 else {}),
         "open_gates": totals["open"],
         "closed_gates": totals["closed"],
         "logprobs_compared": totals["logprobs"],

@@ -70,6 +70,8 @@ class Verdict:
     wrong: list[str] = field(default_factory=list)
     open_gates: int = 0
     closed_gates: int = 0
+    unclear_gates: int = 0  # among both, within the tolerance
+    open_at_first: list[bool] = field(default_factory=list)  # the terms' at the first position
     keep_rule_decided: int = 0
     own_decided: int = 0
     student_decided: int = 0
@@ -155,6 +157,9 @@ class Reference:
             opened = is_open(term, e)
             verdict.open_gates += opened
             verdict.closed_gates += not opened
+            verdict.unclear_gates += len(gate_readings([term], [e], tolerance)) > 1
+            if i == 0:
+                verdict.open_at_first.append(opened)
         unfiltered, _ = compose_row(t, assistants, terms, 0.0, 0.0, shown)
         verdict.keep_rule_decided += int(unfiltered.argmax()) != int(exact.argmax())
         on_shown, _ = compose_row(shown, assistants, terms, keep_ratio, tail_ratio, shown)
