@@ -86,7 +86,8 @@ def start(name, arguments, log, env):
         return preloaded.run("support.engine.parity", arguments, log, env)
     command = [sys.executable, "-m", "support.engine.parity", *map(str, arguments)]
     with log.open("w") as out:
-        env |= {"PYTHONPATH": str(Path(__file__).parents[1])}
+        paths = [str(Path(__file__).parents[1]), env.get("PYTHONPATH")]
+        env |= {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
         return subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=env)
 
 
