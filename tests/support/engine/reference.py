@@ -146,6 +146,15 @@ class Reference:
                 self._compare_logprob(verdict, token, logprobs[i], row, tolerance)
         return verdict
 
+    @torch.no_grad()
+    def next_logits(
+        self, tokens: list[int], terms: list[Term], keep_ratio: float = 0.0, tail_ratio: float = 0.0
+    ) -> np.ndarray:
+        """(V,) composed logits of what follows these tokens; without terms the target's own."""
+        output = self.target(torch.tensor([tokens]), output_hidden_states=True)
+        assistants = [self._assist(term.name, output.hidden_states)[0, -1].double().numpy() for term in terms]
+        return compose_row(output.logits[0, -1].double().numpy(), assistants, terms, keep_ratio, tail_ratio)[0]
+
     def _assist(self, name: str, hidden_states: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """An assistant's logits from the hidden states before its first layer; before layer 0 those are embeddings."""
         return self.assistants[name](inputs_embeds=hidden_states[self.tap_layers[name]]).logits
