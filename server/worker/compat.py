@@ -224,7 +224,7 @@ def tell_rows_of_requests() -> None:
     """Let the V2 runner's rejection sampler tell whose rows are whose, once for this process.
 
     With draft tokens a request has several rows. `LogitsContext` has their number on the device alone, and nothing here
-    waits for the device. A processor with `rows_of_requests` gets it while its rows are verified.
+    waits for the device. A processor with `expect_rows` gets it, and is told by `keep_rows` which rows gave a token.
 
     The sampler verifies the rows of a step in parts of 1 GiB; here it takes all at once, as they were computed.
     """
@@ -233,14 +233,17 @@ def tell_rows_of_requests() -> None:
     verify = rejection_sampler.RejectionSampler.__call__
 
     def telling(self: Any, logits: Any, input_batch: Any, *args: Any, **kwargs: Any) -> Any:
-        told = [one for one in self.sampler.logits_processors if hasattr(one, "rows_of_requests")]
+        told = [one for one in self.sampler.logits_processors if hasattr(one, "expect_rows")]
         for processor in told:
-            processor.rows_of_requests = np.diff(input_batch.cu_num_logits_np)
+            processor.expect_rows(np.diff(input_batch.cu_num_logits_np))
         try:
-            return verify(self, logits, input_batch, *args, **kwargs)
+            output = verify(self, logits, input_batch, *args, **kwargs)
+            for processor in told:
+                processor.keep_rows(input_batch.idx_mapping_np, output.num_sampled)
+            return output
         finally:
             for processor in told:
-                processor.rows_of_requests = None
+                processor.expect_rows(None)
 
     rejection_sampler.RejectionSampler.__call__ = telling
     rejection_sampler.get_max_chunk_logits = lambda vocab_size: sys.maxsize

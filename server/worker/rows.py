@@ -57,3 +57,20 @@ def tokens_of_rows(states: Any, ctx: LogitsContext, slots: Sequence[int]) -> lis
         drafts = (*drafts, token) if behind else ()
         sequences.append(SlotTokens(states, slot, place + 1, token, drafts) if position >= 0 else None)
     return sequences
+
+
+def kept_rows(counts: np.ndarray, num_sampled: Tensor, flags: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+    """(R,) bool each, on the device: rows whose token is kept, rows behind a draft token, and the flags.
+
+    A row behind a draft token is kept if that token was accepted.
+
+    Args:
+        counts: (requests,) the rows of each.
+        num_sampled: (requests,) how many tokens of each are kept, on the device; 0 while its prompt is not complete.
+        flags: (R,) bool.
+    """
+    request_R = np.repeat(np.arange(len(counts)), counts)
+    behind_R = np.arange(len(request_R)) - (np.cumsum(counts) - counts)[request_R]
+    columns = torch.from_numpy(np.stack([request_R, behind_R, flags])).to(num_sampled.device, non_blocking=True)
+    request_R, behind_R, flag_R = columns
+    return behind_R < num_sampled[request_R], behind_R > 0, flag_R > 0

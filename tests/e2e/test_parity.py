@@ -43,7 +43,7 @@ WAYS = {
     "undial-tensor-parallel-2": ["--undial", "--tensor-parallel", "2"],
     "v2": ["--v2"],
     "undial-tapped-v2": ["--undial", "--tap", "1", "--v2"],
-    "speculation": ["--v2", "--speculate", "4"],
+    "speculation": ["--v2", "--speculate", "3"],
     "undial-tapped-speculation": ["--undial", "--tap", "1", "--v2", "--speculate", "2"],
 }
 ALL_RUNS = RUNS | {

@@ -25,6 +25,7 @@ BLOCK_SIZE = 32
 # Gemma 3's layers keep blocks of two kinds; where all see a window, a request keeps fewer.
 BLOCKS = {"gemma3": 30, "mistral": 10, "phi3": 10}
 MAX_LOADED = 3  # of 6 combinations of sets: adapters are evicted and loaded again all the time
+OF_DRAFTS = ("plain_drafts", "set_drafts", "plain_accepted", "set_accepted")  # of the tally's totals
 FRESH = ("max_tokens", "steering", "abort_after", "tokens", "logprobs")  # of a request that is asked again
 TOLERANCE = 2e-3
 LOGPROB_TOLERANCE = 5e-3
@@ -142,7 +143,8 @@ def run(args: argparse.Namespace) -> dict:
         check_branches_have_no_weights()
     counters = engine_counters(engine)
     if args.speculate:
-        counters |= draft_counters(engine) | {"steps": watched.steps, "with_drafts": watched.with_drafts}
+        counters |= tally.totals()._asdict() | draft_counters(engine)
+        counters |= {"steps": watched.steps, "with_drafts": watched.with_drafts}
     if args.tensor_parallel == 1:  # else the workers are other processes
         counters["adapter_loads"] = len(adapter_loads)
     mode = engine.vllm_config.compilation_config.mode.name
@@ -480,6 +482,21 @@ def floor(name: str, num_requests: int) -> int:
     return per_200[name] * num_requests // 200 if name in per_200 else 1
 
 
+def compare_drafts(counters: dict) -> list[str]:
+    """What is wrong with the counts of draft tokens; vLLM leaves out those of requests that were aborted meanwhile."""
+    plain_drafts, set_drafts, plain_accepted, set_accepted = (counters[name] for name in OF_DRAFTS)
+    drafts, accepted = plain_drafts + set_drafts, plain_accepted + set_accepted
+    of_vllm = counters["accepted"] + counters["rejected"]
+    problems = []
+    if not (of_vllm <= drafts <= 1.2 * of_vllm and counters["accepted"] <= accepted <= 1.2 * counters["accepted"]):
+        problems.append(f"{accepted} of {drafts} draft tokens were noted, vLLM has {counters['accepted']} of {of_vllm}")
+    if not (plain_drafts and set_drafts and set_accepted):
+        problems.append(f"drafts without a set, with one, or accepted ones were not there: {counters}")
+    if counters["with_drafts"] < counters["steps"] / 2:
+        problems.append(f"of {counters['steps']} steps only {counters['with_drafts']} had more rows than requests")
+    return problems
+
+
 def said_instead(request: dict, verdict) -> list[int] | None:
     """The answer, if one of its sets says something instead; None also where nothing was answered yet."""
     from support.engine.tiny import EOS
@@ -565,8 +582,8 @@ def judge(
         for name, count in exercised.items()
         if count < floor(name, args.requests)
     ]
-    if args.speculate and counters["with_drafts"] < counters["steps"] / 2:
-        problems.append(f"of {counters['steps']} steps only {counters['with_drafts']} had more rows than requests")
+    if args.speculate:
+        problems += compare_drafts(counters)
     most = tolerances(args)[1]
     if logprob_error > most:
         problems.append(f"a logprob is off by {logprob_error:.2g}, more than {most}")
@@ -584,7 +601,7 @@ def judge(
         "wrong": len(wrong),
         "max_logprob_error": round(logprob_error, 6),
         **exercised,
-        **{name: counters[name] for name in ("steps", "with_drafts") if args.speculate},
+        **{name: counters[name] for name in ("steps", "with_drafts", *OF_DRAFTS) if args.speculate},
         "engine_seconds": round(seconds, 1),
         "problems": problems[:20],
     }

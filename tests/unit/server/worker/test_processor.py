@@ -294,7 +294,7 @@ def test_v2_composes_a_row_behind_each_draft_token(vllm_config, assistants, seed
         counts = [rng.randint(1, 2) for _ in slots]
         rows = [slot for slot, count in zip(slots, counts, strict=True) for _ in range(count)]
         assistants.num_rows = len(rows)
-        processor.rows_of_requests = np.array(counts)
+        processor.expect_rows(np.array(counts))
         logits = torch.randn(len(rows), VOCAB_SIZE)
         wanted = expected(logits, [by_slot[slot] for slot in rows], assistants)
         done = processor.apply(logits, replace(_context(rows), idx_mapping_np=np.array(slots)))
@@ -351,7 +351,7 @@ def test_a_row_with_nan_is_counted_and_can_only_end(processor, assistants):
     logits = torch.randn(2, VOCAB_SIZE)
     logits[0, 5] = torch.nan
     processor.apply(logits)
-    assert int(processor.bad_rows) == 1
+    assert int(processor._counts[0]) == 1
     assert int(logits[0].argmax()) == EOS
     assert not torch.isnan(logits).any()
     assert torch.isfinite(logits[1]).all()
@@ -361,7 +361,7 @@ def test_a_row_with_nan_is_counted_and_can_only_end(processor, assistants):
 def test_more_rows_than_requests_is_an_error_not_a_guess(vllm_config, counts):
     processor = ComposeLogitsProcessor(vllm_config, SimpleNamespace(device=CPU))
     processor.add_request(0, params(Plan()))
-    processor.rows_of_requests = counts and np.array(counts)
+    processor.expect_rows(counts and np.array(counts))
     with pytest.raises(RuntimeError, match="3 logits rows for 1 requests"):
         processor.apply(torch.zeros(3, VOCAB_SIZE), _context([0]))
 
@@ -451,8 +451,7 @@ def test_v2_notes_open_gates_by_output_position(vllm_config, assistants, tally, 
     assert cells.tolist() == [0, 0, *[(plan.lease & 255) << 8 | 1] * 3, 0]
 
 
-def test_v2_notes_of_rejected_drafts_what_the_kept_rows_say_in_the_end(vllm_config, assistants, tally, seed):
-    """A position is noted again until its token is kept; what lies behind the last token is not counted."""
+def test_v2_notes_nothing_of_a_rejected_draft_and_counts_it(vllm_config, assistants, tally, seed):
     rng = random.Random(seed)
     lengths = SimpleNamespace(gpu=torch.full((MAX_REQUESTS,), 5))
     processor = ComposeLogitsProcessor(
@@ -460,25 +459,33 @@ def test_v2_notes_of_rejected_drafts_what_the_kept_rows_say_in_the_end(vllm_conf
     )
     plan = leased(Plan(1, 0.0, (Term(0, 1.0, 1.0), Term(1, 1.0, 0.5))), tally)
     processor.add_request(2, params(plan))
-    num_tokens, counts = 0, [0] * 8
+    processor.add_request(4, params(Plan()))
+    num_tokens, counts, drafts, plain_drafts = 0, [0] * 8, [0, 0], [0, 0]
     for _ in range(12):
-        num_rows = rng.randint(1, 4) if num_tokens else 1
-        assistants.num_rows = num_rows
-        assistants.hidden_RSH = (
-            torch.randn(num_rows, 2, 16) * torch.tensor([0.05, 1.0])[torch.randint(2, (num_rows, 2, 1))]
-        )
-        processor.rows_of_requests = np.array([num_rows])
-        steps = torch.arange(num_rows)
-        context = replace(
-            _context([2] * num_rows, 5 + num_tokens), idx_mapping_np=np.array([2]), expanded_local_pos=steps
-        )
-        processor.apply(torch.randn(num_rows, VOCAB_SIZE), replace(context, pos=context.pos + steps))
-        kept = rng.randint(1, num_rows)
+        num_rows, plain_rows = (rng.randint(1, 4), rng.randint(1, 3)) if num_tokens else (1, 1)
+        assistants.num_rows = num_rows + plain_rows
+        scales = torch.tensor([0.05, 1.0])[torch.randint(2, (assistants.num_rows, 2, 1))]
+        assistants.hidden_RSH = torch.randn(assistants.num_rows, 2, 16) * scales
+        behind = torch.cat([torch.arange(num_rows), torch.arange(plain_rows)])
+        context = _context([2] * num_rows + [4] * plain_rows, 5 + num_tokens)
+        context = replace(context, idx_mapping_np=np.array([2, 4]), expanded_local_pos=behind, pos=context.pos + behind)
+        kept, plain_kept = rng.randint(1, num_rows), rng.randint(1, plain_rows)
+        processor.expect_rows(np.array([num_rows, plain_rows]))
+        processor.apply(torch.randn(assistants.num_rows, VOCAB_SIZE), context)
+        processor.keep_rows(context.idx_mapping_np, torch.tensor([kept, plain_kept]))
+        processor.expect_rows(None)
         for row in range(kept):
             counts = [n + o for n, o in zip(counts, open_branches(plan, assistants, row), strict=True)]
         num_tokens += kept
+        drafts = [drafts[0] + num_rows - 1, drafts[1] + kept - 1]
+        plain_drafts = [plain_drafts[0] + plain_rows - 1, plain_drafts[1] + plain_kept - 1]
         assert tally.open_tokens(plan.lease, num_tokens) == counts, f"seed {seed}"
+        assert not tally._cells[plan.lease >> 8, num_tokens:].any()
     assert 0 < counts[0] < num_tokens
+    totals = tally.totals()
+    assert [totals.set_drafts, totals.set_accepted] == drafts
+    assert [totals.plain_drafts, totals.plain_accepted] == plain_drafts
+    assert totals.steps == 12
 
 
 def test_bad_rows_are_told(vllm_config, assistants, tally):

@@ -271,8 +271,9 @@ def test_v2_decides_at_the_first_position_after_the_whole_prompt(vllm_config, as
     assert [tally.sentence_of(plans[slot].lease) for slot in (3, 6)] == [1, 2]
 
 
-def test_rows_behind_draft_tokens_say_what_the_first_row_decided(vllm_config, assistants, tally):
+def test_rows_behind_draft_tokens_say_what_the_first_row_decided(vllm_config, assistants, tally, seed):
     """Whether the decision is this step's or an earlier one's, and whatever rows at these positions were rejected."""
+    rng = random.Random(seed)
     lengths = SimpleNamespace(gpu=torch.full((MAX_REQUESTS,), 5))
     processor = ComposeLogitsProcessor(
         vllm_config, SimpleNamespace(device=CPU, prompt_len=lengths, prefill_len=lengths)
@@ -284,10 +285,11 @@ def test_rows_behind_draft_tokens_say_what_the_first_row_decided(vllm_config, as
     def run(visible: int, num_rows: int) -> list[list[int | None]]:
         slots, steps = list(plans), torch.arange(num_rows).repeat(len(plans))
         rows = [slot for slot in slots for _ in range(num_rows)]
-        processor.rows_of_requests = np.full(len(slots), num_rows)
+        processor.expect_rows(np.full(len(slots), num_rows))
         whole = context(rows, visible)
         whole = replace(whole, idx_mapping_np=np.array(slots), expanded_local_pos=steps, pos=whole.pos + steps)
         forced = step(processor, assistants, [[] for _ in rows], whole)
+        processor.keep_rows(whole.idx_mapping_np, torch.full((len(slots),), rng.randint(1, num_rows)))
         return [forced[row : row + num_rows] for row in range(0, len(rows), num_rows)]
 
     whole = [*FIRST, EOS, EOS, EOS]

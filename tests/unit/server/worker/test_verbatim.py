@@ -257,7 +257,7 @@ def test_v2_judges_a_row_by_the_draft_tokens_before_it(vllm_config, withholding,
             tokens, rest = sequences[slot]
             drafts = [token if rng.random() < 0.95 else rng.choice([2, *ids("\\")]) for token in rest[: count - 1]]
             rows += [(slot, number, tokens + drafts[:number]) for number in range(count)]
-        processor.rows_of_requests = np.array(counts)
+        processor.expect_rows(np.array(counts))
         whole = context([slot for slot, _, _ in rows], [seen for _, _, seen in rows])
         whole = replace(
             whole, idx_mapping_np=np.array(slots), expanded_local_pos=torch.tensor([number for _, number, _ in rows])
