@@ -74,7 +74,7 @@ LINE = (
     "{aborted} aborted, {prefix_cache_hits} prefix cache hits, {adapter_loads} adapter loads, "
     "{said} sentences said, {open_gates} gates open, {noted_gates} noted, {closed_gates} closed, "
     "{keep_rule_decided} tokens decided by the keep rule or tail cut, "
-    "{own_decided} by the target's own logits in {steered} steered requests, "
+    "{own_decided} by the target's own logits in {steered} steered requests, {penalties_decided} by penalties, "
     "{student_decided} by an undial set; {accepted} draft tokens accepted, {rejected} rejected; "
     "{mode}, {engine_seconds} s, seed {seed}"
 )

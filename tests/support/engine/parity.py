@@ -273,7 +273,7 @@ def draw_sentence(rng: random.Random) -> tuple[int, ...]:
 
 
 def draw_steering(rng: random.Random) -> dict:
-    """Sampling parameters that change the target's logits before they are composed: each of them now and then."""
+    """Sampling parameters that change the target's logits before they are composed, or after: each now and then."""
     text = [tokens_of(chr(code))[0] for code in range(ord("a"), ord("m") + 1)]
     bad_words = ["".join(rng.choices("abcdefghijklm", k=rng.randint(1, 2))) for _ in range(8)]
     steering = {
@@ -282,6 +282,9 @@ def draw_steering(rng: random.Random) -> dict:
         "bad_words": bad_words,
         "min_tokens": rng.randint(1, 16),
         "regex": "[a-m]*",
+        "repetition_penalty": rng.uniform(0.8, 1.25),
+        "frequency_penalty": rng.uniform(-2, 2),
+        "presence_penalty": rng.uniform(-2, 2),
     }
     chosen = {name: value for name, value in steering.items() if rng.random() < 0.4}
     if "regex" in chosen:
@@ -311,7 +314,8 @@ def steering_of(asked: dict):
         letters = {tokens_of(chr(code))[0] for code in range(ord("a"), ord("m") + 1)} | {EOS}
         allowed = sorted(letters if allowed is None else letters & set(allowed))
     words = [tokens_of(text) for text in asked.get("bad_words", [])]
-    return Steering(asked.get("logit_bias", {}), allowed, words, asked.get("min_tokens", 0), [EOS])
+    penalties = {name: value for name, value in asked.items() if name.endswith("_penalty")}
+    return Steering(asked.get("logit_bias", {}), allowed, words, asked.get("min_tokens", 0), [EOS], **penalties)
 
 
 def sampling_params(request: dict, token: str):
@@ -521,6 +525,7 @@ def judge(
         "keep_rule_decided": 0,
         "own_decided": 0,
         "student_decided": 0,
+        "penalties_decided": 0,
         "said": 0,
         "noted": 0,
     }
@@ -541,7 +546,7 @@ def judge(
         )
         if (said := said_instead(request, verdict)) is not None:
             totals["said"] += 1
-            is_right = request["tokens"] == said and not any(request["logprobs"])
+            is_right = request["tokens"] == said and max(map(abs, request["logprobs"])) < 1e-5
             verdict.ties, verdict.wrong = 0, [] if is_right else [f"instead of {said}, got {request['tokens']}"]
         totals["tokens"] += verdict.tokens
         totals["ties"] += verdict.ties
@@ -551,6 +556,7 @@ def judge(
         totals["keep_rule_decided"] += verdict.keep_rule_decided
         totals["own_decided"] += verdict.own_decided
         totals["student_decided"] += verdict.student_decided
+        totals["penalties_decided"] += verdict.penalties_decided
         logprob_error = max(logprob_error, verdict.logprob_error)
         aborted += bool(request.get("aborted"))
         if not request.get("aborted") and len(request["tokens"]) != request["max_tokens"]:
@@ -569,6 +575,7 @@ def judge(
         **({"adapter_loads": counters["adapter_loads"]} if "adapter_loads" in counters else {}),
         "keep_rule_decided": totals["keep_rule_decided"],
         "own_decided": totals["own_decided"],
+        "penalties_decided": totals["penalties_decided"],
         "steered": sum(bool(request["steering"] and request["names"]) for request in requests),
         **({"student_decided": totals["student_decided"]} if args.undial else {}),
         **{name: counters[name] for name in ("accepted", "rejected") if args.speculate},
