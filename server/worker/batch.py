@@ -1,8 +1,8 @@
-"""What is in force in the rows of one batch, as tensors."""
+"""What is in force in the rows of one batch, as tensors; and what is kept by batch index, as V1 moves it."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -40,3 +40,11 @@ class Batch(NamedTuple):
         branch_N = torch.tensor([term.branch for _, term in terms], dtype=torch.int64, device=device)
         place_N = branch_N * len(slots) + pairs.row_N
         return cls(slots, pairs, branch_N, place_N, np.array([plan.lease for plan in plans], dtype=np.int64))
+
+
+def move(of_index: dict[int, Any], source: int, destination: int, *, swap: bool) -> None:
+    """Move an entry to another index, or swap the two."""
+    moved = of_index.pop(source, None)
+    if swap:
+        of_index[source] = of_index.pop(destination, None)
+    of_index[destination] = moved

@@ -25,7 +25,7 @@ from unlearngate.kernels.scratch import Scratch
 from unlearngate.server.contract.branches import MAX_BRANCHES
 from unlearngate.server.contract.plan import TOKEN_FIELD, Plan, verify
 from unlearngate.server.contract.tally import COUNTS, Tally
-from unlearngate.server.worker.batch import Batch
+from unlearngate.server.worker.batch import Batch, move
 from unlearngate.server.worker.compat import (
     BatchUpdate,
     LogitsContext,
@@ -120,7 +120,7 @@ class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         for source, destination, direction in batch_update.moved:
             swap = direction is MoveDirectionality.SWAP
             for of_index in by_index:
-                _move(of_index, source, destination, swap=swap)
+                move(of_index, source, destination, swap=swap)
 
     # vLLM's V2 interface
 
@@ -144,18 +144,11 @@ class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
             return
         plans = [self._plans.get(slot) or Plan() for slot in slots.tolist()]
         forgets = np.repeat([bool(plan.adapter_id or plan.verbatim) for plan in plans], counts)
-        kept_R, draft_R, forgets_R = kept_rows(counts, num_sampled, forgets)
-        drafts_2R = torch.stack([draft_R & ~forgets_R, draft_R & forgets_R])
-        self._counts[1:] += torch.cat([drafts_2R.sum(1), (drafts_2R & kept_R).sum(1)])
-        if self._composed:
-            position_R = self._composed.position_R.masked_fill(~kept_R, -1)
-            self._composed = self._composed._replace(position_R=position_R)
-        self._record()
-
-    def _record(self) -> None:
-        assert self._recorder is not None
-        self._recorder.record(self._composed, self._counts)
-        self._composed = None
+        kept_R, drafts = kept_rows(counts, num_sampled, forgets)
+        self._counts[1:] += drafts
+        step = self._composed
+        step = step and step._replace(position_R=step.position_R.masked_fill(~kept_R, -1))
+        self._recorder.record(step, self._counts)
 
     # both
 
@@ -281,9 +274,11 @@ class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
             marks_R += self._saying.say(logits, batch.sentences, position_R, open_N) << 8
         if self._recorder:
             marks_R.index_add_(0, batch.pairs.row_N, open_N.long() << batch.branch_N)
-            self._composed = Composed(started, self._recorder.now(), batch.leases, position_R, marks_R)
+            step = Composed(started, self._recorder.now(), batch.leases, position_R, marks_R)
             if self._rows_of_requests is None:
-                self._record()
+                self._recorder.record(step, self._counts)
+            else:
+                self._composed = step
 
     def _scratch_for(self, pairs: Pairs) -> Scratch | None:
         """The kernels' memory, grown when a batch has more pairs than any before."""
@@ -301,10 +296,3 @@ class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         self._counts[0] += (bad_R > 0).sum()
         if logits.device.type == "cpu":
             logger.error("logits are not finite (%d rows so far): their requests are ended", int(self._counts[0]))
-
-
-def _move(of_index: dict[int, Any], source: int, destination: int, *, swap: bool) -> None:
-    moved = of_index.pop(source, None)
-    if swap:
-        of_index[source] = of_index.pop(destination, None)
-    of_index[destination] = moved

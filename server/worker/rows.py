@@ -59,18 +59,23 @@ def tokens_of_rows(states: Any, ctx: LogitsContext, slots: Sequence[int]) -> lis
     return sequences
 
 
-def kept_rows(counts: np.ndarray, num_sampled: Tensor, flags: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
-    """(R,) bool each, on the device: rows whose token is kept, rows behind a draft token, and the flags.
+def kept_rows(counts: np.ndarray, num_sampled: Tensor, forgets: np.ndarray) -> tuple[Tensor, Tensor]:
+    """What verifying draft tokens has come to, on the device.
 
     A row behind a draft token is kept if that token was accepted.
 
     Args:
         counts: (requests,) the rows of each.
         num_sampled: (requests,) how many tokens of each are kept, on the device; 0 while its prompt is not complete.
-        flags: (R,) bool.
+        forgets: (R,) bool, rows of requests that have a set in force.
+
+    Returns: (R,) bool, rows whose token is kept; (4,) int64, draft tokens without a set in force, with one, and those
+        of them that were accepted, without and with.
     """
     request_R = np.repeat(np.arange(len(counts)), counts)
     behind_R = np.arange(len(request_R)) - (np.cumsum(counts) - counts)[request_R]
-    columns = torch.from_numpy(np.stack([request_R, behind_R, flags])).to(num_sampled.device, non_blocking=True)
-    request_R, behind_R, flag_R = columns
-    return behind_R < num_sampled[request_R], behind_R > 0, flag_R > 0
+    host_3R = torch.from_numpy(np.stack([request_R, behind_R, forgets]))
+    of_request_R, number_R, forgets_R = host_3R.to(num_sampled.device, non_blocking=True)
+    kept_R = number_R < num_sampled[of_request_R]
+    drafts_2R = (number_R > 0) & torch.stack([forgets_R == 0, forgets_R > 0])
+    return kept_R, torch.cat([drafts_2R.sum(1), (drafts_2R & kept_R).sum(1)])
