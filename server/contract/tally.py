@@ -33,11 +33,21 @@ _TAGS = 255  # 1 to 255: 0 is a cell that was never written
 
 
 class Totals(NamedTuple):
-    """Since the start: rows that were not finite, steps that composed, and nanoseconds spent composing."""
+    """Since the start: rows that were not finite, steps that composed, nanoseconds spent composing, and draft tokens.
 
-    bad_rows: int
+    The latter by whether a set was in force in their request, verified and, of these, accepted.
+    """
+
     steps: int
     compose_ns: int
+    bad_rows: int
+    plain_drafts: int
+    set_drafts: int
+    plain_accepted: int
+    set_accepted: int
+
+
+COUNTS = len(Totals._fields) - 2  # those that the engine counts on its device
 
 
 class Tally:
@@ -132,13 +142,17 @@ class Tally:
         said = int(self._said[lease >> 8])
         return said & 255 if said >> 8 == lease & 255 else None
 
-    def add_step(self, compose_ns: int, bad_rows: int) -> None:
-        """Count a step that composed: add its time, and set the total of rows that were not finite."""
-        self._header[:] = [bad_rows, self._header[1] + 1, self._header[2] + compose_ns, *[0] * (len(self._header) - 3)]
+    def add_step(self, compose_ns: int) -> None:
+        """Count a step that composed."""
+        self._header[:2] += [1, compose_ns]
+
+    def set_counts(self, counts: np.ndarray) -> None:
+        """Set the totals that the engine counts on its device: (COUNTS,), in the order of `Totals`."""
+        self._header[2 : 2 + COUNTS] = counts
 
     def totals(self) -> Totals:
         """The engine's counts so far."""
-        return Totals(*map(int, self._header[:3]))
+        return Totals(*map(int, self._header[: 2 + COUNTS]))
 
 
 class _EngineCollector(Collector):
@@ -153,6 +167,17 @@ class _EngineCollector(Collector):
             ("unlearngate_bad_rows", "Rows that held NaN or infinity: their requests were ended", totals.bad_rows),
         ):
             yield CounterMetricFamily(name, what, value=value)
+        for name, what, plain, with_sets in (
+            ("unlearngate_draft_tokens", "Draft tokens that were verified", totals.plain_drafts, totals.set_drafts),
+            (
+                *("unlearngate_accepted_draft_tokens", "Draft tokens that the verified rows sampled too"),
+                *(totals.plain_accepted, totals.set_accepted),
+            ),
+        ):
+            family = CounterMetricFamily(name, f"{what}, by whether their request had a set in force", labels=["sets"])
+            family.add_metric(["none"], plain)
+            family.add_metric(["some"], with_sets)
+            yield family
 
 
 def engine_text(tally: Tally) -> bytes:

@@ -15,6 +15,7 @@ from functools import cache, partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from vllm.v1.sample.logits_processor.interface import BatchUpdate, MoveDirectionality
 from vllm.v1.sample.logits_processor.interface import LogitsProcessor as V1LogitsProcessor
@@ -44,6 +45,7 @@ __all__ = [
     "penalise_after_composing",
     "score_prompts_by",
     "steers",
+    "tell_rows_of_requests",
     "undo_discarded_draws",
     "with_plain_experts",
 ]
@@ -290,6 +292,7 @@ def _score_on_v1(head: PromptHead) -> None:
 
 def _score_on_v2(head: PromptHead) -> None:
     """The V2 runner takes all rows of a step in chunks, also those of requests that asked for nothing."""
+    from vllm.v1.outputs import LogprobsTensors
     from vllm.v1.worker.gpu.sample import prompt_logprob
 
     worker = prompt_logprob.PromptLogprobsWorker
@@ -315,6 +318,39 @@ def _score_on_v2(head: PromptHead) -> None:
             return logits_RV
 
         prompt_logprob.CHUNK_SIZE = head.most_rows(hidden_states.shape[-1])
-        return compute(self, logits_of_next, hidden_states, input_batch, *rest)
+        found = compute(self, logits_of_next, hidden_states, input_batch, *rest)
+        # Where speculation puts draft tokens behind a prompt's last, vLLM counts their rows as the prompt's.
+        scored = {req_id: int(rest[-1][slot]) - 1 for req_id, slot in zip(input_batch.req_ids, slots, strict=True)}
+        return {req_id: LogprobsTensors(*(x[: scored[req_id]] for x in found[req_id][:3])) for req_id in found}
 
     worker.add_request, worker.compute_prompt_logprobs = noted, composed
+
+
+@cache
+def tell_rows_of_requests() -> None:
+    """Let the V2 runner's rejection sampler tell whose rows are whose, once for this process.
+
+    With draft tokens a request has several rows. `LogitsContext` has their number on the device alone, and nothing here
+    waits for the device. A processor with `expect_rows` gets it, and is told by `keep_rows` which rows gave a token.
+
+    The sampler verifies the rows of a step in parts of 1 GiB; here it takes all at once, as they were computed.
+    """
+    from vllm.v1.worker.gpu.spec_decode import rejection_sampler
+
+    verify = rejection_sampler.RejectionSampler.__call__
+
+    def telling(self: Any, logits: Any, input_batch: Any, *args: Any, **kwargs: Any) -> Any:
+        told = [one for one in self.sampler.logits_processors if hasattr(one, "expect_rows")]
+        for processor in told:
+            processor.expect_rows(np.diff(input_batch.cu_num_logits_np))
+        try:
+            output = verify(self, logits, input_batch, *args, **kwargs)
+            for processor in told:
+                processor.keep_rows(input_batch.idx_mapping_np, output.num_sampled)
+            return output
+        finally:
+            for processor in told:
+                processor.expect_rows(None)
+
+    rejection_sampler.RejectionSampler.__call__ = telling
+    rejection_sampler.get_max_chunk_logits = lambda vocab_size: sys.maxsize

@@ -3,6 +3,9 @@
 One class for vLLM's two interfaces. The V1 runner reports batch changes to `update_state` and calls `apply(logits)`,
 where row i is batch index i; the V2 runner keys requests by slot and calls `apply(logits, ctx)`, where ctx maps rows to
 slots. Both end in `_compose`.
+
+Under speculative decoding, on V2 alone, a request has a row for each draft token and one more. Each is composed as if
+the drafts before it were in the answer, and vLLM keeps the tokens that it would have sampled from these rows.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,7 +24,8 @@ from unlearngate.kernels.pairs import Pairs
 from unlearngate.kernels.scratch import Scratch
 from unlearngate.server.contract.branches import MAX_BRANCHES
 from unlearngate.server.contract.plan import TOKEN_FIELD, Plan, verify
-from unlearngate.server.contract.tally import Tally
+from unlearngate.server.contract.tally import COUNTS, Tally
+from unlearngate.server.worker.batch import Batch, move
 from unlearngate.server.worker.compat import (
     BatchUpdate,
     LogitsContext,
@@ -31,28 +35,19 @@ from unlearngate.server.worker.compat import (
     leaves_text_free,
     penalise_after_composing,
     steers,
+    tell_rows_of_requests,
 )
 from unlearngate.server.worker.prompts import first_eos, refuse_unscorable
-from unlearngate.server.worker.recorder import Recorder
-from unlearngate.server.worker.saying import Saying, Sentences
-from unlearngate.server.worker.sequences import ListedTokens, SlotTokens, Tokens
+from unlearngate.server.worker.recorder import Composed, Recorder
+from unlearngate.server.worker.rows import kept_rows, output_positions, slots_of_rows, tokens_of_rows
+from unlearngate.server.worker.saying import Saying
+from unlearngate.server.worker.sequences import ListedTokens, Tokens
 from unlearngate.server.worker.verbatim import Followed, Verbatim
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
 
 logger = logging.getLogger(__name__)
-
-
-class _Batch(NamedTuple):
-    """The (row, forget set) pairs of one batch, and the branch that computed each pair's assistant. N pairs, R rows."""
-
-    slots: tuple[int, ...]
-    pairs: Pairs
-    branch_N: Tensor
-    place_N: Tensor  # of each pair's assistant among all S * R, branch by branch
-    leases: np.ndarray  # (R,) int64: where the rows' open gates are recorded
-    sentences: Sentences | None = None
 
 
 class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
@@ -79,25 +74,28 @@ class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         self._device = torch.device(runner[0] if len(runner) == 2 else runner[0].device)
         if len(runner) == 1:
             penalise_after_composing()
+            tell_rows_of_requests()
         self._eos = first_eos(vllm_config.model_config.hf_config)
         self._plans: dict[int, Plan | None] = {}  # by batch index (V1) or slot (V2); None = refused
         self._steered: dict[int, bool] = {}  # as the plans: whether the request changes the logits before us
         self._listed: dict[int, ListedTokens] = {}  # V1's own lists
         self._followed: dict[int, Followed | None] = {}  # as the plans: of those that withhold texts
         self._req_states = runner[0] if len(runner) == 1 else None
+        self._rows_of_requests: np.ndarray | None = None  # while draft tokens are verified
+        self._composed: Composed | None = None  # and what is recorded once it is known which rows are kept
         self._recorder = Recorder.attach(self._device)
         tally = Tally.attach()
         self._saying = Saying(tally.num_slots if tally else 0, self._eos, self._device)
         model = vllm_config.model_config
         self._verbatim = Verbatim(Path(model.tokenizer), model.get_vocab_size(), self._eos)
         self._vocab_size = 0
-        self._cached: _Batch | None = None
+        self._cached: Batch | None = None
         self._scratch: Scratch | None = None
         if not runs_triton(self._device):
             from unlearngate.kernels.numba_compose import compile_kernels
 
             compile_kernels()
-        self.bad_rows = torch.zeros((), dtype=torch.int64, device=self._device)
+        self._counts = torch.zeros(COUNTS, dtype=torch.int64, device=self._device)
 
     # vLLM's V1 interface
 
@@ -120,7 +118,7 @@ class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         for source, destination, direction in batch_update.moved:
             swap = direction is MoveDirectionality.SWAP
             for of_index in by_index:
-                _move(of_index, source, destination, swap=swap)
+                move(of_index, source, destination, swap=swap)
 
     # vLLM's V2 interface
 
@@ -130,16 +128,35 @@ class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         plan = self._admit(req_idx, sampling_params)
         return plan is None or bool(plan.terms or plan.verbatim)
 
+    def expect_rows(self, rows_of_requests: np.ndarray | None) -> None:
+        """Draft tokens are going to be verified, and these are the rows of each request; None: that is over."""
+        self._rows_of_requests, self._composed = rows_of_requests, None
+
+    def keep_rows(self, slots: np.ndarray, num_sampled: Tensor) -> None:
+        """Of the rows that were expected as many of each request, from the first on, gave a token that is kept.
+
+        What a rejected row had open is never recorded: its position is sampled again.
+        """
+        counts = self._rows_of_requests
+        if self._recorder is None or counts is None:
+            return
+        plans = [self._plans.get(slot) or Plan() for slot in slots.tolist()]
+        forgets = np.repeat([bool(plan.adapter_id or plan.verbatim) for plan in plans], counts)
+        kept_R, drafts = kept_rows(counts, num_sampled, forgets)
+        self._counts[1:] += drafts
+        step = self._composed
+        step = step and step._replace(position_R=step.position_R.masked_fill(~kept_R, -1))
+        self._recorder.record(step, self._counts)
+
     # both
 
     def apply(self, logits: Tensor, ctx: LogitsContext | None = None) -> Tensor:
         """(R, V) target logits -> composed logits, in place."""
-        slots: Sequence[int] = range(logits.shape[0]) if ctx is None else ctx.idx_mapping_np.tolist()
-        if len(slots) != logits.shape[0]:
-            raise RuntimeError(f"{logits.shape[0]} logits rows for {len(slots)} requests: speculative decoding is on")
-        batch = self._batch(tuple(slots), logits.shape[1])
+        num_rows = logits.shape[0]
+        slots = tuple(range(num_rows)) if ctx is None else slots_of_rows(ctx, num_rows, self._rows_of_requests)
+        batch = self._batch(slots, logits.shape[1])
         if batch.branch_N.numel():
-            started = self._recorder.start() if self._recorder else None
+            started = self._recorder.now() if self._recorder else None
             open_N = self._compose(logits, batch, knows_rows=ctx is None)
             if self._recorder or batch.sentences:
                 self._follow(logits, batch, open_N, self._positions(slots, ctx), started)
@@ -178,11 +195,11 @@ class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         """(N,) int64: the assistants' rows that will be composed, as places among all S * R, branch by branch."""
         return self._batch(tuple(range(num_rows)), self._vocab_size).place_N
 
-    def _batch(self, slots: tuple[int, ...], vocab_size: int) -> _Batch:
+    def _batch(self, slots: tuple[int, ...], vocab_size: int) -> Batch:
         """Which sets are in force in which rows, as tensors: built once per batch composition."""
         if self._cached is None or self._cached.slots != slots:
             plans = [self._plans.get(slot) or Plan() for slot in slots]
-            batch = _build_batch(slots, plans, vocab_size, self._device)
+            batch = Batch.build(slots, plans, vocab_size, self._device)
             self._cached = batch._replace(sentences=self._saying.sentences(plans))
         return self._cached
 
@@ -202,28 +219,27 @@ class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
 
     def _withhold(self, logits: Tensor, slots: Sequence[int], ctx: LogitsContext | None) -> None:
         """Keep rows from completing a run of the texts that their requests withhold, in place."""
+        tokens_R: Sequence[Tokens | None] = [self._listed.get(slot) for slot in slots]
+        if ctx is not None:
+            tokens_R = tokens_of_rows(self._req_states, ctx, slots)
         rows: list[tuple[int, Followed, Tokens]] = []
-        lengths = None if ctx is None else ctx.seq_lens_upper_bound_np.tolist()
-        for row, (slot, position) in enumerate(zip(slots, self._positions(slots, ctx), strict=True)):
-            if (followed := self._followed.get(slot)) and position >= 0:
-                in_slot = lengths and SlotTokens(self._req_states, slot, lengths[row])
-                rows.append((row, followed, in_slot or self._listed[slot]))
+        for row, (slot, tokens) in enumerate(zip(slots, tokens_R, strict=True)):
+            if (followed := self._followed.get(slot)) and tokens is not None:
+                rows.append((row, followed, tokens))
         self._verbatim.forbid(logits, rows)
 
-    def _positions(self, slots: Sequence[int], ctx: LogitsContext | None) -> np.ndarray:
-        """(R,) int64: how many tokens each row's sequence has, or below 0 while its prompt is not complete.
+    def _positions(self, slots: Sequence[int], ctx: LogitsContext | None) -> Tensor:
+        """(R,) int64: the output position that each row samples, or below 0 while its prompt is not complete.
 
         V1 also samples a token after a part of a prompt, and discards it: the row is then recorded again.
         """
-        if ctx is None:
-            listed = (self._listed.get(slot) for slot in slots)
-            return np.array([len(tokens.output) if tokens else 0 for tokens in listed], dtype=np.int64)
-        assert self._req_states is not None
-        visible, index = ctx.seq_lens_upper_bound_np.astype(np.int64), np.array(slots)
-        complete = visible >= self._req_states.prefill_len.np[index]
-        return np.where(complete, visible - self._req_states.prompt_len.np[index], -1)
+        if ctx is not None:
+            return output_positions(self._req_states, ctx)
+        listed = (self._listed.get(slot) for slot in slots)
+        positions = torch.tensor([len(tokens.output) if tokens else 0 for tokens in listed], dtype=torch.int64)
+        return positions.to(self._device, non_blocking=True)
 
-    def _compose(self, logits: Tensor, batch: _Batch, *, knows_rows: bool) -> Tensor:
+    def _compose(self, logits: Tensor, batch: Batch, *, knows_rows: bool) -> Tensor:
         """Compose in place; returns (N,) bool, which pairs were open.
 
         Args:
@@ -249,14 +265,18 @@ class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         self._end_bad_rows(logits, batch.pairs.row_N, result.bad_N)
         return result.open_N
 
-    def _follow(self, logits: Tensor, batch: _Batch, open_N: Tensor, positions: np.ndarray, started: Any) -> None:
+    def _follow(self, logits: Tensor, batch: Batch, open_N: Tensor, position_R: Tensor, started: Any) -> None:
         """Let sequences say their sentences, in place, and record the step that was composed since `started`."""
         marks_R = torch.zeros(len(batch.slots), dtype=torch.int64, device=logits.device)
         if batch.sentences:
-            marks_R += self._saying.say(logits, batch.sentences, positions, open_N) << 8
+            marks_R += self._saying.say(logits, batch.sentences, position_R, open_N) << 8
         if self._recorder:
             marks_R.index_add_(0, batch.pairs.row_N, open_N.long() << batch.branch_N)
-            self._recorder.record(started, batch.leases, positions, marks_R, self.bad_rows)
+            step = Composed(started, self._recorder.now(), batch.leases, position_R, marks_R)
+            if self._rows_of_requests is None:
+                self._recorder.record(step, self._counts)
+            else:
+                self._composed = step
 
     def _scratch_for(self, pairs: Pairs) -> Scratch | None:
         """The kernels' memory, grown when a batch has more pairs than any before."""
@@ -271,30 +291,6 @@ class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
             return
         bad_R = torch.zeros(logits.shape[0], dtype=torch.int64, device=logits.device).index_add_(0, row_N, bad_N.long())
         logits[:, self._eos].masked_fill_(bad_R > 0, 0.0)
-        self.bad_rows += (bad_R > 0).sum()
+        self._counts[0] += (bad_R > 0).sum()
         if logits.device.type == "cpu":
-            logger.error("logits are not finite (%d rows so far): their requests are ended", int(self.bad_rows))
-
-
-def _move(of_index: dict[int, Any], source: int, destination: int, *, swap: bool) -> None:
-    moved = of_index.pop(source, None)
-    if swap:
-        of_index[source] = of_index.pop(destination, None)
-    of_index[destination] = moved
-
-
-def _build_batch(slots: tuple[int, ...], plans: list[Plan], vocab_size: int, device: torch.device) -> _Batch:
-    terms = [(row, term) for row, plan in enumerate(plans) for term in plan.terms]
-    pairs = Pairs.build(
-        [row for row, _ in terms],
-        [term.weight for _, term in terms],
-        [term.gate_nats for _, term in terms],
-        [plan.keep_ratio for plan in plans],
-        lowers_N=[term.lowers for _, term in terms],
-        tail_ratio_R=[plan.tail_ratio for plan in plans],
-        vocab_size=vocab_size,
-        device=device,
-    )
-    branch_N = torch.tensor([term.branch for _, term in terms], dtype=torch.int64, device=device)
-    place_N = branch_N * len(slots) + pairs.row_N
-    return _Batch(slots, pairs, branch_N, place_N, np.array([plan.lease for plan in plans], dtype=np.int64))
+            logger.error("logits are not finite (%d rows so far): their requests are ended", int(self._counts[0]))

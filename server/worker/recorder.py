@@ -16,15 +16,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unlearngate.server.contract.tally import Tally
+from unlearngate.server.contract.tally import COUNTS, Tally
 
 
-class _Step(NamedTuple):
-    leases: np.ndarray
-    positions: np.ndarray
-    numbers: Tensor  # (R + 1,) int64 on the host: the rows' marks, then all bad rows so far
+class Composed(NamedTuple):
+    """A step that was composed.
+
+    started, ended: from `Recorder.now`.
+    leases: (R,) int64, the rows' leases; 0 for none.
+    position_R: (R,) int64, the output position that each row samples; below 0 if its token is not kept.
+    marks_R: (R,) int64, as `Tally.write` takes them.
+    """
+
     started: Any
     ended: Any
+    leases: np.ndarray
+    position_R: Tensor
+    marks_R: Tensor
+
+
+class _Arriving(NamedTuple):
+    step: Composed | None
+    numbers: Tensor  # (2 R + COUNTS,) int64 on the host: the rows' positions, their marks, then the counts so far
+    arrived: Any
 
 
 class Recorder:
@@ -32,7 +46,7 @@ class Recorder:
 
     def __init__(self, tally: Tally, device: torch.device) -> None:
         self._tally = tally
-        self._steps: queue.SimpleQueue[_Step] | None = None
+        self._steps: queue.SimpleQueue[_Arriving] | None = None
         if device.type == "cuda":
             self._steps = queue.SimpleQueue()
             threading.Thread(target=self._write_steps, args=(self._steps,), name="tally", daemon=True).start()
@@ -46,40 +60,34 @@ class Recorder:
         tally = Tally.attach()
         return cls(tally, device) if tally else None
 
-    def start(self) -> Any:
+    def now(self) -> Any:
         """A mark in time, on the device's clock."""
         return time.perf_counter_ns() if self._steps is None else _recorded_event()
 
-    def record(
-        self, started: Any, leases: np.ndarray, positions: np.ndarray, marks_R: Tensor, bad_rows: Tensor
-    ) -> None:
-        """Record a step that was composed since `started`.
-
-        Args:
-            started: from `start`.
-            leases: (R,) int64, the rows' leases; 0 for none.
-            positions: (R,) int64, the output position that each row samples; below 0 if vLLM discards the row.
-            marks_R: (R,) int64, as `Tally.write` takes them.
-            bad_rows: () int64, rows so far that were not finite.
-        """
-        numbers = torch.cat([marks_R, bad_rows.view(1)])
+    def record(self, step: Composed | None, counts: Tensor) -> None:
+        """Record a step, if it composed, and the counts so far: (COUNTS,) int64, as `Tally.set_counts` takes them."""
+        of_rows = (step.position_R, step.marks_R) if step else ()
+        numbers = torch.cat([*of_rows, counts])
         if self._steps is None:
-            self._write(leases, positions, numbers.numpy(), time.perf_counter_ns() - started)
+            self._write(step, numbers.numpy(), step.ended - step.started if step else 0)
             return
         on_host = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
         on_host.copy_(numbers, non_blocking=True)
-        self._steps.put(_Step(leases, positions, on_host, started, _recorded_event()))
+        self._steps.put(_Arriving(step, on_host, _recorded_event()))
 
-    def _write(self, leases: np.ndarray, positions: np.ndarray, numbers: np.ndarray, compose_ns: int) -> None:
-        self._tally.write(leases, positions, numbers[:-1])
-        self._tally.add_step(compose_ns, int(numbers[-1]))
+    def _write(self, step: Composed | None, numbers: np.ndarray, compose_ns: int) -> None:
+        if step:
+            positions, marks = np.split(numbers[:-COUNTS], 2)
+            self._tally.write(step.leases, positions, marks)
+            self._tally.add_step(compose_ns)
+        self._tally.set_counts(numbers[-COUNTS:])
 
-    def _write_steps(self, steps: queue.SimpleQueue[_Step]) -> None:
+    def _write_steps(self, steps: queue.SimpleQueue[_Arriving]) -> None:
         while True:
-            step = steps.get()
-            step.ended.synchronize()
-            compose_ns = int(step.started.elapsed_time(step.ended) * 1e6)
-            self._write(step.leases, step.positions, step.numbers.numpy(), compose_ns)
+            step, numbers, arrived = steps.get()
+            arrived.synchronize()
+            compose_ns = int(step.started.elapsed_time(step.ended) * 1e6) if step else 0
+            self._write(step, numbers.numpy(), compose_ns)
 
 
 def _recorded_event() -> Any:

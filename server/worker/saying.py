@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -78,7 +77,7 @@ class Saying:
         )
         return Sentences(*(tensor.to(self._device) for tensor in tensors))
 
-    def say(self, logits: Tensor, sentences: Sentences, positions: np.ndarray, open_N: Tensor) -> Tensor:
+    def say(self, logits: Tensor, sentences: Sentences, position_R: Tensor, open_N: Tensor) -> Tensor:
         """Leave the rows of sequences that say a sentence nothing but its next token, in place.
 
         A row beyond the first whose sequence's decision is not there can only end.
@@ -86,19 +85,19 @@ class Saying:
         Args:
             logits: (R, V), composed.
             sentences: of this batch.
-            positions: (R,) int64, the output position that each row samples; below 0 if vLLM discards the row. Of rows
-                at position 0 the last one counts: V1 has rows there that it discards.
+            position_R: (R,) int64, the output position that each row samples; below 0 if vLLM discards the row. Of
+                steps at position 0 the last one counts: V1 has rows there that it discards. A step that has position 0
+                decides for rows of the same sequence behind it.
             open_N: bool, the pairs whose sets are open.
 
         Returns: (R,) int64, 1 + the branch whose sentence is said, 0 for none.
         """
         slot_R, tag_R, row_N, value_N, place_RB, token_PL = sentences
-        position_R = torch.from_numpy(positions).to(self._device, non_blocking=True)
         first_R = torch.full_like(slot_R, _NONE).scatter_reduce_(0, row_N, value_N.masked_fill(~open_N, _NONE), "amin")
         decided_R = tag_R << _BRANCH_BITS | first_R.masked_fill_(first_R == _NONE, 0)
-        kept_R = self._state[slot_R]
-        state_R = torch.where(position_R == 0, decided_R, kept_R)
-        self._state[slot_R] = state_R
+        decides_R = position_R == 0
+        self._state[slot_R.where(decides_R, self._num_slots)] = decided_R.where(decides_R, 0)
+        state_R = self._state[slot_R]
         known_R = state_R >> _BRANCH_BITS == tag_R
         said_R = (state_R % _BRANCHES).masked_fill_(~known_R | (position_R < 0), 0)
         lost_R = ~known_R & (position_R > 0) & (slot_R < self._num_slots)

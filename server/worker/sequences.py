@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 
 @dataclass(slots=True)
 class ListedTokens:
@@ -21,8 +19,15 @@ class ListedTokens:
     prompt: Sequence[int] | None
     output: Sequence[int]
 
+    num_drafts = 0
+
     def __len__(self) -> int:
         return (1 if self.prompt is None else len(self.prompt)) + len(self.output)
+
+    @property
+    def last(self) -> int:
+        """The last token."""
+        return self.read(len(self) - 1, len(self))[0]
 
     def read(self, begin: int, end: int) -> Sequence[int]:
         """The tokens from here to there."""
@@ -33,31 +38,30 @@ class ListedTokens:
 
 @dataclass(slots=True)
 class SlotTokens:
-    """V2's: a slot of the runner's request states, whose tokens are read from the device."""
+    """V2's: a slot of the runner's request states, whose tokens are read from the device, as one row sees them.
+
+    Under speculative decoding a row behind the first also sees the draft tokens before it, which no state has yet.
+    """
 
     states: Any
     slot: int
-    length: int
+    length: int  # with the drafts
+    last: int
+    drafts: Sequence[int] = ()
 
     def __len__(self) -> int:
         return self.length
 
+    @property
+    def num_drafts(self) -> int:
+        """How many of the tokens are drafts, at the end."""
+        return len(self.drafts)
+
     def read(self, begin: int, end: int) -> Sequence[int]:
         """The tokens from here to there."""
-        tokens: list[int] = self.states.all_token_ids.gpu[self.slot, begin:end].tolist()
-        return tokens
+        known = self.length - len(self.drafts)
+        tokens: list[int] = self.states.all_token_ids.gpu[self.slot, begin : min(end, known)].tolist()
+        return [*tokens, *self.drafts[max(0, begin - known) : max(0, end - known)]]
 
 
 Tokens = ListedTokens | SlotTokens
-
-
-def last_tokens(sequences: Sequence[Tokens]) -> list[int]:
-    """The last token of each of one runner's sequences, with at most one look at the device."""
-    slots = [tokens for tokens in sequences if isinstance(tokens, SlotTokens)]
-    if not slots:
-        return [tokens.read(len(tokens) - 1, len(tokens))[0] for tokens in sequences]
-    token_ids = slots[0].states.all_token_ids.gpu
-    places = torch.tensor([[tokens.slot for tokens in slots], [tokens.length - 1 for tokens in slots]])
-    slot_R, place_R = places.to(token_ids.device, non_blocking=True)
-    last: list[int] = token_ids[slot_R, place_R].tolist()
-    return last

@@ -24,7 +24,7 @@ from unlearngate.kernels.pairs import CUT
 from unlearngate.passages import PASSAGES_FILE, read_seeds
 from unlearngate.server.contract.plan import Plan, VerbatimSet
 from unlearngate.server.worker.json_spelling import JsonSpelling
-from unlearngate.server.worker.sequences import Tokens, last_tokens
+from unlearngate.server.worker.sequences import Tokens
 from unlearngate.server.worker.spelling import Spelling
 from unlearngate.server.worker.withheld import Trail, Withheld, WithheldSet
 from unlearngate.target import load_tokenizer
@@ -36,12 +36,36 @@ _KEPT_COMBINATIONS = 64
 
 
 @dataclass(slots=True)
+class Reading:
+    """Where a sequence stands: as it is read, and once it has a backslash also as JSON's strings are read."""
+
+    trail: Trail
+    escaped: Trail | None = None
+
+    def copy(self) -> Reading:
+        """One that goes on alone."""
+        return Reading(self.trail.copy(), self.escaped and self.escaped.copy())
+
+
+@dataclass(slots=True)
 class Followed:
-    """A sequence with sets of kind `verbatim`."""
+    """A sequence with sets of kind `verbatim`, and the readings of the rows of its last step.
+
+    Of those the next step goes on with the one that has its tokens but the last: vLLM keeps the first drafts, or none.
+    """
 
     withheld: Withheld
-    trail: Trail
-    escaped: Trail | None = None  # the same as JSON's strings are read, once there was a backslash
+    readings: list[Reading]
+
+    def reading(self, tokens: Tokens) -> Reading:
+        """What a row goes on from: its sequence's last step, or behind a draft token the row before it."""
+        if tokens.num_drafts:
+            self.readings.append(self.readings[-1].copy())
+        else:
+            before = len(tokens) - 1
+            fitting = (reading for reading in self.readings if reading.trail.num_tokens == before)
+            self.readings = [next(fitting, self.readings[0])]
+        return self.readings[-1]
 
 
 class Verbatim:
@@ -74,7 +98,7 @@ class Verbatim:
             self._drop_unused()
         self._combinations.move_to_end(digests)
         withheld = self._combinations[digests]
-        return Followed(withheld, withheld.begin())
+        return Followed(withheld, [Reading(withheld.begin())])
 
     def forbid(self, logits: Tensor, rows: Sequence[tuple[int, Followed, Tokens]]) -> None:
         """Let no row sample a token that would complete a run, in place; if nothing is left, the row can only end.
@@ -83,18 +107,23 @@ class Verbatim:
             logits: (R, V), composed.
             rows: number, state and tokens of each row that has such sets and is not discarded.
         """
-        last = last_tokens([tokens for _, _, tokens in rows])
-        for (_, followed, tokens), token in zip(rows, last, strict=True):
-            if followed.escaped is None and self._met_escapes(followed.trail, tokens, token):
-                followed.escaped = followed.withheld.begin()
+        for count in sorted({tokens.num_drafts for _, _, tokens in rows}):
+            self._forbid_each(logits, [row for row in rows if row[2].num_drafts == count])
+
+    def _forbid_each(self, logits: Tensor, rows: Sequence[tuple[int, Followed, Tokens]]) -> None:
+        """Do it for one row of each sequence, whose rows before it are done."""
+        readings = [followed.reading(tokens) for _, followed, tokens in rows]
+        for reading, (_, followed, tokens) in zip(readings, rows, strict=True):
+            if reading.escaped is None and self._met_escapes(reading.trail, tokens):
+                reading.escaped = followed.withheld.begin()
         lost: set[int] = set()
         for escaped in (False, True):
             together: dict[int, list[int]] = {}
-            for place, (_, followed, _) in enumerate(rows):
-                if not escaped or followed.escaped:
+            for place, (reading, (_, followed, _)) in enumerate(zip(readings, rows, strict=True)):
+                if not escaped or reading.escaped:
                     together.setdefault(id(followed.withheld), []).append(place)
             for places in together.values():
-                lost |= self._forbid_alike(logits, rows, places, last, escaped=escaped)
+                lost |= self._forbid_alike(logits, rows, readings, places, escaped=escaped)
         for place in lost:
             logger.error("a sequence has a token that is none and cannot be followed: it is ended")
             self._end(logits[rows[place][0]])
@@ -103,26 +132,27 @@ class Verbatim:
         self,
         logits: Tensor,
         rows: Sequence[tuple[int, Followed, Tokens]],
+        readings: Sequence[Reading],
         places: Sequence[int],
-        last: Sequence[int],
         *,
         escaped: bool,
     ) -> set[int]:
         """Do it for rows of the same sets, in one of the two ways to read them; returns those that are lost."""
         here = [rows[place] for place in places]
         withheld = self._in_json(here[0][1].withheld) if escaped else here[0][1].withheld
-        trails = [followed.escaped if escaped and followed.escaped else followed.trail for _, followed, _ in here]
-        lengths = [len(tokens) for _, _, tokens in here]
-        lost = withheld.follow(trails, lengths, [last[place] for place in places], partial(_read, here))
+        read = [readings[place] for place in places]
+        trails = [reading.escaped if escaped and reading.escaped else reading.trail for reading in read]
+        lengths, last = [len(tokens) for _, _, tokens in here], [tokens.last for _, _, tokens in here]
+        lost = withheld.follow(trails, lengths, last, partial(_read, here))
         for number, ((row, _, _), trail) in enumerate(zip(here, trails, strict=True)):
             if number not in lost and len(tokens_K := withheld.completing(trail)):
                 self._mask(logits[row], tokens_K)
         return {places[number] for number in lost}
 
-    def _met_escapes(self, trail: Trail, tokens: Tokens, last_token: int) -> bool:
+    def _met_escapes(self, trail: Trail, tokens: Tokens) -> bool:
         """Whether a sequence has a backslash, as far as that is not known yet."""
         if trail.num_tokens == len(tokens) - 1:
-            return last_token in self._spelling.with_backslash
+            return tokens.last in self._spelling.with_backslash
         return not self._spelling.with_backslash.isdisjoint(tokens.read(0, len(tokens)))
 
     def _mask(self, logits_V: Tensor, tokens_K: np.ndarray) -> None:

@@ -15,7 +15,7 @@ Shape legend: S sets, L letters.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -96,6 +96,10 @@ class Trail:
     last_token: int = -1
     tail: str = ""
     pending: bytes = b""
+
+    def copy(self) -> Trail:
+        """One that goes on alone."""
+        return replace(self, windows_S=self.windows_S.copy())
 
 
 class Withheld:

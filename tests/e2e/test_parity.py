@@ -31,6 +31,7 @@ RUNS = {
     "phi3-v2": ["--family", "phi3", "--v2"],
     "mixtral-tapped": ["--family", "mixtral", "--tap", "1"],
     "qwen3moe-undial": ["--family", "qwen3moe", "--undial"],
+    "llama-undial-speculation": ["--family", "llama", "--undial", "--v2", "--speculate", "3"],
     # Families with and without packed maps, and one whose layers differ; kernels of vLLM's that pack weights for a CPU.
     "llama-tapped-w8a8": ["--family", "llama", "--tap", "1", "--quantised", "w8a8"],
     "phi3-undial-awq": ["--family", "phi3", "--undial", "--quantised", "awq"],
@@ -44,6 +45,8 @@ WAYS = {
     "undial-tensor-parallel-2": ["--undial", "--tensor-parallel", "2"],
     "v2": ["--v2"],
     "undial-tapped-v2": ["--undial", "--tap", "1", "--v2"],
+    "speculation": ["--v2", "--speculate", "3"],
+    "undial-tapped-speculation": ["--undial", "--tap", "1", "--v2", "--speculate", "2"],
 }
 ALL_RUNS = RUNS | {
     f"{family}-{way}": ["--family", family, *arguments]
@@ -71,9 +74,10 @@ LINE = (
     "parity {name}: {requests} requests, {tokens} tokens, {ties} ties, {wrong} wrong; "
     "logprobs within {max_logprob_error} over {logprobs_compared} rows; {preemptions} preemptions, "
     "{aborted} aborted, {prefix_cache_hits} prefix cache hits, {adapter_loads} adapter loads, "
-    "{open_gates} gates open, {closed_gates} closed, {keep_rule_decided} tokens decided by the keep rule or tail cut, "
-    "{own_decided} by the target's own logits in {steered} steered requests, "
-    "{student_decided} by an undial set; "
+    "{said} sentences said, {open_gates} gates open, {noted_gates} noted, {closed_gates} closed, "
+    "{keep_rule_decided} tokens decided by the keep rule or tail cut, "
+    "{own_decided} by the target's own logits in {steered} steered requests, {penalties_decided} by penalties, "
+    "{student_decided} by an undial set; {accepted} draft tokens accepted, {rejected} rejected; "
     "{prompt_wrong} wrong of {prompt_numbers} logprobs at {prompt_positions} positions of {prompts} prompts, "
     "{prompt_composed} composed, {prompt_undecided} undecided, within {max_prompt_error}; "
     "{mode}, {engine_seconds} s, seed {seed}"
@@ -86,7 +90,8 @@ def start(name, arguments, log, env):
         return preloaded.run("support.engine.parity", arguments, log, env)
     command = [sys.executable, "-m", "support.engine.parity", *map(str, arguments)]
     with log.open("w") as out:
-        env |= {"PYTHONPATH": str(Path(__file__).parents[1])}
+        paths = [str(Path(__file__).parents[1]), env.get("PYTHONPATH")]
+        env |= {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
         return subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=env)
 
 
@@ -100,7 +105,8 @@ def run(name, folder, num_requests, print_figures, seed=None):
     log = (folder / "log").read_text()
     lines = [line for line in log.splitlines() if line.startswith('{"family"')]
     assert lines, f"no figures; the run ended with {process.returncode}:\n{log[-8000:]}"
-    figures = {"adapter_loads": "uncounted", "student_decided": 0, **json.loads(lines[-1])}
+    figures = dict.fromkeys(("student_decided", "accepted", "rejected", "said"), 0) | json.loads(lines[-1])
+    figures = dict.fromkeys(("adapter_loads", "noted_gates"), "uncounted") | figures
     title = name if seed is None else f"{name}, second start"
     print_figures(LINE.format(**figures, name=title))
     assert figures["problems"] == [], f"UNLEARNGATE_SEED={figures['seed']}"

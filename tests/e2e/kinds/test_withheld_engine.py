@@ -13,7 +13,14 @@ pytestmark = pytest.mark.e2e
 TESTS = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("options", [["--requests", "24"], ["--requests", "6", "--v2"]], ids=["v1", "v2"])
+RUNS = {
+    "v1": ["--requests", "24"],
+    "v2": ["--requests", "6", "--v2"],
+    "speculation": ["--requests", "4", "--v2", "--speculate", "3"],
+}
+
+
+@pytest.mark.parametrize("options", RUNS.values(), ids=RUNS)
 def test_no_run_comes_out_of_an_engine_that_says_the_text_without_the_set(options, tmp_path, seed, print_figures):
     command = [sys.executable, TESTS / "support" / "engine" / "withheld.py", *options, "--work", tmp_path]
     paths = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))

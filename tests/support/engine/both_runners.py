@@ -180,8 +180,9 @@ def run_v2(config, requests: list[dict], logits: torch.Tensor) -> torch.Tensor:
     mapping = torch.tensor(slots)
     position = torch.tensor([len(r["prompt"]) + len(r["output"]) - 1 for r in requests])
     zeros = torch.zeros_like(mapping)
+    last = torch.tensor([(r["prompt"] + r["output"])[-1] for r in requests])
     lengths = position.numpy() + 1
-    composed = sampler.apply_sampling_params(logits, mapping, mapping, np.array(slots), position, zeros, zeros, lengths)
+    composed = sampler.apply_sampling_params(logits, mapping, mapping, np.array(slots), position, last, zeros, lengths)
     return composed.log_softmax(-1)
 
 

@@ -18,11 +18,14 @@ from types import SimpleNamespace
 
 import torch
 
+from support.engine.speculation import METHOD, draft_counters, look_up_in_python, watch_rows
+
 MAX_MODEL_LEN = 512
 BLOCK_SIZE = 32
 # Gemma 3's layers keep blocks of two kinds; where all see a window, a request keeps fewer.
 BLOCKS = {"gemma3": 30, "mistral": 10, "phi3": 10}
 MAX_LOADED = 3  # of 6 combinations of sets: adapters are evicted and loaded again all the time
+OF_DRAFTS = ("plain_drafts", "set_drafts", "plain_accepted", "set_accepted")  # of the tally's totals
 # Of a request that is asked again.
 FRESH = ("max_tokens", "steering", "abort_after", "tokens", "logprobs", "prompt_logprobs", "scored")
 TOLERANCE = 2e-3
@@ -46,6 +49,7 @@ def main() -> int:
     parser.add_argument("--branch-layers", type=int, default=2, help="of each assistant")
     parser.add_argument("--tensor-parallel", type=int, default=1)
     parser.add_argument("--v2", action="store_true", help="vLLM's V2 runner and the Triton kernels, interpreted")
+    parser.add_argument("--speculate", type=int, default=0, help="draft tokens, looked up in the sequence; with --v2")
     parser.add_argument("--quantised", help="serve a quantised child; its twin is the reference")
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--seed", type=int, default=int(os.environ.get("UNLEARNGATE_SEED", "0")))
@@ -123,23 +127,38 @@ def run(args: argparse.Namespace) -> dict:
                 folders[name], target, seed=args.seed + 11 + index, rank=[8, 5][index], scale=0.05, kind="undial"
             )
     adapter_loads = watch_adapter_loads()
+    if args.speculate:
+        look_up_in_python()
+        watched = watch_rows()
+    tally = make_tally(args)
     engine, registry = start_engine(args, served, target)
     prompt_rows = watch_prompts()
     requests = draw_requests(rng, registry, args.requests)
-    if args.v2:  # the interpreter runs all of its kernels but the grammars'
-        for request in requests:
+    for request in requests:
+        if args.v2:  # the interpreter runs all of its kernels but the grammars'
             request["steering"].pop("regex", None)
+    if args.speculate:
+        # Of a prompt of one token vLLM takes draft tokens for the rest.
+        requests[2] |= {"prompt": [rng.randrange(2, VOCAB_SIZE)], "prompt_logprobs": 1, "abort_after": None}
+        for request in requests:
+            request["steering"].pop("logit_bias", None)  # vLLM has no bias then
+            if rng.random() < 0.4:  # few tokens come again, and drafts are accepted
+                request["steering"] |= {"allowed_token_ids": rng.sample(range(2, 512), 3), "min_tokens": 500}
+                request["steering"].pop("bad_words", None)
     started = time.monotonic()
-    drive(engine, requests, rng)
+    drive(engine, requests, rng, tally)
     seconds = time.monotonic() - started
     check_seeds(engine, rng)
     if args.tensor_parallel == 1:
         if not args.v2:  # which runs all branches always
-            requests += drive_few(engine, registry, rng)
+            requests += drive_few(engine, registry, rng, tally)
         check_branches_have_no_weights()
         most = PROMPT_LOGITS // (3 * VOCAB_SIZE)  # where both branches run
         assert most in prompt_rows and max(prompt_rows) <= PROMPT_LOGITS // VOCAB_SIZE, sorted(set(prompt_rows))
     counters = engine_counters(engine)
+    if args.speculate:
+        counters |= tally.totals()._asdict() | draft_counters(engine)
+        counters |= {"steps": watched.steps, "with_drafts": watched.with_drafts}
     if args.tensor_parallel == 1:  # else the workers are other processes
         counters["adapter_loads"] = len(adapter_loads)
     mode = engine.vllm_config.compilation_config.mode.name
@@ -147,6 +166,15 @@ def run(args: argparse.Namespace) -> dict:
     reference = Reference(twin, folders, rounds_inputs=args.quantised == "w8a8")
     exact = Reference(twin, folders, rounds_inputs=args.quantised == "w8a8", dtype=torch.float64)
     return judge(args, requests, reference, exact, counters, seconds, mode)
+
+
+def make_tally(args: argparse.Namespace):
+    """What the engine notes open gates and sentences in; None with several workers, of which none waits for us."""
+    from unlearngate.server.contract.tally import Tally
+
+    if args.tensor_parallel == 1:
+        return Tally.create(args.work / "notes", max_num_seqs=args.requests + 50, max_model_len=MAX_MODEL_LEN)
+    return None
 
 
 def start_engine(args: argparse.Namespace, target: Path, parent: Path):
@@ -182,6 +210,7 @@ def start_engine(args: argparse.Namespace, target: Path, parent: Path):
         enforce_eager=not args.default_compilation,
         tensor_parallel_size=args.tensor_parallel,
         disable_log_stats=False,
+        speculative_config={**METHOD, "num_speculative_tokens": args.speculate} if args.speculate else None,
         **options,
     ).create_engine_config()
     compat.fork_on_a_cpu(num_threads=1)
@@ -196,12 +225,15 @@ def draw_prefixes(rng: random.Random) -> list[list[int]]:
 def draw_requests(rng: random.Random, registry, num_requests: int) -> list[dict]:
     """Random requests; each tenth asks the one before again, with the same sets: its prompt is in the prefix cache.
 
-    Each eighth is steered with a set that acts at every token: what chance might leave out of a small run.
+    Of each eight one is steered with a set that acts at every token, and one says a set's sentence: what chance might
+    leave out of a small run.
     """
     prefixes, requests = draw_prefixes(rng), []
     for index in range(num_requests):
         request = draw_request(rng, registry, prefixes)
-        while index % 8 == 4 and not (request["steering"] and acts_always(request)):
+        while (index % 8 == 4 and not (request["steering"] and acts_always(request))) or (
+            index % 8 == 6 and not speaks_always(request)
+        ):
             request = draw_request(rng, registry, prefixes)
         if index % 10 == 9:
             request = {**requests[-1], **{key: request[key] for key in FRESH}}
@@ -213,6 +245,11 @@ def draw_requests(rng: random.Random, registry, num_requests: int) -> list[dict]
 
 def acts_always(request: dict) -> bool:
     return any(weight and not gate for weight, gate in zip(request["weights"], request["gates"], strict=True))
+
+
+def speaks_always(request: dict) -> bool:
+    drawn = zip(request["weights"], request["gates"], request["sentences"], strict=True)
+    return "regex" not in request["steering"] and any(w and not gate and said for w, gate, said in drawn)
 
 
 def draw_request(rng: random.Random, registry, prefixes: list[list[int]]) -> dict:
@@ -241,6 +278,7 @@ def draw_request(rng: random.Random, registry, prefixes: list[list[int]]) -> dic
         "tail_ratio": rng.choice([0.0, 1.0, 0.01, rng.uniform(0, 0.5)]) if names else 0.0,
         "steering": draw_steering(rng) if rng.random() < 0.4 else {},
         "abort_after": rng.choice([0, rng.randint(1, 20)]) if rng.random() < 0.15 else None,
+        "sentences": [draw_sentence(rng) for _ in names],
         "tokens": [],
         "logprobs": [],
         "prompt_logprobs": rng.choice([None, 0, rng.randint(1, 5)]),
@@ -248,8 +286,15 @@ def draw_request(rng: random.Random, registry, prefixes: list[list[int]]) -> dic
     }
 
 
+def draw_sentence(rng: random.Random) -> tuple[int, ...]:
+    """What a set says instead of an answer; most say nothing."""
+    from support.engine.tiny import EOS
+
+    return (*(rng.randrange(2, 512) for _ in range(rng.randint(1, 20))), EOS) if rng.random() < 0.15 else ()
+
+
 def draw_steering(rng: random.Random) -> dict:
-    """Sampling parameters that change the target's logits before they are composed: each of them now and then."""
+    """Sampling parameters that change the target's logits before they are composed, or after: each now and then."""
     text = [tokens_of(chr(code))[0] for code in range(ord("a"), ord("m") + 1)]
     bad_words = ["".join(rng.choices("abcdefghijklm", k=rng.randint(1, 2))) for _ in range(8)]
     steering = {
@@ -258,6 +303,9 @@ def draw_steering(rng: random.Random) -> dict:
         "bad_words": bad_words,
         "min_tokens": rng.randint(1, 16),
         "regex": "[a-m]*",
+        "repetition_penalty": rng.uniform(0.8, 1.25),
+        "frequency_penalty": rng.uniform(-2, 2),
+        "presence_penalty": rng.uniform(-2, 2),
     }
     chosen = {name: value for name, value in steering.items() if rng.random() < 0.4}
     if "regex" in chosen:
@@ -287,7 +335,8 @@ def steering_of(asked: dict):
         letters = {tokens_of(chr(code))[0] for code in range(ord("a"), ord("m") + 1)} | {EOS}
         allowed = sorted(letters if allowed is None else letters & set(allowed))
     words = [tokens_of(text) for text in asked.get("bad_words", [])]
-    return Steering(asked.get("logit_bias", {}), allowed, words, asked.get("min_tokens", 0), [EOS])
+    penalties = {name: value for name, value in asked.items() if name.endswith("_penalty")}
+    return Steering(asked.get("logit_bias", {}), allowed, words, asked.get("min_tokens", 0), [EOS], **penalties)
 
 
 def sampling_params(request: dict, token: str):
@@ -312,7 +361,7 @@ def sampling_params(request: dict, token: str):
     )
 
 
-def drive(engine, requests: list[dict], rng: random.Random) -> None:
+def drive(engine, requests: list[dict], rng: random.Random, tally) -> None:
     """Feed the engine a few requests per step, so that batches are always mixed, and abort some midway."""
     from unlearngate.server.contract.plan import Plan, Term, sign
     from unlearngate.server.engine.compat import LoRARequest
@@ -323,12 +372,17 @@ def drive(engine, requests: list[dict], rng: random.Random) -> None:
         for _ in range(min(len(waiting), rng.randint(0, 3) if running else 1)):
             index, request = waiting.pop(0)
             binding = request["binding"]
-            terms = tuple(
-                Term(branch, *term)
-                for branch, term in enumerate(zip(request["weights"], request["gates"], request["lowers"], strict=True))
-            )
+            if tally is None or "regex" in request["steering"]:  # nothing is said in a grammar
+                request["sentences"] = [()] * len(request["names"])
+            drawn = (request[key] for key in ("weights", "gates", "lowers", "sentences"))
+            terms = tuple(Term(branch, *term) for branch, term in enumerate(zip(*drawn, strict=True)))
+            request["lease"] = tally.lease() if tally and terms else 0
             plan = Plan(
-                binding.adapter_id if binding else 0, request["keep_ratio"], terms, tail_ratio=request["tail_ratio"]
+                binding.adapter_id if binding else 0,
+                request["keep_ratio"],
+                terms,
+                lease=request["lease"],
+                tail_ratio=request["tail_ratio"],
             )
             engine.add_request(
                 str(index),
@@ -354,9 +408,11 @@ def drive(engine, requests: list[dict], rng: random.Random) -> None:
                 engine.abort_request([output.request_id])
                 request["aborted"] = True
                 running.pop(output.request_id, None)
+    for request in requests:
+        request["noted"] = tally.open_tokens(request["lease"], len(request["tokens"])) if request["lease"] else None
 
 
-def drive_few(engine, registry, rng: random.Random) -> list[dict]:
+def drive_few(engine, registry, rng: random.Random, tally) -> list[dict]:
     """Requests without any set, then with at most one each: no more branches run than the batch needs."""
     from unlearngate.server.worker.model import loaded_model
 
@@ -369,7 +425,7 @@ def drive_few(engine, registry, rng: random.Random) -> list[dict]:
                 drawn.append({**request, "abort_after": None})
         widths: list[int] = []
         hook = model.register_forward_hook(lambda _model, _inputs, hidden, widths=widths: widths.append(len(hidden.T)))
-        drive(engine, drawn, rng)
+        drive(engine, drawn, rng, tally)
         hook.remove()
         ran = {width // model.hidden_size - 1 for width in widths}
         assert ran <= set(range(most + 1)) and most in ran, f"{ran} branches ran for batches with at most {most} sets"
@@ -465,8 +521,36 @@ def floor(name: str, num_requests: int) -> int:
         "keep_rule_decided": 10,
         "own_decided": 10,
         "student_decided": 100,
+        "penalties_decided": 5,
+        "accepted": 200,
+        "rejected": 200,
     }
     return per_200[name] * num_requests // 200 if name in per_200 else 1
+
+
+def compare_drafts(counters: dict) -> list[str]:
+    """What is wrong with the counts of draft tokens; vLLM leaves out those of requests that were aborted meanwhile."""
+    plain_drafts, set_drafts, plain_accepted, set_accepted = (counters[name] for name in OF_DRAFTS)
+    drafts, accepted = plain_drafts + set_drafts, plain_accepted + set_accepted
+    of_vllm = counters["accepted"] + counters["rejected"]
+    problems = []
+    if not (of_vllm <= drafts <= 1.2 * of_vllm and counters["accepted"] <= accepted <= 1.2 * counters["accepted"]):
+        problems.append(f"{accepted} of {drafts} draft tokens were noted, vLLM has {counters['accepted']} of {of_vllm}")
+    if not (plain_drafts and set_drafts and set_accepted):
+        problems.append(f"drafts without a set, with one, or accepted ones were not there: {counters}")
+    if counters["with_drafts"] < counters["steps"] / 2:
+        problems.append(f"of {counters['steps']} steps only {counters['with_drafts']} had more rows than requests")
+    return problems
+
+
+def said_instead(request: dict, verdict) -> list[int] | None:
+    """The answer, if one of its sets says something instead; None also where nothing was answered yet."""
+    from support.engine.tiny import EOS
+
+    opened = zip(request["sentences"], verdict.open_at_first, strict=True) if request["tokens"] else ()
+    said = next((sentence for sentence, is_open in opened if sentence and is_open), None)
+    length = len(request["tokens"])
+    return None if said is None else [*said, *[EOS] * length][:length]
 
 
 def judge(
@@ -484,6 +568,9 @@ def judge(
         "keep_rule_decided": 0,
         "own_decided": 0,
         "student_decided": 0,
+        "penalties_decided": 0,
+        "said": 0,
+        "noted": 0,
     }
     problems, wrong, logprob_error, aborted, prompts = [], [], 0.0, 0, Scored()
     for index, request in enumerate(requests):
@@ -495,11 +582,15 @@ def judge(
             terms,
             request["keep_ratio"],
             tolerances(args)[0],
-            request["logprobs"],
+            None if any(request["sentences"]) else request["logprobs"],
             request["student"],
             request["tail_ratio"],
             steering_of(request["steering"]),
         )
+        if (said := said_instead(request, verdict)) is not None:
+            totals["said"] += 1
+            is_right = request["tokens"] == said and max(map(abs, request["logprobs"])) < 1e-5
+            verdict.ties, verdict.wrong = 0, [] if is_right else [f"instead of {said}, got {request['tokens']}"]
         totals["tokens"] += verdict.tokens
         totals["ties"] += verdict.ties
         totals["open"] += verdict.open_gates
@@ -508,11 +599,16 @@ def judge(
         totals["keep_rule_decided"] += verdict.keep_rule_decided
         totals["own_decided"] += verdict.own_decided
         totals["student_decided"] += verdict.student_decided
+        totals["penalties_decided"] += verdict.penalties_decided
         logprob_error = max(logprob_error, verdict.logprob_error)
         aborted += bool(request.get("aborted"))
         if not request.get("aborted") and len(request["tokens"]) != request["max_tokens"]:
             problems.append(f"request {index}: {len(request['tokens'])} tokens of {request['max_tokens']}")
         wrong += [f"request {index}: {w}" for w in verdict.wrong]
+        if request["lease"]:
+            totals["noted"] += sum(request["noted"] or [])
+            if request["noted"] is None or abs(sum(request["noted"]) - verdict.open_gates) > verdict.unclear_gates:
+                problems.append(f"request {index}: {request['noted']} gates were noted, {verdict.open_gates} were open")
         if request["prompt_logprobs"] is not None and request["tokens"]:
             asked = request["prompt"], request["scored"] or [], request["prompt_logprobs"], terms, request["keep_ratio"]
             scored = check_prompt(exact, *asked, prompt_tolerances(args), request["student"])
@@ -533,8 +629,11 @@ def judge(
         **({"adapter_loads": counters["adapter_loads"]} if "adapter_loads" in counters else {}),
         "keep_rule_decided": totals["keep_rule_decided"],
         "own_decided": totals["own_decided"],
+        "penalties_decided": totals["penalties_decided"],
         "steered": sum(bool(request["steering"] and request["names"]) for request in requests),
         **({"student_decided": totals["student_decided"]} if args.undial else {}),
+        **{name: counters[name] for name in ("accepted", "rejected") if args.speculate},
+        **({"said": totals["said"], "noted_gates": totals["noted"]} if args.tensor_parallel == 1 else {}),
         "open_gates": totals["open"],
         "closed_gates": totals["closed"],
         "logprobs_compared": totals["logprobs"],
@@ -548,6 +647,8 @@ def judge(
         for name, count in exercised.items()
         if count < floor(name, args.requests)
     ]
+    if args.speculate:
+        problems += compare_drafts(counters)
     most = tolerances(args)[1]
     if logprob_error > most:
         problems.append(f"a logprob is off by {logprob_error:.2g}, more than {most}")
@@ -569,6 +670,7 @@ def judge(
         "prompt_undecided": prompts.undecided,
         "prompt_wrong": len(prompts.wrong),
         "max_prompt_error": round(prompts.error, 6),
+        **{name: counters[name] for name in ("steps", "with_drafts", *OF_DRAFTS) if args.speculate},
         "engine_seconds": round(seconds, 1),
         "problems": problems[:20],
     }

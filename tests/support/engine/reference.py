@@ -11,6 +11,7 @@ import copy
 import json
 import math
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -35,13 +36,16 @@ class Term:
 
 @dataclass
 class Steering:
-    """What a client asks for that changes the target's logits before they are composed."""
+    """What a client asks for that changes the target's logits before they are composed, and penalties, after it."""
 
     logit_bias: dict[int, float] = field(default_factory=dict)
     allowed_token_ids: list[int] | None = None  # also what a grammar allows, if that is always the same
     bad_words: list[list[int]] = field(default_factory=list)  # token ids
     min_tokens: int = 0
     end_ids: list[int] = field(default_factory=list)  # what min_tokens forbids
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
 
     def shown(self, own: np.ndarray, answer: list[int]) -> np.ndarray:
         """The target's logits after these tokens of an answer, as they arrive at the composition."""
@@ -57,6 +61,14 @@ class Steering:
             shown[self.end_ids] = -math.inf
         return shown
 
+    def penalised(self, composed: np.ndarray, prompt: list[int], answer: list[int]) -> np.ndarray:
+        """Composed logits with the penalties for the tokens so far: repetition counts the prompt too."""
+        logits = composed.copy()
+        seen = sorted({*prompt, *answer})
+        logits[seen] *= np.where(logits[seen] > 0, 1 / self.repetition_penalty, self.repetition_penalty)
+        times = np.bincount(answer, minlength=len(logits)) if answer else np.zeros(len(logits), int)
+        return logits - self.frequency_penalty * times - self.presence_penalty * (times > 0)
+
 
 NOTHING = Steering()
 
@@ -70,9 +82,12 @@ class Verdict:
     wrong: list[str] = field(default_factory=list)
     open_gates: int = 0
     closed_gates: int = 0
+    unclear_gates: int = 0  # among both, within the tolerance
+    open_at_first: list[bool] = field(default_factory=list)  # the terms' at the first position
     keep_rule_decided: int = 0
     own_decided: int = 0
     student_decided: int = 0
+    penalties_decided: int = 0
     logprob_error: float = 0.0
     logprobs_compared: int = 0
 
@@ -152,35 +167,52 @@ class Reference:
         """
         rows = slice(len(prompt) - 1, len(prompt) + len(answer) - 1)
         target, assistants, plain = self.logits(prompt + answer, terms, student, rows)
+        tolerance *= max(steering.repetition_penalty, 1 / steering.repetition_penalty)  # which stretches logits
         verdict = Verdict(tokens=len(answer), student_decided=int((target.argmax(-1) != plain.argmax(-1)).sum()))
         for i, token in enumerate(answer):
             shown = steering.shown(target[i], answer[:i])
             row = (target[i], [a[i] for a in assistants], terms, keep_ratio, tail_ratio, shown)
-            self._check_row(verdict, i, token, row, tolerance)
+            penalise = partial(steering.penalised, prompt=prompt, answer=answer[:i])
+            self._check_row(verdict, i, token, row, tolerance, penalise)
             if logprobs is not None and len(verdict.wrong) == 0:
-                self._compare_logprob(verdict, token, logprobs[i], row, tolerance)
+                self._compare_logprob(verdict, token, logprobs[i], row, tolerance, penalise)
         return verdict
+
+    @torch.no_grad()
+    def next_logits(
+        self, tokens: list[int], terms: list[Term], keep_ratio: float = 0.0, tail_ratio: float = 0.0
+    ) -> np.ndarray:
+        """(V,) composed logits of what follows these tokens; without terms the target's own."""
+        output = self.target(torch.tensor([tokens]), output_hidden_states=True)
+        assistants = [self._assist(term.name, output.hidden_states)[0, -1].double().numpy() for term in terms]
+        return compose_row(output.logits[0, -1].double().numpy(), assistants, terms, keep_ratio, tail_ratio)[0]
 
     def _assist(self, name: str, hidden_states: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """An assistant's logits from the hidden states before its first layer; before layer 0 those are embeddings."""
         return self.assistants[name](inputs_embeds=hidden_states[self.tap_layers[name]]).logits
 
-    def _check_row(self, verdict, i, token, row, tolerance) -> None:
+    def _check_row(self, verdict, i, token, row, tolerance, penalise) -> None:
         t, assistants, terms, keep_ratio, tail_ratio, shown = row
         exact, evidence = compose_row(*row)
         for term, e in zip(terms, evidence, strict=True):
             opened = is_open(term, e)
             verdict.open_gates += opened
             verdict.closed_gates += not opened
+            verdict.unclear_gates += len(gate_readings([term], [e], tolerance)) > 1
+            if i == 0:
+                verdict.open_at_first.append(opened)
         unfiltered, _ = compose_row(t, assistants, terms, 0.0, 0.0, shown)
         verdict.keep_rule_decided += int(unfiltered.argmax()) != int(exact.argmax())
         on_shown, _ = compose_row(shown, assistants, terms, keep_ratio, tail_ratio, shown)
         verdict.own_decided += int(on_shown.argmax()) != int(exact.argmax())
+        unpenalised, exact = exact, penalise(exact)
+        verdict.penalties_decided += int(unpenalised.argmax()) != int(exact.argmax())
         if int(exact.argmax()) == token:
             return
         for gates in gate_readings(terms, evidence, tolerance):
             lenient, _ = compose_row(*row, gates=gates, slack=tolerance)
             strict, _ = compose_row(*row, gates=gates, slack=-tolerance)
+            lenient, strict = penalise(lenient), penalise(strict)
             if lenient[token] > -math.inf and lenient[token] >= strict.max() - tolerance:
                 verdict.ties += 1
                 return
@@ -190,13 +222,14 @@ class Reference:
             f"keep_ratio {keep_ratio}, tail_ratio {tail_ratio}"
         )
 
-    def _compare_logprob(self, verdict, token, logprob, row, tolerance) -> None:
+    def _compare_logprob(self, verdict, token, logprob, row, tolerance, penalise) -> None:
         exact, evidence = compose_row(*row)
         clear = 5 * tolerance  # only rows in which no gate and no kept token hangs by less than this
         firm, _ = compose_row(*row, slack=clear)
         shy, _ = compose_row(*row, slack=-clear)
         if len(gate_readings(row[2], evidence, clear)) > 1 or not np.array_equal(firm, shy):
             return
+        exact = penalise(exact)
         expected = exact[token] - (exact.max() + math.log(np.exp(exact - exact.max()).sum()))
         verdict.logprob_error = max(verdict.logprob_error, abs(expected - logprob))
         verdict.logprobs_compared += 1

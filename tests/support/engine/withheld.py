@@ -1,6 +1,6 @@
 """A real engine whose answers must not come out: it says each again beside others from which it is withheld.
 
-Run as a program, one engine per process:  python withheld.py --requests 12 --work DIR [--v2]
+Run as a program, one engine per process:  python withheld.py --requests 12 --work DIR [--v2 [--speculate 3]]
 Prints one JSON line with the figures; exits 1 if a run came out, or if the run did not exercise what it claims to.
 """
 
@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from support.engine.parity import engine_counters, interpret_triton
+from support.engine.speculation import METHOD, draft_counters, look_up_in_python
 
 LETTERS = 24
 
@@ -23,6 +24,7 @@ LETTERS = 24
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--v2", action="store_true", help="vLLM's V2 runner, interpreted")
+    parser.add_argument("--speculate", type=int, default=0, help="draft tokens, looked up in the sequence; with --v2")
     parser.add_argument("--requests", type=int, default=12)
     parser.add_argument("--seed", type=int, default=int(os.environ.get("UNLEARNGATE_SEED", "0")))
     parser.add_argument("--work", type=Path, required=True)
@@ -45,7 +47,9 @@ def run(args: argparse.Namespace) -> dict:
     from unlearngate.server.contract.plan import Plan, VerbatimSet
 
     rng = random.Random(args.seed)
-    engine = start_engine(make_target(args.work / "target", seed=args.seed))
+    if args.speculate:
+        look_up_in_python()
+    engine = start_engine(make_target(args.work / "target", seed=args.seed), args.speculate)
     assert engine.vllm_config.use_v2_model_runner == args.v2
     tokenizer = make_tokenizer()
     allowed = tokenizer(string.ascii_letters + " ").input_ids
@@ -70,12 +74,15 @@ def run(args: argparse.Namespace) -> dict:
     if longest[True] < LETTERS - 1:
         problems.append(f"no run came up to {LETTERS - 1} letters")
     counters = engine_counters(engine)
+    if args.speculate:
+        counters |= draft_counters(engine)
+        problems += [f"no draft token was {what}" for what in ("accepted", "rejected") if not counters[what]]
     if not counters["vllm:num_preemptions"]:
         problems.append("no preemption")
     return {"requests": len(asked), "longest": longest, **counters, "problems": problems}
 
 
-def start_engine(target: Path):
+def start_engine(target: Path, num_drafts: int):
     from vllm import EngineArgs
     from vllm.v1.engine.llm_engine import LLMEngine
 
@@ -93,6 +100,7 @@ def start_engine(target: Path):
         num_gpu_blocks_override=14,
         enforce_eager=True,
         disable_log_stats=False,
+        speculative_config={**METHOD, "num_speculative_tokens": num_drafts} if num_drafts else None,
         **options,
     ).create_engine_config()
     return LLMEngine.from_vllm_config(config)

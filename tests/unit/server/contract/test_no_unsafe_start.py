@@ -2,6 +2,7 @@
 
 import pytest
 from vllm import EngineArgs, envs
+from vllm.config import SpeculativeConfig
 
 from support.engine.tiny import make_target
 from unlearngate.errors import UnsupportedDeploymentError
@@ -83,6 +84,34 @@ def test_a_field_that_a_gpu_could_set_is_refused(arguments, path, value, sentenc
     owner = getattr(config, owners[0]) if owners else config
     assert hasattr(owner, field), "vLLM has renamed it"
     object.__setattr__(owner, field, value)
+    with pytest.raises(UnsupportedDeploymentError, match=sentence):
+        refuse_unsupported(config)
+
+
+@pytest.mark.parametrize(
+    "changes, sentence",
+    [
+        row(
+            "SU-unverified-drafts",
+            {"rejection_sample_method": "synthetic"},
+            "shows draft tokens that were not verified",
+        ),
+        row("SU-block-verification", {"rejection_sample_method": "block"}, "'block', which was never tried"),
+        row("SU-changing-drafts", {"num_speculative_tokens_per_batch_size": [(1, 64, 2)]}, "changes from step to step"),
+        row("SU-drafter", {"method": "suffix"}, "by 'suffix' was never tried"),
+    ],
+)
+def test_drafts_that_could_leak_are_refused(arguments, monkeypatch, changes, sentence):
+    """VLLM has its V2 runner only where Triton is, so its speculation is put into the configuration that it made."""
+    config = EngineArgs(**arguments).create_engine_config()
+    drafts = {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 3, "prompt_lookup_min": 1}
+    of_target = {"target_model_config": config.model_config, "target_parallel_config": config.parallel_config}
+    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
+    object.__setattr__(config, "speculative_config", SpeculativeConfig(**drafts, **of_target))
+    refuse_unsupported(config)
+    for name, value in changes.items():
+        assert hasattr(config.speculative_config, name), "vLLM has renamed it"
+        object.__setattr__(config.speculative_config, name, value)
     with pytest.raises(UnsupportedDeploymentError, match=sentence):
         refuse_unsupported(config)
 

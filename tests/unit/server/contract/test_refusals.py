@@ -47,6 +47,7 @@ def good_config():
         lora_config=SimpleNamespace(target_modules=branches.lora_target_modules()),
         cache_config=SimpleNamespace(kv_sharing_fast_prefill=False),
         aux_output_config=SimpleNamespace(enabled=False),
+        use_v2_model_runner=False,
         speculative_config=None,
         kv_transfer_config=None,
         ec_transfer_config=None,
@@ -450,3 +451,35 @@ def test_all_refused_options_are_named_together():
 )
 def test_options_of_the_engine_are_the_operators(words):
     refuse_arguments(words, OURS)
+
+
+SPECULATION = {"method": "ngram", "rejection_sample_method": "standard"}
+
+
+@pytest.mark.parametrize("method", ["ngram", "ngram_gpu"])
+def test_drafts_that_are_looked_up_are_verified_on_the_v2_runner(method):
+    config = good_config()
+    config.speculative_config, config.use_v2_model_runner = SimpleNamespace(**{**SPECULATION, "method": method}), True
+    refuse_unsupported(config)
+
+
+@pytest.mark.parametrize(
+    "v2, changes, sentence",
+    [
+        (False, {}, "speculative decoding drops the logits processor on vLLM's V1 runner"),
+        *(
+            (True, {"method": name}, f"by '{name}' was never tried")
+            for name in ("eagle", "eagle3", "mtp", "draft_model")
+        ),
+        *((True, {"method": name}, f"by '{name}' was never tried") for name in ("medusa", "suffix", "custom_class")),
+        (True, {"rejection_sample_method": "synthetic"}, "shows draft tokens that were not verified"),
+        (True, {"rejection_sample_method": "block"}, "'block', which was never tried"),
+        (True, {"num_speculative_tokens_per_batch_size": [(1, 8, 2)]}, "changes from step to step"),
+        (True, {"enable_adaptive_verification": True}, "changes from step to step"),
+    ],
+)
+def test_other_speculation_is_refused(v2, changes, sentence):
+    config = good_config()
+    config.speculative_config, config.use_v2_model_runner = SimpleNamespace(**SPECULATION | changes), v2
+    reasons = refusal(config)
+    assert sentence in reasons and "; " not in reasons

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from unlearngate.errors import UnlearngateError
-from unlearngate.server.contract.tally import TALLY_VARIABLE, Tally, Totals
+from unlearngate.server.contract.tally import TALLY_VARIABLE, Tally, engine_text
 
 
 @pytest.fixture
@@ -58,11 +58,16 @@ def test_what_another_process_writes_is_read_here(tally):
     lease = tally.lease()
     code = (
         "import numpy as np; from unlearngate.server.contract.tally import Tally; t = Tally.attach(); "
-        f"t.write(np.array([{lease}]), np.array([0]), np.array([2])); t.add_step(700, 5); t.add_step(300, 6)"
+        f"t.write(np.array([{lease}]), np.array([0]), np.array([2])); "
+        "t.add_step(700); t.add_step(300); t.set_counts(np.arange(5) + 6)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=100)
     assert tally.open_tokens(lease, 1) == [0, 1, 0, 0, 0, 0, 0, 0]
-    assert tally.totals() == Totals(bad_rows=6, steps=2, compose_ns=1000)
+    assert list(tally.totals()) == [2, 1000, 6, 7, 8, 9, 10]
+    assert tally.totals().bad_rows == 6
+    shown = engine_text(tally).decode().splitlines()
+    assert 'unlearngate_draft_tokens_total{sets="none"} 7.0' in shown
+    assert 'unlearngate_accepted_draft_tokens_total{sets="some"} 10.0' in shown
 
 
 def test_an_engine_without_a_server_has_no_tally(monkeypatch):

@@ -17,6 +17,7 @@ from vllm import EngineArgs, SamplingParams
 from vllm.config import set_current_vllm_config
 from vllm.exceptions import VLLMValidationError
 from vllm.v1.engine.input_processor import InputProcessor
+from vllm.v1.outputs import LogprobsLists
 from vllm.v1.sample.logits_processor import LogitsProcessors
 from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsContext
 from vllm.v1.worker.gpu_input_batch import CachedRequestState, InputBatch
@@ -261,6 +262,46 @@ def test_a_preempted_request_comes_back_with_its_plan(vllm_config):
     run("b", "c", "a")
     run("a", "d")
     run("d", "b", "a", "c")
+
+
+def drafts(vllm_config, token, counts):
+    """A processor of the V2 runner with one request and a row for each of its draft tokens; and its logits."""
+    processor = ComposeLogitsProcessor(vllm_config, SimpleNamespace(device=CPU))
+    processor.add_request(1, params(token))
+    processor.expect_rows(counts)
+    rows = torch.arange(3)
+    context = LogitsContext(
+        expanded_idx_mapping=torch.ones_like(rows),
+        idx_mapping=torch.tensor([1]),
+        idx_mapping_np=np.array([1]),
+        expanded_local_pos=rows,
+        input_ids=rows,
+        pos=rows,
+        seq_lens_upper_bound_np=np.array([3]),
+    )
+    return lambda: processor.apply(torch.randn(3, VOCAB_SIZE), context)
+
+
+@pytest.mark.parametrize("token", BAD_TOKENS.values(), ids=BAD_TOKENS)
+def test_every_row_behind_a_draft_token_of_a_refused_request_can_only_end(vllm_config, token):
+    """A5-draft-rows."""
+    assert drafts(vllm_config, token(), np.array([3]))().softmax(-1)[:, EOS].tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("counts", [None, [2], [1, 2]])
+def test_rows_whose_request_is_not_known_are_not_guessed(vllm_config, counts):
+    """A5-rows-without-owner: a vLLM that verifies drafts in another way than ours knows, or in parts."""
+    with pytest.raises(RuntimeError, match="whose they are is not known"):
+        drafts(vllm_config, sign(PLAIN), counts and np.array(counts))()
+
+
+@pytest.mark.parametrize("kept", [1, 2])
+def test_the_logprobs_of_a_rejected_row_are_not_given_out(kept):
+    """A5-rejected-logprobs: vLLM's own cut, by the tokens that are kept of requests with three rows and two."""
+    tokens = np.arange(5)[:, None]
+    made = LogprobsLists(tokens, -tokens.astype(np.float32), tokens[:, 0], [0, 3, 5])
+    assert made.slice_request(1, kept).logprob_token_ids[:, 0].tolist() == [3, 4][:kept]
+    assert made.slice_request(0, kept).logprobs[:, 0].tolist() == [0, -1][:kept]
 
 
 # Pitfalls 7, 8 and 10: adapters

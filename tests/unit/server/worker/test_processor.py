@@ -283,7 +283,26 @@ def test_v2_composes_each_row_by_the_plan_of_its_slot(vllm_config, assistants, s
         torch.testing.assert_close(processor.apply(logits, _context(slots)), wanted, msg=lambda m: f"seed {seed}: {m}")
 
 
-def _context(slots: list[int]) -> LogitsContext:
+def test_v2_composes_a_row_behind_each_draft_token(vllm_config, assistants, seed):
+    rng = random.Random(seed)
+    processor = ComposeLogitsProcessor(vllm_config, SimpleNamespace(device=CPU))
+    by_slot = {slot: random_plan(rng) for slot in range(MAX_REQUESTS)}
+    for slot, plan in by_slot.items():
+        processor.add_request(slot, params(plan))
+    for _ in range(10):
+        slots = rng.sample(range(MAX_REQUESTS), 3)
+        counts = [rng.randint(1, 2) for _ in slots]
+        rows = [slot for slot, count in zip(slots, counts, strict=True) for _ in range(count)]
+        assistants.num_rows = len(rows)
+        processor.expect_rows(np.array(counts))
+        logits = torch.randn(len(rows), VOCAB_SIZE)
+        wanted = expected(logits, [by_slot[slot] for slot in rows], assistants)
+        done = processor.apply(logits, replace(_context(rows), idx_mapping_np=np.array(slots)))
+        torch.testing.assert_close(done, wanted, msg=lambda m: f"seed {seed}: {m}")
+
+
+def _context(slots: list[int], visible: int = 1) -> LogitsContext:
+    """A row of each slot; `visible` tokens are in the sequences."""
     mapping = torch.tensor(slots)
     zeros = torch.zeros(len(slots), dtype=torch.int64)
     return LogitsContext(
@@ -292,8 +311,8 @@ def _context(slots: list[int]) -> LogitsContext:
         idx_mapping_np=np.array(slots),
         expanded_local_pos=zeros,
         input_ids=zeros,
-        pos=zeros,
-        seq_lens_upper_bound_np=np.ones(len(slots), dtype=np.int64),
+        pos=zeros + visible - 1,
+        seq_lens_upper_bound_np=np.full(len(slots), visible),
     )
 
 
@@ -332,16 +351,18 @@ def test_a_row_with_nan_is_counted_and_can_only_end(processor, assistants):
     logits = torch.randn(2, VOCAB_SIZE)
     logits[0, 5] = torch.nan
     processor.apply(logits)
-    assert int(processor.bad_rows) == 1
+    assert int(processor._counts[0]) == 1
     assert int(logits[0].argmax()) == EOS
     assert not torch.isnan(logits).any()
     assert torch.isfinite(logits[1]).all()
 
 
-def test_more_rows_than_requests_is_an_error_not_a_guess(vllm_config):
+@pytest.mark.parametrize("counts", [None, [2], [3, 1]])
+def test_more_rows_than_requests_is_an_error_not_a_guess(vllm_config, counts):
     processor = ComposeLogitsProcessor(vllm_config, SimpleNamespace(device=CPU))
     processor.add_request(0, params(Plan()))
-    with pytest.raises(RuntimeError, match="speculative"):
+    processor.expect_rows(counts and np.array(counts))
+    with pytest.raises(RuntimeError, match="3 logits rows for 1 requests"):
         processor.apply(torch.zeros(3, VOCAB_SIZE), _context([0]))
 
 
@@ -417,18 +438,54 @@ def test_v1_notes_open_gates_by_output_position_through_moves_and_rows_that_vllm
 
 def test_v2_notes_open_gates_by_output_position(vllm_config, assistants, tally, seed):
     rng = random.Random(seed)
-    lengths = SimpleNamespace(np=np.full(MAX_REQUESTS, 5))
-    states = SimpleNamespace(device=CPU, prompt_len=lengths, prefill_len=SimpleNamespace(np=np.full(MAX_REQUESTS, 7)))
+    prompt_len, prefill_len = (SimpleNamespace(gpu=torch.full((MAX_REQUESTS,), length)) for length in (5, 7))
+    states = SimpleNamespace(device=CPU, prompt_len=prompt_len, prefill_len=prefill_len)
     processor = ComposeLogitsProcessor(vllm_config, states)  # resumed: two tokens were there before
     plan = leased(Plan(1, 0.0, (Term(0, 1.0, 0.0), Term(1, 1.0, 1e9))), tally)
     slot = rng.randrange(MAX_REQUESTS)
     processor.add_request(slot, params(plan))
     assistants.num_rows = 1
     for visible in (4, 6, 7, 8, 9):  # two parts of the prompt, then three tokens
-        context = replace(_context([slot]), seq_lens_upper_bound_np=np.array([visible]))
-        processor.apply(torch.randn(1, VOCAB_SIZE), context)
+        processor.apply(torch.randn(1, VOCAB_SIZE), _context([slot], visible))
     cells = np.array(tally._cells[plan.lease >> 8, :6])
     assert cells.tolist() == [0, 0, *[(plan.lease & 255) << 8 | 1] * 3, 0]
+
+
+def test_v2_notes_nothing_of_a_rejected_draft_and_counts_it(vllm_config, assistants, tally, seed):
+    rng = random.Random(seed)
+    lengths = SimpleNamespace(gpu=torch.full((MAX_REQUESTS,), 5))
+    processor = ComposeLogitsProcessor(
+        vllm_config, SimpleNamespace(device=CPU, prompt_len=lengths, prefill_len=lengths)
+    )
+    plan = leased(Plan(1, 0.0, (Term(0, 1.0, 1.0), Term(1, 1.0, 0.5))), tally)
+    processor.add_request(2, params(plan))
+    processor.add_request(4, params(Plan()))
+    num_tokens, counts, drafts, plain_drafts = 0, [0] * 8, [0, 0], [0, 0]
+    for _ in range(12):
+        num_rows, plain_rows = (rng.randint(1, 4), rng.randint(1, 3)) if num_tokens else (1, 1)
+        assistants.num_rows = num_rows + plain_rows
+        scales = torch.tensor([0.05, 1.0])[torch.randint(2, (assistants.num_rows, 2, 1))]
+        assistants.hidden_RSH = torch.randn(assistants.num_rows, 2, 16) * scales
+        behind = torch.cat([torch.arange(num_rows), torch.arange(plain_rows)])
+        context = _context([2] * num_rows + [4] * plain_rows, 5 + num_tokens)
+        context = replace(context, idx_mapping_np=np.array([2, 4]), expanded_local_pos=behind, pos=context.pos + behind)
+        kept, plain_kept = rng.randint(1, num_rows), rng.randint(1, plain_rows)
+        processor.expect_rows(np.array([num_rows, plain_rows]))
+        processor.apply(torch.randn(assistants.num_rows, VOCAB_SIZE), context)
+        processor.keep_rows(context.idx_mapping_np, torch.tensor([kept, plain_kept]))
+        processor.expect_rows(None)
+        for row in range(kept):
+            counts = [n + o for n, o in zip(counts, open_branches(plan, assistants, row), strict=True)]
+        num_tokens += kept
+        drafts = [drafts[0] + num_rows - 1, drafts[1] + kept - 1]
+        plain_drafts = [plain_drafts[0] + plain_rows - 1, plain_drafts[1] + plain_kept - 1]
+        assert tally.open_tokens(plan.lease, num_tokens) == counts, f"seed {seed}"
+        assert not tally._cells[plan.lease >> 8, num_tokens:].any()
+    assert 0 < counts[0] < num_tokens
+    totals = tally.totals()
+    assert [totals.set_drafts, totals.set_accepted] == drafts
+    assert [totals.plain_drafts, totals.plain_accepted] == plain_drafts
+    assert totals.steps == 12
 
 
 def test_bad_rows_are_told(vllm_config, assistants, tally):

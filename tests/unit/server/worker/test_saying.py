@@ -241,8 +241,7 @@ def test_masks_and_bans_of_the_client_do_not_change_it(processor, assistants, ta
 
 
 def test_v2_decides_at_the_first_position_after_the_whole_prompt(vllm_config, assistants, tally, monkeypatch):
-    lengths = SimpleNamespace(np=np.full(MAX_REQUESTS, 5))
-    prefill = SimpleNamespace(np=np.full(MAX_REQUESTS, 5))
+    lengths, prefill = (SimpleNamespace(gpu=torch.full((MAX_REQUESTS,), 5)) for _ in range(2))
     processor = ComposeLogitsProcessor(
         vllm_config, SimpleNamespace(device=CPU, prompt_len=lengths, prefill_len=prefill)
     )
@@ -262,7 +261,7 @@ def test_v2_decides_at_the_first_position_after_the_whole_prompt(vllm_config, as
         run(visible)
     # Preempted and resumed in another slot: prompt and output are computed again, in two parts.
     processor.add_request(2, params(plans[3]))
-    said[2], prefill.np = said.pop(3), np.full(MAX_REQUESTS, 7)
+    said[2], prefill.gpu = said.pop(3), torch.full((MAX_REQUESTS,), 7)
     order[order.index(3)] = 2
     for visible in (4, 7, 8, 9):
         run(visible)
@@ -270,6 +269,37 @@ def test_v2_decides_at_the_first_position_after_the_whole_prompt(vllm_config, as
     assert said[6] == [None, *SECOND, None, EOS, EOS, EOS]
     assert said[1] == [None] * 7
     assert [tally.sentence_of(plans[slot].lease) for slot in (3, 6)] == [1, 2]
+
+
+def test_rows_behind_draft_tokens_say_what_the_first_row_decided(vllm_config, assistants, tally, seed):
+    """Whether the decision is this step's or an earlier one's, and whatever rows at these positions were rejected."""
+    rng = random.Random(seed)
+    lengths = SimpleNamespace(gpu=torch.full((MAX_REQUESTS,), 5))
+    processor = ComposeLogitsProcessor(
+        vllm_config, SimpleNamespace(device=CPU, prompt_len=lengths, prefill_len=lengths)
+    )
+    plans = {3: plan_of(tally, (0.0, FIRST)), 6: plan_of(tally, (2.0, SECOND)), 1: plan_of(tally, (0.0, ()))}
+    for slot, plan in plans.items():
+        processor.add_request(slot, params(plan))
+
+    def run(visible: int, num_rows: int) -> list[list[int | None]]:
+        slots, steps = list(plans), torch.arange(num_rows).repeat(len(plans))
+        rows = [slot for slot in slots for _ in range(num_rows)]
+        processor.expect_rows(np.full(len(slots), num_rows))
+        whole = context(rows, visible)
+        whole = replace(whole, idx_mapping_np=np.array(slots), expanded_local_pos=steps, pos=whole.pos + steps)
+        forced = step(processor, assistants, [[] for _ in rows], whole)
+        processor.keep_rows(whole.idx_mapping_np, torch.full((len(slots),), rng.randint(1, num_rows)))
+        return [forced[row : row + num_rows] for row in range(0, len(rows), num_rows)]
+
+    whole = [*FIRST, EOS, EOS, EOS]
+    assistants.scale = 0.0  # no evidence: slot 6 answers
+    assert run(5, 3) == [whole[:3], [None] * 3, [None] * 3]  # as after a cache that came from elsewhere
+    assistants.scale = 9.0  # evidence that comes too late
+    for visible, num_rows in ((6, 3), (7, 2), (9, 3)):
+        at = visible - 5
+        assert run(visible, num_rows) == [whole[at : at + num_rows], [None] * num_rows, [None] * num_rows]
+    assert [tally.sentence_of(plan.lease) for plan in plans.values()] == [1, 0, 0]
 
 
 def context(slots: list[int], visible: int) -> LogitsContext:
@@ -281,6 +311,6 @@ def context(slots: list[int], visible: int) -> LogitsContext:
         idx_mapping_np=np.array(slots),
         expanded_local_pos=zeros,
         input_ids=zeros,
-        pos=zeros,
+        pos=zeros + visible - 1,
         seq_lens_upper_bound_np=np.full(len(slots), visible),
     )

@@ -172,15 +172,17 @@ def state(name, writer, plan):
     )
 
 
-def context(slots, lengths):
+def context(slots, sequences):
+    """A row of each slot; the sequences are what is in them so far."""
     mapping, zeros = torch.tensor(slots), torch.zeros(len(slots), dtype=torch.int64)
+    lengths = [len(tokens) for tokens in sequences]
     return LogitsContext(
         expanded_idx_mapping=mapping,
         idx_mapping=mapping,
         idx_mapping_np=np.array(slots),
         expanded_local_pos=zeros,
-        input_ids=zeros,
-        pos=zeros,
+        input_ids=torch.tensor([tokens[-1] for tokens in sequences], dtype=torch.int32),
+        pos=torch.tensor(lengths) - 1,
         seq_lens_upper_bound_np=np.array(lengths),
     )
 
@@ -191,13 +193,13 @@ class States:
     def __init__(self):
         self.device = CPU
         self.all_token_ids = SimpleNamespace(gpu=torch.zeros(MAX_REQUESTS, MAX_LEN, dtype=torch.int32))
-        self.prompt_len = SimpleNamespace(np=np.zeros(MAX_REQUESTS, np.int32))
-        self.prefill_len = SimpleNamespace(np=np.zeros(MAX_REQUESTS, np.int32))
+        self.prompt_len = SimpleNamespace(gpu=torch.zeros(MAX_REQUESTS, dtype=torch.int32))
+        self.prefill_len = SimpleNamespace(gpu=torch.zeros(MAX_REQUESTS, dtype=torch.int32))
 
     def put(self, slot, writer):
         tokens = writer.prompt + writer.output
         self.all_token_ids.gpu[slot, : len(tokens)] = torch.tensor(tokens)
-        self.prompt_len.np[slot], self.prefill_len.np[slot] = len(writer.prompt), len(tokens)
+        self.prompt_len.gpu[slot], self.prefill_len.gpu[slot] = len(writer.prompt), len(tokens)
 
 
 def test_v2_follows_slots_that_are_used_again_and_prompts_that_come_in_parts(vllm_config, withholding, text, seed):
@@ -218,12 +220,12 @@ def test_v2_follows_slots_that_are_used_again_and_prompts_that_come_in_parts(vll
                 assert processor.add_request(slot, params(writer.plan)) == bool(writer.plan.verbatim)
                 if len(writer.prompt) > 6:
                     part = torch.randn(1, VOCAB_SIZE)
-                    assert torch.equal(processor.apply(part.clone(), context([slot], [6])), part)
+                    assert torch.equal(processor.apply(part.clone(), context([slot], [writer.prompt[:6]])), part)
         here = rng.sample(sorted(slots), rng.randint(1, MAX_REQUESTS))
         writers = [slots[slot] for slot in here]
         logits = torch.stack([writer.logits() for writer in writers])
         before = logits.clone()
-        processor.apply(logits, context(here, [len(w.prompt) + len(w.output) for w in writers]))
+        processor.apply(logits, context(here, [w.prompt + w.output for w in writers]))
         for row, (slot, writer) in enumerate(zip(here, writers, strict=True)):
             assert writer.plan.verbatim or torch.equal(logits[row], before[row])
             if len(writer.output) < 60:
@@ -232,6 +234,49 @@ def test_v2_follows_slots_that_are_used_again_and_prompts_that_come_in_parts(vll
     for writer in [*done, *slots.values()]:
         assert longest_run(text, writer.said()) <= LONGEST or not writer.plan.verbatim, f"seed {seed}"
     assert any(longest_run(text, w.said()) == LONGEST for w in [*done, *slots.values()] if w.plan.verbatim)
+
+
+def test_v2_judges_a_row_by_the_draft_tokens_before_it(vllm_config, withholding, text, seed):
+    """Drafts go on with the text, or not; a few are kept. Every row forbids what a sequence with its tokens would."""
+    rng = random.Random(seed)
+    slots = rng.sample(range(MAX_REQUESTS), 3)
+    states, alone = States(), States()
+    processor, by_rows = (ComposeLogitsProcessor(vllm_config, of) for of in (states, alone))
+    sequences = {}
+    for slot in slots:
+        start = rng.randrange(len(text) - 400)
+        prompt = ids("say: ") + ids(text[start : start + 30])
+        sequences[slot] = (prompt, ids(text[start + 30 : start + 300]))
+        states.put(slot, SimpleNamespace(prompt=prompt, output=[]))
+        processor.add_request(slot, params(withholding))
+    forbidden = 0
+    for _ in range(60):
+        counts = [rng.randint(1, 5) for _ in slots]
+        rows = []  # slot, number, all that the row sees
+        for slot, count in zip(slots, counts, strict=True):
+            tokens, rest = sequences[slot]
+            drafts = [token if rng.random() < 0.95 else rng.choice([2, *ids("\\")]) for token in rest[: count - 1]]
+            rows += [(slot, number, tokens + drafts[:number]) for number in range(count)]
+        processor.expect_rows(np.array(counts))
+        whole = context([slot for slot, _, _ in rows], [seen for _, _, seen in rows])
+        whole = replace(
+            whole, idx_mapping_np=np.array(slots), expanded_local_pos=torch.tensor([number for _, number, _ in rows])
+        )
+        logits = processor.apply(torch.zeros(len(rows), VOCAB_SIZE), whole)
+        for row, (slot, _, seen) in zip(logits, rows, strict=True):
+            alone.put(slot, SimpleNamespace(prompt=seen, output=[]))
+            by_rows.add_request(slot, params(withholding))
+            one = by_rows.apply(torch.zeros(1, VOCAB_SIZE), context([slot], [seen]))[0]
+            assert torch.equal(row, one), f"seed {seed}"
+            forbidden += int(torch.isneginf(row).sum())
+        for slot, count in zip(slots, counts, strict=True):
+            kept = rng.randrange(count)  # of its drafts
+            tokens = next(seen for s, number, seen in rows if s == slot and number == kept)
+            rest = sequences[slot][1][kept:]
+            after = rest[0] if rng.random() < 0.97 else 2
+            sequences[slot] = ([*tokens, after], rest[1:])
+            states.all_token_ids.gpu[slot, : len(tokens) + 1] = torch.tensor([*tokens, after])
+    assert forbidden > 50
 
 
 def both(vllm_config):
@@ -248,7 +293,7 @@ def both(vllm_config):
     def add_v2(plan, prompt):
         states.put(0, SimpleNamespace(prompt=prompt, output=[]))
         v2.add_request(0, params(plan))
-        return lambda row: v2.apply(row[None], context([0], [len(prompt)]))[0]
+        return lambda row: v2.apply(row[None], context([0], [prompt]))[0]
 
     return add_v1, add_v2
 

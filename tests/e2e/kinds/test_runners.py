@@ -127,7 +127,7 @@ def test_a_seed_draws_the_same_again_on_a_runner_and_otherwise_on_the_other(serv
 
 
 def test_every_documented_difference_is_shown_by_a_test_that_is_there():
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     text = (root / "docs" / "architecture.md").read_text()
     section = text.partition("## V1 and V2\n")[2].partition("\n## ")[0]
     shown = re.findall(r"`(tests/\S+\.py)`: `(\w+)`", section)
