@@ -168,7 +168,7 @@ def keep_prompt_logprobs() -> None:
     add = RequestOutput.add
 
     def kept(self: Any, next_output: Any, aggregate: bool) -> None:
-        if self.prompt_logprobs is None:
+        if not self.prompt_logprobs:  # vLLM has an empty list where it gave them before
             self.prompt_logprobs = next_output.prompt_logprobs
         add(self, next_output, aggregate)
 

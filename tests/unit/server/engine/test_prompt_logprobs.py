@@ -15,8 +15,9 @@ def output(index, prompt_logprobs):
 def test_a_choices_first_output_keeps_them_behind_another_choices_later_one(aggregate):
     keep_prompt_logprobs()
     numbers, others = [None, {4: -1.0}], [None, {4: -2.0}]
-    for first, second, expected in [(None, numbers, numbers), (numbers, None, numbers), (numbers, others, numbers)]:
+    pairs = [(None, numbers), ([], numbers), (numbers, None), (numbers, []), (numbers, others)]
+    for first, second in pairs:
         merged = output(0, first)
         merged.add(output(1, second), aggregate=aggregate)
-        assert merged.prompt_logprobs is expected
+        assert merged.prompt_logprobs is numbers
         assert [choice.index for choice in merged.outputs] == [0, 1]
