@@ -80,7 +80,7 @@ def test_every_architecture_is_in_the_parity_runs():
     assert {name for one in families for name in family_config(one).architectures} == set(TARGET_ARCHITECTURES)
     for family in families:
         own = [arguments for arguments in ALL_RUNS.values() if family in arguments]
-        for word in ("--v2", "--tap", "--default-compilation", "--tensor-parallel"):
+        for word in ("--v2", "--tap", "--default-compilation", "--tensor-parallel", "--speculate"):
             assert any(word in arguments for arguments in own), f"{family} has no run with {word}"
 
 
