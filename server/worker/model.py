@@ -249,7 +249,7 @@ class UnlearningForCausalLM(nn.Module, SupportsLoRA):
         branch.embed_tokens, branch.norm = inner.embed_tokens, inner.norm
         experts = FAMILIES[self.options.target_architecture].experts
         for own, shared in zip(cast("nn.ModuleList", branch.layers), inner.layers[layers], strict=True):
-            _share_parameters(own, shared, experts and experts.module)
+            _share_parameters(own, shared, experts.module if experts else None)
         if experts:
             forget_experts(vllm_config, f"{name}.")
         return branch
