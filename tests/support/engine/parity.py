@@ -12,12 +12,13 @@ import os
 import random
 import sys
 import time
-from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 
+from support.engine.parity_requests import draw_prefixes, draw_request, draw_requests, sampling_params
+from support.engine.parity_verdict import is_half, judge
 from support.engine.speculation import METHOD, draft_counters, look_up_in_python, watch_rows
 
 MAX_MODEL_LEN = 512
@@ -25,18 +26,7 @@ BLOCK_SIZE = 32
 # Gemma 3's layers keep blocks of two kinds; where all see a window, a request keeps fewer.
 BLOCKS = {"gemma3": 30, "mistral": 10, "phi3": 10}
 MAX_LOADED = 3  # of 6 combinations of sets: adapters are evicted and loaded again all the time
-OF_DRAFTS = ("plain_drafts", "set_drafts", "plain_accepted", "set_accepted")  # of the tally's totals
-# Of a request that is asked again.
-FRESH = ("max_tokens", "steering", "abort_after", "tokens", "logprobs", "prompt_logprobs", "scored")
-TOLERANCE = 2e-3
-LOGPROB_TOLERANCE = 5e-3
-PROMPT_TOLERANCES = 1e-3, 1e-3  # of thresholds and log-probabilities in prompts; the reference is in float64
-MOST_UNDECIDED = 0.01  # of the positions in prompts
 PROMPT_LOGITS = 2**14  # at a time: some 10 of a step's 48 rows
-# 4-bit kernels of a CPU want fp16. With w8a8 an input that lies between two steps of 8 bits may fall either way.
-# Such a row goes on to round otherwise in all later layers, so that a few differ by more.
-MOST_ROUNDED_OTHERWISE = {"w8a8": 0.005}  # of the tokens
-ROUNDED = dict.fromkeys(("w4a16", "awq", "gptq"), (1e-1, 2e-1)) | {"w8a8": (2e-1, 5e-1)}
 
 
 def main() -> int:
@@ -69,20 +59,6 @@ def main() -> int:
     figures = run(args)
     print(json.dumps(figures), flush=True)
     return 1 if figures["problems"] else 0
-
-
-def is_half(args: argparse.Namespace) -> bool:
-    return args.quantised not in (None, "w8a8")
-
-
-def tolerances(args: argparse.Namespace) -> tuple[float, float]:
-    """Of logits and thresholds, and of logprobs."""
-    return (TOLERANCE, LOGPROB_TOLERANCE) if args.quantised is None else ROUNDED[args.quantised]
-
-
-def prompt_tolerances(args: argparse.Namespace) -> tuple[float, float]:
-    """Of thresholds, and of log-probabilities in prompts."""
-    return PROMPT_TOLERANCES if args.quantised is None else ROUNDED[args.quantised]
 
 
 def interpret_triton() -> None:
@@ -216,149 +192,6 @@ def start_engine(args: argparse.Namespace, target: Path, parent: Path):
     compat.fork_on_a_cpu(num_threads=1)
     engine = LLMEngine.from_vllm_config(config)
     return engine, registry
-
-
-def draw_prefixes(rng: random.Random) -> list[list[int]]:
-    return [[rng.randrange(2, 512) for _ in range(n)] for n in (40, 90, 160, 230)]
-
-
-def draw_requests(rng: random.Random, registry, num_requests: int) -> list[dict]:
-    """Random requests; each tenth asks the one before again, with the same sets: its prompt is in the prefix cache.
-
-    Of each eight one is steered with a set that acts at every token, and one says a set's sentence: what chance might
-    leave out of a small run.
-    """
-    prefixes, requests = draw_prefixes(rng), []
-    for index in range(num_requests):
-        request = draw_request(rng, registry, prefixes)
-        while (index % 8 == 4 and not (request["steering"] and acts_always(request))) or (
-            index % 8 == 6 and not speaks_always(request)
-        ):
-            request = draw_request(rng, registry, prefixes)
-        if index % 10 == 9:
-            request = {**requests[-1], **{key: request[key] for key in FRESH}}
-            # Of two such one is to read the cache, and one must not: a position from there has no logits.
-            request["prompt_logprobs"] = rng.randint(0, 5) if index % 20 == 9 else None
-        requests.append(request)
-    return requests
-
-
-def acts_always(request: dict) -> bool:
-    return any(weight and not gate for weight, gate in zip(request["weights"], request["gates"], strict=True))
-
-
-def speaks_always(request: dict) -> bool:
-    drawn = zip(request["weights"], request["gates"], request["sentences"], strict=True)
-    return "regex" not in request["steering"] and any(w and not gate and said for w, gate, said in drawn)
-
-
-def draw_request(rng: random.Random, registry, prefixes: list[list[int]]) -> dict:
-    """A random request: a prompt of 1 to 300 tokens, often with a shared beginning; a few sets or none."""
-    if rng.random() < 0.5:
-        prefix = rng.choice(prefixes)
-        prompt = prefix + [rng.randrange(2, 512) for _ in range(rng.randint(1, 300 - len(prefix)))]
-    else:
-        prompt = [rng.randrange(2, 512) for _ in range(rng.choice([1, 2, rng.randint(1, 300)]))]
-    by_kind = {kind: [n for n, s in registry.sets.items() if s.manifest.kind == kind] for kind in ("uld", "undial")}
-    names = rng.choice([c for size in range(3) for c in combinations(by_kind["uld"], size)])
-    student = rng.choice([None, *by_kind["undial"]])
-    if student and registry.tap_layer:
-        names = ()  # refused together: the assistant would start from the student's hidden states
-    bound = sorted([*names, student] if student else names)
-    return {
-        "prompt": prompt,
-        "max_tokens": rng.choice([1, rng.randint(1, 64), rng.randint(16, 64)]),
-        "names": names,
-        "student": student,
-        "binding": registry.bindings.bind([registry.get(n) for n in bound]) if bound else None,
-        "weights": [rng.choice([0.0, 0.5, 1.0, rng.uniform(0, 2)]) for _ in names],
-        "gates": [rng.choice([0.0, rng.uniform(0.5, 4.0)]) for _ in names],
-        "lowers": [registry.sets[n].manifest.rule == "lower" for n in names],
-        "keep_ratio": rng.choice([0.0, 1.0, 0.01, rng.uniform(0, 0.5)]) if names else 0.0,
-        "tail_ratio": rng.choice([0.0, 1.0, 0.01, rng.uniform(0, 0.5)]) if names else 0.0,
-        "steering": draw_steering(rng) if rng.random() < 0.4 else {},
-        "abort_after": rng.choice([0, rng.randint(1, 20)]) if rng.random() < 0.15 else None,
-        "sentences": [draw_sentence(rng) for _ in names],
-        "tokens": [],
-        "logprobs": [],
-        "prompt_logprobs": rng.choice([None, 0, rng.randint(1, 5)]),
-        "scored": None,
-    }
-
-
-def draw_sentence(rng: random.Random) -> tuple[int, ...]:
-    """What a set says instead of an answer; most say nothing."""
-    from support.engine.tiny import EOS
-
-    return (*(rng.randrange(2, 512) for _ in range(rng.randint(1, 20))), EOS) if rng.random() < 0.15 else ()
-
-
-def draw_steering(rng: random.Random) -> dict:
-    """Sampling parameters that change the target's logits before they are composed, or after: each now and then."""
-    text = [tokens_of(chr(code))[0] for code in range(ord("a"), ord("m") + 1)]
-    bad_words = ["".join(rng.choices("abcdefghijklm", k=rng.randint(1, 2))) for _ in range(8)]
-    steering = {
-        "logit_bias": {rng.randrange(2, 512): rng.uniform(-100, 100) for _ in range(6)},
-        "allowed_token_ids": rng.sample(range(2, 258), rng.choice([2, 40, 200])),
-        "bad_words": bad_words,
-        "min_tokens": rng.randint(1, 16),
-        "regex": "[a-m]*",
-        "repetition_penalty": rng.uniform(0.8, 1.25),
-        "frequency_penalty": rng.uniform(-2, 2),
-        "presence_penalty": rng.uniform(-2, 2),
-    }
-    chosen = {name: value for name, value in steering.items() if rng.random() < 0.4}
-    if "regex" in chosen:
-        # Ended by nothing but a length, as everything here, so that what is allowed never changes: see `steering_of`.
-        chosen["min_tokens"] = 500
-        if "allowed_token_ids" in chosen:
-            chosen["allowed_token_ids"] = rng.sample(text, 4)
-        chosen.pop("bad_words", None)
-    elif "bad_words" in chosen:  # of letters, which are said if nothing else may be
-        chosen["allowed_token_ids"] = [*text, *rng.sample(range(130, 258), 3)]
-    return chosen
-
-
-def tokens_of(text: str) -> list[int]:
-    from support.engine.tiny import make_tokenizer
-
-    return make_tokenizer().encode(text, add_special_tokens=False)
-
-
-def steering_of(asked: dict):
-    """The same for the reference."""
-    from support.engine.reference import Steering
-    from support.engine.tiny import EOS
-
-    allowed = asked.get("allowed_token_ids")
-    if "regex" in asked:
-        letters = {tokens_of(chr(code))[0] for code in range(ord("a"), ord("m") + 1)} | {EOS}
-        allowed = sorted(letters if allowed is None else letters & set(allowed))
-    words = [tokens_of(text) for text in asked.get("bad_words", [])]
-    penalties = {name: value for name, value in asked.items() if name.endswith("_penalty")}
-    return Steering(asked.get("logit_bias", {}), allowed, words, asked.get("min_tokens", 0), [EOS], **penalties)
-
-
-def sampling_params(request: dict, token: str):
-    from vllm import SamplingParams
-    from vllm.sampling_params import StructuredOutputsParams
-
-    from unlearngate.server.contract.plan import TOKEN_FIELD
-
-    steering = dict(request["steering"])
-    if regex := steering.pop("regex", None):
-        steering["structured_outputs"] = StructuredOutputsParams(regex=regex)
-    most = request["max_tokens"]
-    return SamplingParams(
-        temperature=0.0,
-        max_tokens=most,
-        ignore_eos=True,
-        detokenize=False,
-        logprobs=0,
-        prompt_logprobs=request["prompt_logprobs"],
-        extra_args={TOKEN_FIELD: token},
-        **{**steering, "min_tokens": min(most, steering.get("min_tokens", 0))},
-    )
 
 
 def drive(engine, requests: list[dict], rng: random.Random, tally) -> None:
@@ -510,170 +343,6 @@ def engine_counters(engine) -> dict[str, float]:
     """What the engine says it did, from vLLM's own metrics."""
     wanted = {"vllm:num_preemptions", "vllm:prefix_cache_hits"}
     return {m.name: m.value for m in engine.get_metrics() if m.name in wanted}
-
-
-def floor(name: str, num_requests: int) -> int:
-    """How often a run of this size must at least have done a thing to count as having exercised it."""
-    per_200 = {
-        "preemptions": 5,
-        "aborted": 5,
-        "adapter_loads": 20,
-        "keep_rule_decided": 10,
-        "own_decided": 10,
-        "student_decided": 100,
-        "penalties_decided": 5,
-        "accepted": 200,
-        "rejected": 200,
-    }
-    return per_200[name] * num_requests // 200 if name in per_200 else 1
-
-
-def compare_drafts(counters: dict) -> list[str]:
-    """What is wrong with the counts of draft tokens; vLLM leaves out those of requests that were aborted meanwhile."""
-    plain_drafts, set_drafts, plain_accepted, set_accepted = (counters[name] for name in OF_DRAFTS)
-    drafts, accepted = plain_drafts + set_drafts, plain_accepted + set_accepted
-    of_vllm = counters["accepted"] + counters["rejected"]
-    problems = []
-    if not (of_vllm <= drafts <= 1.2 * of_vllm and counters["accepted"] <= accepted <= 1.2 * counters["accepted"]):
-        problems.append(f"{accepted} of {drafts} draft tokens were noted, vLLM has {counters['accepted']} of {of_vllm}")
-    if not (plain_drafts and set_drafts and set_accepted):
-        problems.append(f"drafts without a set, with one, or accepted ones were not there: {counters}")
-    if counters["with_drafts"] < counters["steps"] / 2:
-        problems.append(f"of {counters['steps']} steps only {counters['with_drafts']} had more rows than requests")
-    return problems
-
-
-def said_instead(request: dict, verdict) -> list[int] | None:
-    """The answer, if one of its sets says something instead; None also where nothing was answered yet."""
-    from support.engine.tiny import EOS
-
-    opened = zip(request["sentences"], verdict.open_at_first, strict=True) if request["tokens"] else ()
-    said = next((sentence for sentence, is_open in opened if sentence and is_open), None)
-    length = len(request["tokens"])
-    return None if said is None else [*said, *[EOS] * length][:length]
-
-
-def judge(
-    args: argparse.Namespace, requests: list[dict], reference, exact, counters: dict, seconds: float, mode: str
-) -> dict:
-    from support.engine.reference import Term
-    from support.engine.scored import Scored, check_prompt
-
-    totals = {
-        "tokens": 0,
-        "ties": 0,
-        "open": 0,
-        "closed": 0,
-        "logprobs": 0,
-        "keep_rule_decided": 0,
-        "own_decided": 0,
-        "student_decided": 0,
-        "penalties_decided": 0,
-        "said": 0,
-        "noted": 0,
-    }
-    problems, wrong, logprob_error, aborted, prompts = [], [], 0.0, 0, Scored()
-    for index, request in enumerate(requests):
-        drawn = (request[key] for key in ("names", "weights", "gates", "lowers"))
-        terms = [Term(*term) for term in zip(*drawn, strict=True)]
-        verdict = reference.check(
-            request["prompt"],
-            request["tokens"],
-            terms,
-            request["keep_ratio"],
-            tolerances(args)[0],
-            None if any(request["sentences"]) else request["logprobs"],
-            request["student"],
-            request["tail_ratio"],
-            steering_of(request["steering"]),
-        )
-        if (said := said_instead(request, verdict)) is not None:
-            totals["said"] += 1
-            is_right = request["tokens"] == said and max(map(abs, request["logprobs"])) < 1e-5
-            verdict.ties, verdict.wrong = 0, [] if is_right else [f"instead of {said}, got {request['tokens']}"]
-        totals["tokens"] += verdict.tokens
-        totals["ties"] += verdict.ties
-        totals["open"] += verdict.open_gates
-        totals["closed"] += verdict.closed_gates
-        totals["logprobs"] += verdict.logprobs_compared
-        totals["keep_rule_decided"] += verdict.keep_rule_decided
-        totals["own_decided"] += verdict.own_decided
-        totals["student_decided"] += verdict.student_decided
-        totals["penalties_decided"] += verdict.penalties_decided
-        logprob_error = max(logprob_error, verdict.logprob_error)
-        aborted += bool(request.get("aborted"))
-        if not request.get("aborted") and len(request["tokens"]) != request["max_tokens"]:
-            problems.append(f"request {index}: {len(request['tokens'])} tokens of {request['max_tokens']}")
-        wrong += [f"request {index}: {w}" for w in verdict.wrong]
-        if request["lease"]:
-            totals["noted"] += sum(request["noted"] or [])
-            if request["noted"] is None or abs(sum(request["noted"]) - verdict.open_gates) > verdict.unclear_gates:
-                problems.append(f"request {index}: {request['noted']} gates were noted, {verdict.open_gates} were open")
-        if request["prompt_logprobs"] is not None and request["tokens"]:
-            asked = request["prompt"], request["scored"] or [], request["prompt_logprobs"], terms, request["keep_ratio"]
-            scored = check_prompt(exact, *asked, prompt_tolerances(args), request["student"])
-            scored.wrong = [f"request {index}: {w}" for w in scored.wrong]
-            prompts += scored
-        elif request["scored"] is not None:
-            problems.append(f"request {index}: it got log-probabilities of its prompt, which it did not ask for")
-    if len(prompts.wrong) > prompts.positions * MOST_ROUNDED_OTHERWISE.get(args.quantised, 0):
-        problems += prompts.wrong
-    if args.quantised is None and prompts.undecided > prompts.positions * MOST_UNDECIDED:
-        problems.append(f"{prompts.undecided} of {prompts.positions} prompt positions could not be decided")
-    if len(wrong) > totals["tokens"] * MOST_ROUNDED_OTHERWISE.get(args.quantised, 0):
-        problems += wrong
-    exercised = {
-        "preemptions": int(counters.get("vllm:num_preemptions", 0)),
-        "prefix_cache_hits": int(counters.get("vllm:prefix_cache_hits", 0)),
-        "aborted": aborted,
-        **({"adapter_loads": counters["adapter_loads"]} if "adapter_loads" in counters else {}),
-        "keep_rule_decided": totals["keep_rule_decided"],
-        "own_decided": totals["own_decided"],
-        "penalties_decided": totals["penalties_decided"],
-        "steered": sum(bool(request["steering"] and request["names"]) for request in requests),
-        **({"student_decided": totals["student_decided"]} if args.undial else {}),
-        **{name: counters[name] for name in ("accepted", "rejected") if args.speculate},
-        **({"said": totals["said"], "noted_gates": totals["noted"]} if args.tensor_parallel == 1 else {}),
-        "open_gates": totals["open"],
-        "closed_gates": totals["closed"],
-        "logprobs_compared": totals["logprobs"],
-        "prompts": sum(request["scored"] is not None for request in requests),
-        "prompt_positions": prompts.positions,
-        "prompt_composed": prompts.composed,
-        "prompt_not_kept": prompts.not_kept,
-    }
-    problems += [
-        f"the run had only {count} {name}, fewer than {floor(name, args.requests)}"
-        for name, count in exercised.items()
-        if count < floor(name, args.requests)
-    ]
-    if args.speculate:
-        problems += compare_drafts(counters)
-    most = tolerances(args)[1]
-    if logprob_error > most:
-        problems.append(f"a logprob is off by {logprob_error:.2g}, more than {most}")
-    return {
-        "family": args.family,
-        # vLLM 0.32 itself compiles nothing on a CPU while LoRA is on (platforms/cpu.py).
-        "mode": f"default ({mode})" if args.default_compilation else "eager",
-        "tap_layer": args.tap,
-        "quantised": args.quantised,
-        "tensor_parallel": args.tensor_parallel,
-        "seed": args.seed,
-        "requests": len(requests),
-        "tokens": totals["tokens"],
-        "ties": totals["ties"],
-        "wrong": len(wrong),
-        "max_logprob_error": round(logprob_error, 6),
-        **exercised,
-        "prompt_numbers": prompts.numbers,
-        "prompt_undecided": prompts.undecided,
-        "prompt_wrong": len(prompts.wrong),
-        "max_prompt_error": round(prompts.error, 6),
-        **{name: counters[name] for name in ("steps", "with_drafts", *OF_DRAFTS) if args.speculate},
-        "engine_seconds": round(seconds, 1),
-        "problems": problems[:20],
-    }
 
 
 if __name__ == "__main__":

@@ -104,7 +104,9 @@ class Reference:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         """With rounds_inputs every linear map of the target's layers sees its inputs in 8 bits."""
-        self.target = AutoModelForCausalLM.from_pretrained(target, dtype=dtype).eval()
+        # torch's grouped product of experts has no float64.
+        loaded = AutoModelForCausalLM.from_pretrained(target, dtype=dtype, experts_implementation="eager")
+        self.target = loaded.eval()
         for name, module in self.target.named_modules() if rounds_inputs else ():
             if name.endswith("_proj"):
                 module.register_forward_pre_hook(_round_inputs)
