@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,9 +13,8 @@ from unlearngate.assistant_training.attack.oracles import Guesses
 from unlearngate.assistant_training.attack.probes import holds, holds_spelled
 from unlearngate.assistant_training.attack.prompts import Prompt
 from unlearngate.assistant_training.data.words import phrase_spans, whole
-from unlearngate.assistant_training.evaluate.metrics import recited, rouge_recall
+from unlearngate.assistant_training.evaluate.metrics import recited, rouge_recall, wilson_interval
 
-_Z = 1.959963984540054  # of 95 %
 _CHOICE_CHANCE = 0.25
 _AFTER_LETTER = r"(?=[).:,\uff09\uff0e\uff1a\uff0c\u3002\u3001]|\s*$)"  # also the full-width signs
 
@@ -33,17 +31,8 @@ class Share(NamedTuple):
         return self.right / self.of if self.of else 0.0
 
     def interval(self) -> tuple[float, float]:
-        """Wilson's 95 % interval; (0, 1) of nothing. It takes the counted things for independent, which facts are not.
-
-        Source: E. B. Wilson, "Probable inference, the law of succession, and statistical inference", JASA 1927.
-        """
-        if not self.of:
-            return 0.0, 1.0
-        share, z2 = self.right / self.of, _Z * _Z
-        middle = share + z2 / (2 * self.of)
-        spread = _Z * math.sqrt(share * (1 - share) / self.of + z2 / (4 * self.of**2))
-        scale = 1 + z2 / self.of
-        return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
+        """Wilson's 95 % interval; (0, 1) of nothing. It takes what is counted for independent; facts are not."""
+        return wilson_interval(self.right, self.of)
 
 
 class Leaks(NamedTuple):

@@ -30,6 +30,7 @@ UTILITY_SETS = ("retain", "real_authors", "world_facts")
 UTILITY_METRICS = ("probability", "rouge", "truth_ratio")
 _ROUNDING = 1e-5  # how far above 0 an fp32 log-softmax may end up
 _STEMMED_FROM = 4  # letters; ROUGE leaves shorter words as they are
+_Z = 1.959963984540054  # of 95 %
 
 
 class ForgetQuality(NamedTuple):
@@ -115,6 +116,19 @@ def rouge_recall(answers: Sequence[str], generated: Sequence[str]) -> np.ndarray
     scorers = (by_word if words_of(answer) else by_symbol for answer in answers)
     scores = (scorer.score(*pair) for scorer, *pair in zip(scorers, answers, generated, strict=True))
     return np.array([score["rougeL"].recall for score in scores])
+
+
+def rouge_f1(answers: Sequence[str], generated: Sequence[str]) -> np.ndarray:
+    """ROUGE-L F1 of each answer and what was generated for it, in [0, 1], (Q,) fp64, as MUSE has it.
+
+    Words are as in `rouge_recall`, but not stemmed.
+
+    Raises: ValueError if the lists are empty or differ in length.
+    """
+    _same_length(answers, generated, "answers", "generated")
+    scorer = RougeScorer(["rougeL"], tokenizer=_Words())
+    scores = (scorer.score(*pair) for pair in zip(answers, generated, strict=True))
+    return np.array([score["rougeL"].fmeasure for score in scores])
 
 
 def recited(answers: Sequence[str], generated: Sequence[str]) -> np.ndarray:
@@ -232,12 +246,31 @@ def bootstrap_interval(
     return Interval(float(take(*arrays)), float(low), float(high))
 
 
+def wilson_interval(right: float, of: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share, `right` of `of`; (0, 1) of nothing. It takes what is counted for independent.
+
+    Source: E. B. Wilson, "Probable inference, the law of succession, and statistical inference", JASA 1927.
+    """
+    if not of:
+        return 0.0, 1.0
+    share, z2 = right / of, _Z * _Z
+    middle = share + z2 / (2 * of)
+    spread = _Z * math.sqrt(share * (1 - share) / of + z2 / (4 * of**2))
+    scale = 1 + z2 / of
+    return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
+
+
 class _StemmedWords(Tokenizer):
     def __init__(self) -> None:
         self._stemmer = PorterStemmer()
 
     def tokenize(self, text: str) -> list[str]:
         return [self._stemmer.stem(word) if len(word) >= _STEMMED_FROM else word for word in words_of(text)]
+
+
+class _Words(Tokenizer):
+    def tokenize(self, text: str) -> list[str]:
+        return words_of(text)
 
 
 class _Symbols(Tokenizer):

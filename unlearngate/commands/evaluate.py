@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from unlearngate.commands import evaluate_benchmarks
 from unlearngate.commands._shared import ChatTemplateKwargs, check_writable, errors_as_sentences, switches_of
 from unlearngate.commands.evaluate_text import evaluate_text
 from unlearngate.errors import UnlearngateError
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Measure what forget sets take away, and what they leave.", no_args_is_help=True)
 app.command("text")(evaluate_text)
+evaluate_benchmarks.add_to(app)
 
 
 class ModeChoice(StrEnum):
