@@ -133,7 +133,11 @@ def _run(
         ):
             return run_attack(with_set, target, probes, settings, keep_ratio=keep_ratio, stages=stages, save=save)
     except OpenAIError as error:
-        required = "; where --key requires the set, give --reference-key" if "required_forget_set" in str(error) else ""
+        required = (
+            "; where --key requires the set, give --reference-key"
+            if getattr(error, "code", "") == "required_forget_set"
+            else ""
+        )
         raise UnlearngateError(f"{server} does not answer as it should: {error}{required}") from error
 
 
