@@ -160,7 +160,7 @@ def evaluate_muse(
         notes = [
             "VerbMem: 128 tokens behind the prompt. KnowMem: 32 tokens behind MUSE's examples. Bare text, greedy.",
             "PrivLeak AUC: how often a holdout text looks more like training data than a forget text (Min-40 %). "
-            "Near 0: the forget texts are remembered. Near 1: they stand out as suppressed. PrivLeak: 0 is --retrain-auc.",
+            "Near 0: the forget texts are remembered. Near 1: they stand out. PrivLeak 0: as --retrain-auc.",
             "In brackets: 95 % bootstrap interval over items.",
         ]
         _evaluate("MUSE", common, read.num_requests(), ask, notes)

@@ -42,7 +42,8 @@ class Muse:
 
     def num_requests(self) -> int:
         """Under one combination of sets."""
-        return len(self.verbmem) + sum(map(len, [*self.knowmem.values(), *self.privleak.values()]))
+        asked = [len(pairs) for pairs in self.knowmem.values()] + [len(texts) for texts in self.privleak.values()]
+        return len(self.verbmem) + sum(asked)
 
 
 def read_muse(folder: Path, parts: Sequence[str] = PARTS, *, limit: int | None = None) -> Muse:
