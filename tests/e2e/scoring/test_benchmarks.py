@@ -87,7 +87,9 @@ def test_muse_is_words_knowledge_and_membership(evaluate, offline, tmp_path):
     target, forgetting = (figures for figures, _ in found)
     assert target["VerbMem forget, ROUGE-L F1"]["value"] == 1.0
     assert forgetting["VerbMem forget, ROUGE-L F1"]["value"] < 0.5
-    assert forgetting["PrivLeak AUC"]["value"] > 0.95 and forgetting["PrivLeak, %"]["value"] > 90
+    known, forgotten = (figures["PrivLeak AUC"]["value"] for figures in (target, forgetting))
+    assert known < 0.75 < 0.9 < forgotten  # two people whom the target knows alike; one stands out once forgotten
+    assert forgetting["PrivLeak, %"]["value"] == pytest.approx((forgotten - 0.5) / 0.5 * 100)
 
 
 def test_rwku_begins_the_answer_behind_the_chat_template(evaluate, demo_server, tmp_path):
