@@ -47,15 +47,18 @@ def floor(name: str, num_requests: int) -> int:
     return per_200[name] * num_requests // 200 if name in per_200 else 1
 
 
-def compare_drafts(counters: dict) -> list[str]:
-    """What is wrong with the counts of draft tokens; vLLM leaves out those of requests that were aborted meanwhile."""
+def compare_drafts(counters: dict, num_requests: int) -> list[str]:
+    """What is wrong with the counts of draft tokens; vLLM leaves out those of requests that were aborted meanwhile.
+
+    A small run may have none without a set.
+    """
     plain_drafts, set_drafts, plain_accepted, set_accepted = (counters[name] for name in OF_DRAFTS)
     drafts, accepted = plain_drafts + set_drafts, plain_accepted + set_accepted
     of_vllm = counters["accepted"] + counters["rejected"]
     problems = []
     if not (of_vllm <= drafts <= 1.2 * of_vllm and counters["accepted"] <= accepted <= 1.2 * counters["accepted"]):
         problems.append(f"{accepted} of {drafts} draft tokens were noted, vLLM has {counters['accepted']} of {of_vllm}")
-    if not (plain_drafts and set_drafts and set_accepted):
+    if not (set_drafts and set_accepted and (plain_drafts or num_requests < 100)):
         problems.append(f"drafts without a set, with one, or accepted ones were not there: {counters}")
     if counters["with_drafts"] < counters["steps"] / 2:
         problems.append(f"of {counters['steps']} steps only {counters['with_drafts']} had more rows than requests")
@@ -168,7 +171,7 @@ def judge(
         if count < floor(name, args.requests)
     ]
     if args.speculate:
-        problems += compare_drafts(counters)
+        problems += compare_drafts(counters, args.requests)
     most = tolerances(args)[1]
     if logprob_error > most:
         problems.append(f"a logprob is off by {logprob_error:.2g}, more than {most}")

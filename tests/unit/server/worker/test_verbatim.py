@@ -276,7 +276,7 @@ def test_v2_judges_a_row_by_the_draft_tokens_before_it(vllm_config, withholding,
             after = rest[0] if rng.random() < 0.97 else 2
             sequences[slot] = ([*tokens, after], rest[1:])
             states.all_token_ids.gpu[slot, : len(tokens) + 1] = torch.tensor([*tokens, after])
-    assert forbidden > 50
+    assert forbidden > 10
 
 
 def both(vllm_config):
