@@ -41,6 +41,8 @@ def floor(name: str, num_requests: int) -> int:
         "own_decided": 10,
         "student_decided": 100,
         "penalties_decided": 5,
+        "prompt_composed": 12,
+        "prompt_not_kept": 12,
         "accepted": 200,
         "rejected": 200,
     }
