@@ -15,7 +15,7 @@ pytestmark = pytest.mark.e2e
 
 IN_FULL = "PARITY_REQUESTS" in os.environ  # `make test-parity`
 REQUESTS = int(os.environ.get("PARITY_REQUESTS", "60"))  # of each run
-INTERPRETED, SPECULATING = 16, 12  # a request takes the interpreter seconds, and each draft token is a row
+INTERPRETED, SPECULATING = 24, 16  # a request takes the interpreter seconds, and each draft token is a row
 COMPILED = ["--default-compilation", "--layers", "3", "--branch-layers", "1"]  # each layer takes seconds to compile
 # Of each property some, in pairs: family, tap, kind of set, way to run. Compiled code without a tap serves the demo.
 RUNS = {

@@ -110,11 +110,9 @@ def run(args: argparse.Namespace) -> dict:
     engine, registry = start_engine(args, served, target)
     prompt_rows = watch_prompts()
     requests = draw_requests(rng, registry, args.requests)
-    for index, request in enumerate(requests):
+    for request in requests:
         if args.v2:  # the interpreter runs all of its kernels but the grammars'
             request["steering"].pop("regex", None)
-        if args.v2 and index % 2:  # it takes seconds for a prompt's positions
-            request["prompt_logprobs"] = None
     if args.speculate:
         # Of a prompt of one token vLLM takes draft tokens for the rest.
         requests[2] |= {"prompt": [rng.randrange(2, VOCAB_SIZE)], "prompt_logprobs": 1, "abort_after": None}
