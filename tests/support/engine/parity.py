@@ -110,6 +110,12 @@ def run(args: argparse.Namespace) -> dict:
     engine, registry = start_engine(args, served, target)
     prompt_rows = watch_prompts()
     requests = draw_requests(rng, registry, args.requests)
+    # Few requests may draw no prompt that is scored in several parts.
+    requests[1] |= {
+        "prompt": [rng.randrange(2, VOCAB_SIZE) for _ in range(150)],
+        "prompt_logprobs": 1,
+        "abort_after": None,
+    }
     for request in requests:
         if args.v2:  # the interpreter runs all of its kernels but the grammars'
             request["steering"].pop("regex", None)
