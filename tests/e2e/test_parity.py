@@ -16,6 +16,7 @@ pytestmark = pytest.mark.e2e
 IN_FULL = "PARITY_REQUESTS" in os.environ  # `make test-parity`
 REQUESTS = int(os.environ.get("PARITY_REQUESTS", "60"))  # of each run
 INTERPRETED, SPECULATING = 24, 16  # a request takes the interpreter seconds, and each draft token is a row
+MOST_DRAWS = 3  # of requests, until a run has exercised all that it is to
 COMPILED = ["--default-compilation", "--layers", "3", "--branch-layers", "1"]  # each layer takes seconds to compile
 # Of each property some, in pairs: family, tap, kind of set, way to run. Compiled code without a tap serves the demo.
 RUNS = {
@@ -119,8 +120,13 @@ def run(name, folder, num_requests, print_figures, seed=None):
 def test_every_token_is_the_one_the_formula_chooses(name, tmp_path, print_figures):
     most = SPECULATING if "--speculate" in RUNS[name] else INTERPRETED
     number = min(REQUESTS, most) if "--v2" in RUNS[name] and not IN_FULL else REQUESTS
-    figures, _ = run(name, tmp_path, number, print_figures)
-    assert figures["requests"] >= number
+    # Few requests may leave a floor unmet by chance. What no draw ever exercises fails, and whatever is wrong, at once.
+    for _ in range(MOST_DRAWS):
+        figures, _ = run(name, tmp_path, number, print_figures)
+        assert figures["requests"] >= number
+        if not figures["unexercised"]:
+            break
+    assert figures["unexercised"] == [], f"UNLEARNGATE_SEED={figures['seed']}"
     if name == AGAIN:
         _, log = run(name, tmp_path, 60, print_figures, figures["seed"])
         assert log.count("Directly load AOT compilation") == 3  # the target, and in lockstep with one branch and two

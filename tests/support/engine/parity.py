@@ -58,7 +58,7 @@ def main() -> int:
         interpret_triton()
     figures = run(args)
     print(json.dumps(figures), flush=True)
-    return 1 if figures["problems"] else 0
+    return 1 if figures["problems"] or figures["unexercised"] else 0
 
 
 def interpret_triton() -> None:
