@@ -13,6 +13,11 @@ from unlearngate.server.http.connections import MAX_HEAD_BYTES, GuardedHttp
 
 
 async def echo(scope, receive, send):
+    if scope["path"] == "/refuse":
+        refusal = [(b"connection", b"close"), (b"content-length", b"3")]
+        await send({"type": "http.response.start", "status": 413, "headers": refusal})
+        await send({"type": "http.response.body", "body": b"why"})
+        return
     body, more = b"", True
     while more:
         message = await receive()
@@ -110,3 +115,24 @@ def test_a_body_may_take_longer_than_a_head(port):
         threading.Event().wait(1)
         connection.send(b"hello")
         assert connection.answer() == (200, b"hellohello")
+
+
+@pytest.mark.parametrize("length", [None, 64 * 2**20])
+def test_a_client_that_is_still_sending_gets_the_answer_that_refuses_its_body(port, length):
+    """A close would reset the connection, and take the answer away that was not read yet."""
+    with Connection(port) as connection:
+        connection.send(head(length, "/refuse"))
+        threading.Event().wait(0.3)
+        for _ in range(64):
+            assert connection.send(b"a" * 2**20 if length else chunk(b"a" * 2**20))
+        assert connection.answer() == (413, b"why")
+
+
+def test_what_comes_behind_a_refusal_is_waited_for_a_while(port, monkeypatch):
+    monkeypatch.setattr(connections, "LINGER_S", 0.5)
+    with Connection(port) as connection:
+        connection.send(head(None, "/refuse"))
+        assert connection.read_all().endswith(b"why")
+        threading.Event().wait(1)
+        while connection.send(chunk(b"a")):
+            pass
