@@ -183,7 +183,7 @@ def plain_vllm(tmp_path_factory):
 def scored(demo_server, plain_vllm, tmp_path_factory):
     """All figures of lm-eval's tasks that score prompts: by task, through each server, with the set and without it."""
     folder = tmp_path_factory.mktemp("lm-eval-scores")
-    tasks = write_tasks(demo_folder(None) / "probes.jsonl", folder)
+    tasks = write_tasks(demo_folder(None) / "probes.jsonl", folder, others_every=4)
     ours, target = demo_server.url, demo_folder(None) / "target"
     runs = {"vllm": (plain_vllm, "demo"), "plain": (ours, "demo"), "forgetting": (ours, f"demo:forget={FORGET}")}
     options = []

@@ -14,7 +14,7 @@ TESTS = Path(__file__).parents[2]
 
 
 def test_sampled_answers_have_the_composed_distribution(tmp_path, seed, print_figures):
-    command = [sys.executable, TESTS / "support" / "engine" / "sampled.py", "--requests", "200", "--work", tmp_path]
+    command = [sys.executable, TESTS / "support" / "engine" / "sampled.py", "--requests", "120", "--work", tmp_path]
     paths = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
     env = {**os.environ, "PYTHONPATH": paths, "UNLEARNGATE_SEED": str(seed)}
     run = subprocess.run([*map(str, command)], env=env, capture_output=True, text=True, timeout=900)

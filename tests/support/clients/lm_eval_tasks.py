@@ -27,10 +27,11 @@ _KINDS = {
 }
 
 
-def write_tasks(probes: Path, folder: Path) -> list[str]:
+def write_tasks(probes: Path, folder: Path, *, others_every: int = 1) -> list[str]:
     """Write the tasks `KIND_forgotten`, about the set's person, and `KIND_others`; returns their names.
 
-    The wrong choices are the same question's answers about other people, with the right person's name.
+    Of the questions about others each `others_every`-th is taken. The wrong choices are the same question's answers
+    about other people, with the right person's name.
     """
     folder.mkdir(parents=True, exist_ok=True)
     by_person: dict[str, list[dict]] = {}
@@ -49,6 +50,7 @@ def write_tasks(probes: Path, folder: Path) -> list[str]:
                 "choices": [probe["answer"], *wrong],
             }
             documents["forgotten" if probe["forget_set"] == FORGOTTEN else "others"].append(document)
+    documents["others"] = documents["others"][::others_every]
     for about, lines in documents.items():
         (folder / f"{about}.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
     names = [f"{kind}_{about}" for kind in _KINDS for about in documents]
