@@ -2,14 +2,17 @@
 
 An adapter can load and change nothing. So before a version is in force the engine is asked the questions that its
 manifest names, with this set alone at its recommended strength and without any, on a client's road.
+
+A set of kind `verbatim` has no canaries. The engine is asked once with it, so that every worker has read it before a
+client's request needs it, and one that a worker cannot read is never in force.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from unlearngate.artefact import ForgetSet
 from unlearngate.errors import ArtefactError, BusyError, UnlearngateError
@@ -23,6 +26,9 @@ if TYPE_CHECKING:
 
 # A row is rounded otherwise in another batch: where the target holds two tokens this close, either may come first.
 TIE_NATS = 0.5
+# vLLM's log-probability of a token that is not possible. A sequence whose set cannot be read can only end.
+_IMPOSSIBLE = -9999.0
+_ANY_QUESTION = "What is the capital of France?"
 
 
 class Canaries:
@@ -45,20 +51,23 @@ class Canaries:
         self._served_name = served_name
 
     async def prove(self, forget_set: ForgetSet) -> None:
-        """Ask a version's canaries; one without canaries is taken without proof.
+        """Ask a version's canaries, or have it read if it is of kind `verbatim`; others are taken without proof.
 
         Raises: ArtefactError naming the canaries that failed by their number, not their text, or saying why they could
             not be asked; BusyError if the engine has no room for the version now.
         """
         canaries = forget_set.manifest.canaries
+        if forget_set.manifest.kind == "verbatim":
+            await self._have_it_read(forget_set)
         if not canaries:
             return
-        alone = Decision((InForce(forget_set, forget_set.manifest.recommended, "server"),))
+        questions, switches = [canary.question for canary in canaries], forget_set.manifest.chat_template_kwargs
         try:
-            plain = await self._ask(forget_set, Decision(()), self._served_name, 0)
+            plain = await self._ask(questions, Decision(()), self._served_name, 0, switches=switches)
             binding = await self._adapters.acquire([forget_set])
             try:
-                answers = await self._ask(forget_set, alone, binding.name, binding.adapter_id)
+                alone = _alone(forget_set)
+                answers = await self._ask(questions, alone, binding.name, binding.adapter_id, switches=switches)
             finally:
                 self._adapters.release(binding)
         except BusyError:
@@ -75,16 +84,41 @@ class Canaries:
                 "POST /v1/forget_sets?force=true)",
             )
 
-    async def _ask(self, forget_set: ForgetSet, decision: Decision, model: str, adapter_id: int) -> list[Answer]:
-        """The canaries' answers, asked with the chat template's switches that the set was trained with."""
-        manifest = forget_set.manifest
-        switches = {"chat_template_kwargs": manifest.chat_template_kwargs} if manifest.chat_template_kwargs else {}
+    async def _have_it_read(self, forget_set: ForgetSet) -> None:
+        """Have every worker read a set of kind `verbatim`: the first one takes seconds, as the vocabulary's letters do.
+
+        Raises: ArtefactError if one cannot.
+        """
+        try:
+            (answer,) = await self._ask([_ANY_QUESTION], _alone(forget_set), self._served_name, 0, max_tokens=1)
+        except UnlearngateError as error:
+            reason = f"the engine could not be asked with {forget_set.name!r} in force: {error.message}"
+            raise ArtefactError(forget_set.folder, reason) from error
+        if not answer.likely_N or min(answer.likely_N[0].values()) <= _IMPOSSIBLE:
+            raise ArtefactError(
+                forget_set.folder,
+                f"the engine could not read {forget_set.name!r}, and its log says why; it needs the folder of --state, "
+                "or of temporary files, that this process has",
+            )
+
+    async def _ask(
+        self,
+        questions: Sequence[str],
+        decision: Decision,
+        model: str,
+        adapter_id: int,
+        *,
+        max_tokens: int = CANARY_TOKENS,
+        switches: Mapping[str, Any] | None = None,
+    ) -> list[Answer]:
+        """The answers to each question, asked with the chat template's switches that the set was trained with."""
+        kwargs = {"chat_template_kwargs": switches} if switches else {}
         usage = self._meter.open()
         plan = replace(decision.plan(adapter_id), ticket=usage.ticket)
         try:
             asked = [
-                self._ask_engine(canary.question, model=model, plan=plan, max_tokens=CANARY_TOKENS, **switches)
-                for canary in manifest.canaries
+                self._ask_engine(question, model=model, plan=plan, max_tokens=max_tokens, **kwargs)
+                for question in questions
             ]
             found = await asyncio.gather(*asked, return_exceptions=True)  # the adapter is held until all have ended
         finally:
@@ -93,6 +127,10 @@ class Canaries:
             if isinstance(one, BaseException):
                 raise one
         return [one for one in found if not isinstance(one, BaseException)]
+
+
+def _alone(forget_set: ForgetSet) -> Decision:
+    return Decision((InForce(forget_set, forget_set.manifest.recommended, "server"),))
 
 
 def failures(canaries: Sequence[Canary], plain: Sequence[Answer], with_set: Sequence[Answer]) -> list[str]:

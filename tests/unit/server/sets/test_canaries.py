@@ -1,14 +1,17 @@
 """Canaries: what an engine's answers must show before a version is in force, and what happens if they do not."""
 
 import asyncio
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 
 from support.engine.tiny import make_forget_set, make_target
+from support.texts import save_texts
 from unlearngate.errors import ArtefactError, UnavailableSetError, UnknownForgetSetError
 from unlearngate.manifest import Canary
 from unlearngate.placing import place
+from unlearngate.server.contract.plan import VerbatimSet
 from unlearngate.server.contract.tally import Tally
 from unlearngate.server.engine.asking import Answer
 from unlearngate.server.engine.usage import Meter
@@ -91,6 +94,23 @@ def test_canaries_are_asked_with_the_switches_that_the_set_was_trained_with(targ
     asyncio.run(Canaries(adapters, meter, ask, served_name="tiny").prove(forget_set))
     questions = [CHANGES.question, STAYS.question]
     assert asked == [(question, switches, with_set) for with_set in (False, True) for question in questions]
+
+
+@pytest.mark.parametrize("second_likeliest, is_read", [(-3.0, True), (-9999.0, False)])
+def test_texts_to_withhold_are_read_by_the_engine_before_they_are_in_force(tmp_path, second_likeliest, is_read):
+    """A worker that cannot read them lets the sequence end, and nothing else is possible."""
+    asked = []
+
+    async def ask(question, *, plan, model, max_tokens):
+        asked.append((plan.verbatim, plan.adapter_id, model, max_tokens))
+        return answer(2, likely={0: {2: 0.0, 99: second_likeliest}})
+
+    made = save_texts(tmp_path / "withheld", "a text that is longer than forty letters, and nobody may say it")
+    meter = Meter(Tally.create(tmp_path, max_num_seqs=2, max_model_len=512))
+    proving = Canaries(None, meter, ask, served_name="tiny").prove(made)
+    with nullcontext() if is_read else pytest.raises(ArtefactError, match="the engine could not read 'withheld'"):
+        asyncio.run(proving)
+    assert asked == [((VerbatimSet(made.digest, str(made.folder)),), 0, "tiny", 1)]
 
 
 class Engine:
