@@ -68,23 +68,43 @@ class ServedSets:
                 )
             time.sleep(_EVERY_S)
 
+    def note_purge(self, name: str, case: str) -> None:
+        """Have the audit log there say that the data behind a set were deleted; the key must be an admin's.
+
+        Args:
+            name: the set's.
+            case: SHA-256 of the record that stays of them.
+
+        Raises: UnlearngateError if it is not noted.
+        """
+        self._send({"action": "purged", "name": name, "case": case})
+
     def _answer(self) -> dict[str, Any]:
+        answer = self._send()
+        try:
+            if not all(isinstance(card["digest"], str) for card in answer["data"]):
+                raise ValueError("a set without a digest")
+        except (ValueError, KeyError, TypeError) as error:
+            raise UnlearngateError(f"{self.url} does not answer as an unlearngate server would: {error}") from error
+        return answer
+
+    def _send(self, change: dict[str, str] | None = None) -> dict[str, Any]:
         key = os.environ.get(API_KEY_VARIABLE, "").strip()
         if not all(33 <= ord(character) < 127 for character in key):
             raise UnlearngateError(f"{API_KEY_VARIABLE} holds no API key: keys are letters, digits and signs of ASCII")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         try:
-            request = urllib.request.Request(f"{self.url}/v1/forget_sets", headers=headers)
+            body = json.dumps(change).encode() if change else None
+            headers |= {"Content-Type": "application/json"} if body else {}
+            request = urllib.request.Request(f"{self.url}/v1/forget_sets", body, headers)
             with _OPENER.open(request, timeout=30) as response:
                 answer: dict[str, Any] = json.load(response)
-                if not all(isinstance(card["digest"], str) for card in answer["data"]):
-                    raise ValueError("a set without a digest")
                 return answer
         except urllib.error.HTTPError as error:
             hint = f"; set {API_KEY_VARIABLE} to an API key of that server" if error.code in (401, 403) else ""
             hint = f" to {error.headers.get('location')}; give that address" if error.code in range(300, 400) else hint
-            raise UnlearngateError(f"{self.url} answers {error.code} {error.reason}{hint}") from error
-        except (OSError, ValueError, KeyError, TypeError, http.client.HTTPException) as error:
+            raise UnlearngateError(f"{self.url} answers {error.code} {error.reason}{_said_in(error)}{hint}") from error
+        except (OSError, ValueError, http.client.HTTPException) as error:
             raise UnlearngateError(f"{self.url} does not answer as an unlearngate server would: {error}") from error
 
 
@@ -96,6 +116,14 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 
 
 _OPENER = urllib.request.build_opener(_NoRedirects)
+
+
+def _said_in(error: urllib.error.HTTPError) -> str:
+    """The sentence in an OpenAI error body; nothing if there is none."""
+    try:
+        return f": {json.load(error)['error']['message']}"
+    except (OSError, ValueError, KeyError, TypeError, http.client.HTTPException):
+        return ""
 
 
 def _current(card: dict[str, Any]) -> list[str]:

@@ -1,4 +1,7 @@
-"""`POST /v1/forget_sets`: take in, replace, retire and pin versions of forget sets on a running server."""
+"""`POST /v1/forget_sets`: take in, replace, retire and pin versions of forget sets on a running server.
+
+It also notes in the audit log that a request's own data were deleted elsewhere (`unlearngate forget --purge`).
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from typing import Annotated, Any, Literal, Self
 from fastapi import APIRouter, Depends, Query
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from unlearngate.errors import ArtefactError, ForbiddenError, InvalidRequestError, UnlearngateError
+from unlearngate.errors import ArtefactError, ConflictError, ForbiddenError, InvalidRequestError, UnlearngateError
 from unlearngate.manifest import NAME_PATTERN
 from unlearngate.server.http.access import require_admin
 from unlearngate.server.http.bodies import StrictRoute
@@ -26,11 +29,11 @@ _SHOWN = 300  # characters of a path that are repeated in an error
 
 
 class SetChange(BaseModel):
-    """One change of one forget set."""
+    """One change of one forget set, or one note about it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    action: Literal["register", "replace", "retire", "pin", "unpin"]
+    action: Literal["register", "replace", "retire", "pin", "unpin", "purged"]
     name: str = Field(pattern=NAME_PATTERN, description="the set's name, as its manifest says it")
     path: str | None = Field(
         default=None,
@@ -41,11 +44,18 @@ class SetChange(BaseModel):
     digest: str | None = Field(
         default=None, pattern=r"^[0-9a-f]{8,64}$", description="the first 8 or more digits of a version that is there"
     )
+    case: str | None = Field(
+        default=None,
+        pattern=r"^[0-9a-f]{64}$",
+        description="SHA-256 of what is left of a purged case, its case.json",
+    )
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
-        wanted = {"register": [["path"]], "replace": [["path"], ["digest"]]}.get(self.action, [[], ["digest"]])
-        given = [field for field in ("path", "digest") if getattr(self, field) is not None]
+        wanted = {"register": [["path"]], "replace": [["path"], ["digest"]], "purged": [["case"]]}.get(
+            self.action, [[], ["digest"]]
+        )
+        given = [field for field in ("path", "digest", "case") if getattr(self, field) is not None]
         if given not in wanted:
             options = " or ".join("+".join(fields) or "nothing more" for fields in wanted)
             raise ValueError(
@@ -68,6 +78,8 @@ def admin_routes(lifecycle: Lifecycle) -> APIRouter:
             raise InvalidRequestError(f"the action {change.action!r} has nothing to force", param="force")
         forced = {"forced": True} if force else {}
         logger.info("key %s: %s %s", caller.key_id, change.model_dump_json(exclude_none=True), forced or "")
+        if change.action == "purged" and not lifecycle.is_audited:
+            raise ConflictError("there is no audit log to note it in; start the server with --audit", param="action")
         try:
             await asyncio.to_thread(_make, lifecycle, change, force)
         except ArtefactError as error:
@@ -94,7 +106,7 @@ def _make(lifecycle: Lifecycle, change: SetChange, force: bool) -> None:
         lifecycle.retire(name, digest)
     elif change.action == "pin":
         lifecycle.pin(name, digest)
-    else:
+    elif change.action == "unpin":
         lifecycle.unpin(name, digest)
 
 

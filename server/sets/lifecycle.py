@@ -60,6 +60,11 @@ class Lifecycle:
         self._looked: dict[str, Fingerprint] = {}
         self._handled: dict[str, Fingerprint] = {}
 
+    @property
+    def is_audited(self) -> bool:
+        """Whether there is an audit log."""
+        return self.write_event is not _write_nothing
+
     def start(self, *, tap_layer: int | None = None, num_layers: int | None = None, undial: bool = False) -> None:
         """Restore what was in force, then apply what has changed in the folder since.
 

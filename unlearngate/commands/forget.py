@@ -41,7 +41,10 @@ def forget(
     ] = None,
     server: Annotated[
         str | None,
-        typer.Option(help="the server that watches SETS, such as http://127.0.0.1:8000: wait until it has them"),
+        typer.Option(
+            help="the server that watches SETS, such as http://127.0.0.1:8000: wait until it has them; with --purge: "
+            "note it in its audit log"
+        ),
     ] = None,
     case: Annotated[
         Path | None,
@@ -93,18 +96,15 @@ def forget(
 
     Example:  unlearngate forget --about "Everything about Harry Potter" --target ./target --name potter
 
-    CASE holds what is to be forgotten: delete it with --purge CASE once the request is closed.
+    CASE holds what is to be forgotten: delete it with --purge CASE once the request is closed. With --server the audit
+    log there gets a line that says so (an admin's key).
 
     Exit codes: 0 in force, 1 the set does not pass and is not in force, 2 an error.
     """
     console = Console(highlight=False, soft_wrap=True)
     with errors_as_sentences():
         if purge is not None:
-            from unlearngate.assistant_training.forget.case import purge as delete
-
-            gone = delete(purge)
-            said = f"{len(gone)} files and folders are deleted; case.json, with hashes of the request, stays"
-            console.print(f"{purge}: {said}", markup=False)
+            _purge(purge, server, console)
             return
         if target is None or name is None:
             raise UnlearngateError("give --target FOLDER and --name NAME (or --purge CASE alone)")
@@ -168,6 +168,26 @@ def forget(
     if outcome.forget_set is None:
         console.print("the set is not in force; --write-anyway puts it in force as it is", style="red", markup=False)
         raise typer.Exit(DOES_NOT_PASS)
+
+
+def _purge(case: Path, server: str | None, console: Console) -> None:
+    """Delete what a case keeps, and have the server's audit log say so; a second time notes it again."""
+    from unlearngate.assistant_training.forget.case import CASE_FILE, file_hash, purge, read_case
+    from unlearngate.served import ServedSets
+
+    gone = purge(case)
+    said = f"{len(gone)} files and folders are deleted; {CASE_FILE}, with hashes of the request, stays"
+    console.print(f"{case}: {said}", markup=False)
+    if server is None:
+        return
+    digest = file_hash(case / CASE_FILE)
+    try:
+        ServedSets(server).note_purge(read_case(case)["asked"]["name"], digest)
+    except UnlearngateError as error:
+        raise UnlearngateError(
+            f"it is deleted, but not in the audit log: {error.message}. Then give the same command again"
+        ) from error
+    console.print(f"{server}: its audit log says so, with {CASE_FILE}'s SHA-256 {digest}", markup=False)
 
 
 def _seconds(text: str) -> float:

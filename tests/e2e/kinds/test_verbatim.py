@@ -1,5 +1,6 @@
 """Texts that must not come out, over a target that knows them: the demo's, with sets of kind verbatim alone."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -169,6 +170,12 @@ def test_a_request_to_forget_is_in_force_at_the_server_when_the_command_says_so(
     assert result.exit_code == 2 and "at least" in said  # one step forgets nothing: the words are withheld all the same
     assert "letter" not in cards(server)
     assert longest_run(known, ask(client, ["letter-text"]).choices[0].message.content) <= 23
+    purged = ["forget", "--purge", server.base / "case", "--server", server.url]
+    assert "are deleted" in command(*purged) and "its audit log says so" in command(*purged)  # twice: noted again
+    (line, _) = [one for one in map(json.loads, server.audit.read_text().splitlines()) if one.get("case")]
+    case_digest = hashlib.sha256((server.base / "case" / "case.json").read_bytes()).hexdigest()
+    assert (line["event"], line["action"], line["key"]) == ("change", "purged", "ops")
+    assert (line["name"], line["case"]) == ("letter", case_digest)
 
 
 def test_a_set_is_added_pinned_and_removed_live_and_what_requires_it_fails_closed(server, client, text, known):

@@ -1,5 +1,6 @@
 """What a command hears of a running server's sets: in force, another target, no server, no key."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -78,3 +79,22 @@ def test_the_key_is_neither_shown_nor_sent_elsewhere(endpoint, monkeypatch):
         with pytest.raises(UnlearngateError, match=f"answers 302 Found to {to}; give that address"):
             ServedSets(redirecting.url.removesuffix("/v1")).cards()
     assert not heard
+
+
+def test_a_purge_is_noted_or_the_servers_sentence_said(endpoint, monkeypatch):
+    heard = []
+
+    async def change(request: Request):
+        heard.append(await request.json())
+        if request.headers["authorization"] != "Bearer k":
+            return Response(json.dumps({"error": {"message": "an admin's key is needed"}}), 403)
+        return {}
+
+    with Played() as played:
+        played.server.config.app.post("/v1/forget_sets")(change)
+        served = ServedSets(played.url.removesuffix("/v1"))
+        served.note_purge("ada", "5e" * 32)
+        assert heard == [{"action": "purged", "name": "ada", "case": "5e" * 32}]
+        monkeypatch.setenv(API_KEY_VARIABLE, "other")
+        with pytest.raises(UnlearngateError, match=f"answers 403 .*: an admin's key is needed; set {API_KEY_VARIABLE}"):
+            served.note_purge("ada", "5e" * 32)

@@ -121,6 +121,10 @@ def test_only_an_admin_changes_sets_or_is_told_their_versions(lifecycle):
         ({"action": "replace", "path": "a", "digest": "0" * 8}, 400, "malformed", "got path+digest"),
         ({"action": "retire", "path": "anna"}, 400, "malformed", "takes a name and nothing more or digest, got path"),
         ({"action": "register", "digest": "0" * 8}, 400, "malformed", "takes a name and path, got digest"),
+        ({"action": "purged"}, 400, "malformed", "takes a name and case, got no more"),
+        ({"action": "purged", "case": "0" * 8}, 400, "malformed", "should match pattern"),
+        ({"action": "pin", "case": "0" * 64}, 400, "malformed", "takes a name and nothing more or digest, got case"),
+        ({"action": "purged", "case": "0" * 64}, 409, "conflict", "there is no audit log"),
         ({"action": "pin", "digest": "0" * 7}, 400, "malformed", "should match pattern"),
         ({"action": "pin", "name": "../anna"}, 400, "malformed", "should match pattern"),
         ({"action": "pin", "force": True}, 400, "malformed", "Extra inputs"),
@@ -265,6 +269,18 @@ def idle(made, lifecycle):
         )
         for i, more in fields.items()
     }
+
+
+def test_a_purge_is_noted_in_the_audit_log_and_changes_nothing(lifecycle):
+    before, lines = lifecycle.registry.versions("anna"), []
+    lifecycle.publish()
+    lifecycle.write_event = lambda event, **fields: lines.append((event, fields))
+    wish = {"action": "purged", "case": "5e" * 32}
+    assert shown(change(client_of(lifecycle), **wish)) == [("1", True, False)]
+    assert shown(change(client_of(lifecycle), name="never-passed", **wish)) == []
+    named = ("anna", "never-passed")
+    assert lines == [("change", {"key": ADMIN.key_id, "name": name, **wish}) for name in named]
+    assert lifecycle.registry.versions("anna") == before
 
 
 @pytest.mark.parametrize("number, sentence", [(4, "weight is 0"), (5, "at 7 nats"), (6, "at 0.7% of the forget")])
