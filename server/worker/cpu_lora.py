@@ -175,15 +175,16 @@ def join_slices(model: nn.Module) -> int | None:
     return number
 
 
-def joined_number(linear: nn.Module) -> tuple[int, int] | None:
-    """A module's key for `add_joined`; None if its adapters are not joined."""
-    return getattr(linear, _NUMBER, None)
+def joined_numbers(linears: Sequence[Any]) -> tuple[int, list[int]] | None:
+    """The key of several modules for `add_joined`; None if the adapters of none are joined."""
+    numbers: list[tuple[int, int] | None] = [getattr(linear, _NUMBER, None) for linear in linears]
+    wrappers = {number[0] for number in numbers if number}
+    return (wrappers.pop(), [number[1] if number else -1 for number in numbers]) if wrappers else None
 
 
-def add_joined(y: Tensor, x: Tensor, numbers: Sequence[tuple[int, int] | None]) -> None:
-    """`GroupedLora.add_lora_linear` for each part of a step's rows by its own joined module; None: it has none."""
-    (wrapper,) = {number[0] for number in numbers if number}
-    torch.ops.vllm.unlearngate_add_joined(y, x, wrapper, [number[1] if number else -1 for number in numbers])
+def add_joined(y: Tensor, x: Tensor, joined: tuple[int, list[int]]) -> None:
+    """`GroupedLora.add_lora_linear` for each part of a step's rows by its module, if its adapters are joined."""
+    torch.ops.vllm.unlearngate_add_joined(y, x, *joined)
 
 
 # Each is one opaque operation to a compiler, which must not trace a batch's rows.

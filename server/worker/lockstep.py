@@ -28,7 +28,7 @@ from vllm.model_executor.layers.linear import LinearBase
 from vllm.utils.torch_utils import direct_register_custom_op
 
 from unlearngate.server.worker.compat import attend_part, may_cut_branches, parts_of_step
-from unlearngate.server.worker.cpu_lora import add_joined, joined_number
+from unlearngate.server.worker.cpu_lora import add_joined, joined_numbers
 
 
 @support_torch_compile(dynamic_arg_dims={"input_ids": 0, "positions": 0, "inputs_embeds": 0, "row_M": 0})
@@ -175,9 +175,12 @@ class _StackedAttention(_Attention):
 class _CutAttention(_Attention):
     """Where the parts of a step tell which rows are whose."""
 
+    def __init__(self, attentions: Sequence[nn.Module]) -> None:
+        super().__init__(attentions)
+        self._layers = ",".join(cast("str", attention.layer_name) for attention in attentions)
+
     def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        layers = ",".join(cast("str", attention.layer_name) for attention in self._attentions)
-        return cast("Tensor", torch.ops.vllm.unlearngate_attend(query, key, value, layers))
+        return cast("Tensor", torch.ops.vllm.unlearngate_attend(query, key, value, self._layers))
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, layers: str) -> Tensor:
@@ -199,14 +202,14 @@ class _StackedMethod:
         self._method = method
         self._linears = tuple(linears)
         self._any_adapted = any(isinstance(linear, BaseLinearLayerWithLoRA) for linear in linears)
-        self._joined = [joined_number(linear) for linear in linears]
+        self._joined = joined_numbers(linears)
 
     def apply(self, layer: nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
         y: Tensor = self._method.apply(layer, x, bias)
-        if not self._any_adapted:
-            return y
-        if any(self._joined):
+        if self._joined:
             add_joined(y, x, self._joined)
+            return y
+        if not self._any_adapted:
             return y
         count = len(self._linears)
         parts = zip(self._linears, x.chunk(count), y.chunk(count), strict=True)

@@ -14,7 +14,7 @@ from unlearngate.kernels.numba_lora import add_lora_rows
 from unlearngate.server.worker import cpu_lora
 from unlearngate.server.worker.batch import Parts
 from unlearngate.server.worker.compat import group_cpu_lora, run_in_parts
-from unlearngate.server.worker.cpu_lora import GroupedLora, add_joined, joined_number
+from unlearngate.server.worker.cpu_lora import GroupedLora, add_joined, joined_numbers
 
 RANK, IN, OUTS = 4, 6, (5, 3)
 SLOTS = [21, 9, 34, 2, 77, 50, 8]  # the adapters' ids
@@ -94,7 +94,7 @@ def test_joined_slices_are_added_to_their_parts_of_the_rows_and_follow_what_is_l
     needed = torch.randint(0, 3, (len(ids),), generator=rng).tolist() if is_cut else [2] * len(ids)
     parts = Parts.build([*needed, 1], [*range(len(ids) + 1), len(ids)], len(ids))  # one needs a branch, and has no row
     rows = [range(len(ids)), *([i for i, n in enumerate(needed) if n > branch] for branch in range(2))]
-    numbers = [None, *map(joined_number, linears)]
+    numbers = joined_numbers([None, *linears])
     for _ in range(2):
         drawn = [draw_adapters(rng, dtype) for _ in linears]
         for linear, adapters in zip(linears, drawn, strict=True):
@@ -131,7 +131,7 @@ def test_what_is_known_of_a_batch_is_not_taken_for_the_next(seed):
             x = torch.randn(3 + len(parts.row_M), IN, generator=rng)
             y = torch.zeros(len(x), sum(OUTS))
             with step_in_parts(parts):
-                add_joined(y, x, [None, joined_number(linear)])
+                add_joined(y, x, joined_numbers([None, linear]))
             own = [ids[row] for row in parts.row_M]
             check(y, torch.zeros_like(y), x, a, b, [0, 0, 0, *own], 1.0)
 
@@ -142,7 +142,7 @@ def test_small_batches_go_to_the_kernel_compiled_at_the_start_and_large_ones_do_
     a, b = draw_adapters(None, torch.float32)
     linear = SimpleNamespace(lora_a_stacked=a, lora_b_stacked=b)
     wrapper.join(linear)
-    numbers = [None, joined_number(linear)]
+    numbers = joined_numbers([None, linear])
     weights = sum(x[0].numel() for x in (*linear.lora_a_stacked, *linear.lora_b_stacked))
     monkeypatch.setattr(cpu_lora, "ALONE", 7 * weights)
     for num_rows in (1, 7, 8):
