@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
 import sys
@@ -323,7 +324,7 @@ def count_shares(batches: list[list[int]]) -> dict[str, int]:
 
 
 def check_nothing_is_served_without_its_branch(engine, registry, rng: random.Random) -> None:
-    """A request whose branch did not run is ended, whoever is to blame; others are not.
+    """A request whose branch did not run is ended, and its prompt has no logprobs, whoever is to blame; others have.
 
     It leaves blocks without the branch's KV in the prefix cache, so it is the last of a run.
     """
@@ -335,20 +336,24 @@ def check_nothing_is_served_without_its_branch(engine, registry, rng: random.Ran
     from unlearngate.server.worker.processor import ComposeLogitsProcessor
 
     binding = registry.bindings.bind([registry.get("anna")])
-    extra = {TOKEN_FIELD: sign(Plan(binding.adapter_id, 0.0, (Term(0, 1.0, 0.0),)))}
     lora, answers = LoRARequest(binding.name, binding.adapter_id, str(binding.folder)), {}
-    for name in ("forgotten", "served"):
-        prompt = {"prompt_token_ids": [rng.randrange(2, 512) for _ in range(20)]}
-        params = SamplingParams(temperature=0.0, max_tokens=4, ignore_eos=True, extra_args=extra)
-        engine.add_request(name, prompt, params, lora_request=lora)
+    for number in range(3):
+        prompt = {"prompt_token_ids": [rng.randrange(2, 512) for _ in range(16)]}  # a step holds all three
+        extra = {TOKEN_FIELD: sign(Plan(binding.adapter_id, 0.0, (Term(0, 1.0, 0.0, lowers=number == 1),)))}
+        params = SamplingParams(temperature=0.0, max_tokens=4, ignore_eos=True, prompt_logprobs=1, extra_args=extra)
+        engine.add_request(str(number), prompt, params, lora_request=lora)
     branches = ComposeLogitsProcessor.branches
-    ComposeLogitsProcessor.branches = lambda self, number: [0, *branches(self, number)[1:]]
+    ComposeLogitsProcessor.branches = lambda self, number: [0, 0, *branches(self, number)[2:]]
     try:
         while engine.has_unfinished_requests():
-            answers |= {output.request_id: list(output.outputs[0].token_ids) for output in engine.step()}
+            answers |= {int(output.request_id): output for output in engine.step()}
     finally:
         ComposeLogitsProcessor.branches = branches
-    assert answers["forgotten"] == [EOS] * 4 and answers["served"] != [EOS] * 4, answers
+    for number, output in answers.items():
+        is_served, tokens = number == 2, list(output.outputs[0].token_ids)
+        logprobs = [one.logprob for place in output.prompt_logprobs[1:] for one in place.values()]
+        assert (tokens != [EOS] * 4) == is_served, f"{tokens} of request {number}"
+        assert all(math.isfinite(x) if is_served else math.isnan(x) for x in logprobs), f"{logprobs} of {number}"
 
 
 def check_seeds(engine, rng: random.Random) -> None:
