@@ -137,7 +137,7 @@ def main(
     engines["peer"] = ["--sets", cache / f"sets-{layers}", "--peer"]
     machine = Machine.measure(torch.device("cuda" if torch.cuda.is_available() else "cpu"), getattr(torch, dtype))
     typer.echo(f"{machine.bytes_per_s / 1e9:.1f} GB/s, {machine.flops_per_s / 1e9:.0f} GFLOP/s")
-    situations = {batch: _situations(names, tapped=bool(tapped_layers)) for batch in sizes}
+    situations = {batch: _situations(names, batch, tapped=bool(tapped_layers)) for batch in sizes}
     with Progress() as progress:
         bar = progress.add_task("engines start", total=starts * (len(engines) + len(sizes) * rounds))
         tick = partial(progress.update, bar, advance=1)
@@ -165,7 +165,7 @@ def main(
         )
 
 
-def _situations(names: Sequence[str], *, tapped: bool) -> list[Situation]:
+def _situations(names: Sequence[str], batch: int, *, tapped: bool) -> list[Situation]:
     one = [names[0]]
     found = [
         Situation(PLAIN, "plain", [[]]),
@@ -173,6 +173,7 @@ def _situations(names: Sequence[str], *, tapped: bool) -> list[Situation]:
         Situation("one set, every row", "one", [one]),
         Situation("one set that lowers", "one", [one], lowers=True),
         Situation("one set, every other row", "one", [one, []]),
+        Situation("one set, one row", "one", [one, *[[]] * (batch - 1)]),
         Situation("16 sets, one a row", "one", [[name] for name in names]),
         Situation("one set, every row, room for two", "two", [one]),
         Situation("two sets, every row", "two", [list(names[:2])]),

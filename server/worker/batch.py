@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,6 +41,55 @@ class Batch(NamedTuple):
         branch_N = torch.tensor([term.branch for _, term in terms], dtype=torch.int64, device=device)
         place_N = branch_N * len(slots) + pairs.row_N
         return cls(slots, pairs, branch_N, place_N, np.array([plan.lease for plan in plans], dtype=np.int64))
+
+
+class Parts(NamedTuple):
+    """The rows of a step, part by part: the target's T, then each branch's, M in all.
+
+    A branch runs over the rows of the requests that have a set on it.
+    """
+
+    sizes: tuple[int, ...]  # of each part
+    row_M: Tensor  # int64: which of the T rows each of the branches' is
+    part_M: Tensor  # int64: which part it is in
+    requests: tuple[Tensor | None, ...]  # of each branch (N,) int64, its requests' places in the batch; None: all
+
+    @classmethod
+    def build(cls, branches: Sequence[int], starts: Sequence[int], num_rows: int) -> Parts:
+        """On the host.
+
+        Args:
+            branches: how many branches, from the first on, each request needs; one of them needs one.
+            starts: the first row of each request, and where the last one's end; rows behind it are padding.
+            num_rows: T.
+        """
+        needed = np.array(branches)
+        needed_T = np.repeat(needed, np.diff(starts))
+        rows = [np.flatnonzero(needed_T > branch) for branch in range(needed.max())]
+        requests = tuple(
+            None if (needed > branch).all() else torch.from_numpy(np.flatnonzero(needed > branch))
+            for branch in range(len(rows))
+        )
+        return cls._of(num_rows, rows, requests)
+
+    @classmethod
+    def whole(cls, num_rows: int, num_branches: int) -> Parts:
+        """All branches over all rows, padding too."""
+        return cls._of(num_rows, [np.arange(num_rows)] * num_branches, (None,) * num_branches)
+
+    @classmethod
+    def _of(cls, num_rows: int, rows: Sequence[np.ndarray], requests: tuple[Tensor | None, ...]) -> Parts:
+        sizes = [len(row_N) for row_N in rows]
+        part_M = np.repeat(np.arange(len(rows)) + 1, sizes)
+        return cls((num_rows, *sizes), torch.from_numpy(np.concatenate(rows)), torch.from_numpy(part_M), requests)
+
+    def unstack(self, hidden_XH: Tensor) -> Tensor:
+        """(T + M, H), part by part -> (T, parts * H); NaN where a branch did not run, so that nothing composes it."""
+        num_rows = self.sizes[0]
+        hidden_TPH = hidden_XH.new_full((num_rows, len(self.sizes), hidden_XH.shape[1]), torch.nan)
+        hidden_TPH[:, 0] = hidden_XH[:num_rows]
+        hidden_TPH[self.row_M, self.part_M] = hidden_XH[num_rows:]
+        return hidden_TPH.flatten(1)
 
 
 def move(of_index: dict[int, Any], source: int, destination: int, *, swap: bool) -> None:

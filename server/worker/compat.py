@@ -6,11 +6,14 @@ Tried: 0.32 (CPU build, V1 runner). The V2 interface exists from 0.32 on.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import os
 import sys
 import threading
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache, partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -23,8 +26,11 @@ from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsContext
 from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor as V2LogitsProcessor
 
 if TYPE_CHECKING:
+    from unlearngate.server.worker.batch import Parts
     from unlearngate.server.worker.prompts import PromptHead
 
+_BUILT = "unlearngate_built"  # a field of vLLM's attention metadata: what they were built by and from
+_PARTS = "unlearngate_parts"  # a field of vLLM's forward context
 _COMPILING_THREADS = 4
 _LOWER_PRIORITY = 10
 
@@ -35,15 +41,20 @@ __all__ = [
     "V1LogitsProcessor",
     "V2LogitsProcessor",
     "adapts_a_row",
+    "attend_part",
     "compile_definitions_behind_others",
     "compile_on_a_cpu",
     "forget_experts",
     "group_cpu_lora",
     "leaves_text_free",
     "load_compiled_code",
-    "may_vary_branches",
+    "may_cut_branches",
+    "parts_of_step",
     "penalise_after_composing",
+    "remember_attention_of_steps",
+    "run_in_parts",
     "score_prompts_by",
+    "starts_of_requests",
     "steers",
     "tell_rows_of_requests",
     "undo_discarded_draws",
@@ -64,16 +75,119 @@ def adapts_a_row(linear: Any) -> bool:
     return bool((punica.token_lora_indices >= 0).any())
 
 
-def may_vary_branches(config: Any) -> bool:
-    """Whether the model may choose, batch by batch, how many branches run.
+def may_cut_branches(config: Any) -> bool:
+    """Whether a branch may run over a part of a batch: on a CPU's V1 runner.
 
-    Not on the V2 runner, where nobody knows a batch's rows before its logits; and not with CUDA graphs, which repeat
-    for all batches what was chosen when they were recorded.
+    Not on V2, where nobody knows a batch's rows before its logits. CUDA graphs, which repeat for all batches what was
+    chosen when they were recorded, and the attention of a GPU are untried.
     """
-    from vllm.config import CUDAGraphMode
+    from vllm.platforms import current_platform
 
-    without_graphs = config.compilation_config.cudagraph_mode in (None, CUDAGraphMode.NONE)
-    return without_graphs and not config.use_v2_model_runner
+    return current_platform.is_cpu() and not config.use_v2_model_runner
+
+
+@cache
+def remember_attention_of_steps() -> None:
+    """Let a CPU's attention metadata tell what they were built by and from, once for this process."""
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionMetadataBuilder
+
+    build = CPUAttentionMetadataBuilder.build
+
+    def remembering(self: Any, common_prefix_len: int, common: Any, *args: Any, **kwargs: Any) -> Any:
+        metadata = build(self, common_prefix_len, common, *args, **kwargs)
+        setattr(metadata, _BUILT, (self, common))
+        return metadata
+
+    CPUAttentionMetadataBuilder.build = remembering
+
+
+def starts_of_requests(layer: str) -> list[int] | None:
+    """The first row of each request in the step that is about to run, and where the last one's end.
+
+    None while the engine starts, when there are no requests.
+
+    Args:
+        layer: any attention layer's name.
+    """
+    from vllm.forward_context import get_forward_context
+
+    metadata = get_forward_context().attn_metadata
+    if not metadata:
+        return None
+    _, common = getattr(metadata[layer], _BUILT)
+    starts: list[int] = common.query_start_loc_cpu.tolist()
+    return starts
+
+
+@contextmanager
+def run_in_parts(parts: Parts, layers: Sequence[Sequence[str]]) -> Iterator[None]:
+    """Let the step that is about to run know its parts, and each branch's attention see its own requests alone.
+
+    Args:
+        parts: of the step.
+        layers: for each branch the names of its attention layers.
+    """
+    from vllm.forward_context import get_forward_context, override_forward_context
+
+    context = get_forward_context()
+    metadata, slots = context.attn_metadata, context.slot_mapping
+    if metadata:
+        metadata, slots, branch_rows = {**metadata}, {**slots}, parts.row_M.split(parts.sizes[1:])
+        for names, requests, row_N in zip(layers, parts.requests, branch_rows, strict=False):
+            if requests is None:
+                continue
+            cut: dict[int, Any] = {}  # layers with the same blocks have the same metadata
+            for name in names:
+                whole = metadata[name]
+                if id(whole) not in cut:
+                    cut[id(whole)] = _attention_of(whole, requests, row_N)
+                metadata[name] = cut[id(whole)]
+                slots[name] = cut[id(whole)].slot_mapping
+    fields = {"attn_metadata": metadata, "slot_mapping": slots}
+    known = {**context.additional_kwargs, _PARTS: parts}
+    with override_forward_context(dataclasses.replace(context, **fields, additional_kwargs=known)):
+        yield
+
+
+def _attention_of(whole: Any, requests: torch.Tensor, row_N: torch.Tensor) -> Any:
+    """A CPU's attention metadata of some of the requests, which have the rows `row_N` of the step.
+
+    What is not named here is not known of these requests, and a builder that asks for it fails.
+    """
+    from vllm.v1.attention.backend import CommonAttentionMetadata
+
+    builder, common = getattr(whole, _BUILT)
+    starts, lengths = common.query_start_loc_cpu.new_zeros(len(requests) + 1), common.naive_query_lens()[requests]
+    torch.cumsum(lengths, 0, out=starts[1:])
+    seq_lens = common.seq_lens[requests]
+    part = CommonAttentionMetadata(
+        query_start_loc=starts,
+        query_start_loc_cpu=starts,
+        seq_lens=seq_lens,
+        num_reqs=len(requests),
+        num_actual_tokens=len(row_N),
+        max_query_len=int(lengths.max()),
+        max_seq_len=int(seq_lens.max()),
+        block_table_tensor=common.block_table_tensor[requests],
+        slot_mapping=common.slot_mapping[row_N],
+        causal=common.causal,
+    )
+    return builder.build(0, part)
+
+
+def parts_of_step() -> Parts | None:
+    """The parts of the step that runs; None where each branch runs over all rows."""
+    from vllm.forward_context import get_forward_context, is_forward_context_available
+
+    return get_forward_context().additional_kwargs.get(_PARTS) if is_forward_context_available() else None
+
+
+def attend_part(layer: str, *qkv: torch.Tensor) -> torch.Tensor:
+    """Run an attention layer, by its name, over its part of a step's rows."""
+    from vllm.forward_context import get_forward_context
+
+    attended: torch.Tensor = get_forward_context().no_compile_layers[layer](*qkv)
+    return attended
 
 
 def compile_on_a_cpu(config: Any) -> None:

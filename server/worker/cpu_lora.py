@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +20,11 @@ from torch import Tensor, nn
 from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 from vllm.utils.torch_utils import direct_register_custom_op
+
+from unlearngate.server.worker.compat import parts_of_step
+
+if TYPE_CHECKING:
+    from unlearngate.server.worker.batch import Parts
 
 Group = tuple[int, slice | Tensor]  # a slot and the rows whose adapter is there
 SEPARATELY = 4  # adapters in a batch that are applied one after the other; more are faster together
@@ -40,6 +47,18 @@ class Padded(NamedTuple):
         return len(self.row_P) <= 4 * len(self.row_N)
 
 
+class Rows:
+    """The slots of some of a batch's rows: -1 where there is no adapter."""
+
+    def __init__(self, slots_T: Tensor) -> None:
+        self.slot_T: np.ndarray = slots_T.numpy().copy()
+
+    @cached_property
+    def grouped(self) -> Padded | list[Group]:
+        """By slot; what goes row by row needs no groups."""
+        return group_rows(torch.from_numpy(self.slot_T))
+
+
 class Joined(NamedTuple):
     """A module's adapters as vLLM has them and, in fp32, the same memory as arrays for `add_lora_rows`."""
 
@@ -59,8 +78,8 @@ class GroupedLora(PunicaWrapperCPU):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.batch: Padded | list[Group] = []
-        self.slot_T = np.zeros(0, np.int64)
+        self.batch = Rows(torch.zeros(0, dtype=torch.int64))
+        self._cut: tuple[Parts, list[Rows]] | None = None
         self.joined: list[Joined] = []
         self._of_slot: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
         self.number = next(_numbers)  # an operation takes no objects
@@ -71,14 +90,33 @@ class GroupedLora(PunicaWrapperCPU):
         self.add_rows = add_lora_rows
         rows, adapters = np.zeros((0, 0), np.float32), np.zeros((0, 0, 0), np.float32)
         # Compile before any request.
-        add_lora_rows(rows, rows, adapters, adapters, np.zeros(1, np.int64), self.slot_T, 0)
+        add_lora_rows(rows, rows, adapters, adapters, np.zeros(1, np.int64), self.batch.slot_T, 0)
 
     def update_metadata(self, *args: Any, **kwargs: Any) -> None:
         """Learn which row has which slot in the batches to come."""
         super().update_metadata(*args, **kwargs)
-        slots_T = self.token_lora_indices
-        self.batch = group_rows(slots_T)
-        self.slot_T = slots_T.numpy().copy()
+        self.batch, self._cut = Rows(self.token_lora_indices), None
+
+    def parts(self, count: int, num_rows: int) -> list[Rows]:
+        """The rows of each part of the step that runs; parts that have none may be left out.
+
+        Args:
+            count: how many parts there are where each has all rows of the batch.
+            num_rows: of all parts.
+
+        Raises: RuntimeError if there are not as many.
+        """
+        if (parts := parts_of_step()) is None:
+            found = [self.batch] * count
+        else:
+            if self._cut is None or self._cut[0] is not parts:
+                slots_M = torch.from_numpy(self.batch.slot_T)[parts.row_M]
+                self._cut = parts, [self.batch, *map(Rows, slots_M.split(parts.sizes[1:]))]
+            found = self._cut[1]
+        sizes = [len(rows.slot_T) for rows in found]
+        if sum(sizes) != num_rows:
+            raise RuntimeError(f"{num_rows} rows are not those of the step's {count} parts, {sizes}")
+        return found
 
     def add_lora_linear(
         self,
@@ -137,14 +175,16 @@ def join_slices(model: nn.Module) -> int | None:
     return number
 
 
-def joined_number(linear: nn.Module) -> tuple[int, int] | None:
-    """A module's key for `add_joined`; None if its adapters are not joined."""
-    return getattr(linear, _NUMBER, None)
+def joined_numbers(linears: Sequence[Any]) -> tuple[int, list[int]] | None:
+    """The key of several modules for `add_joined`; None if the adapters of none are joined."""
+    numbers: list[tuple[int, int] | None] = [getattr(linear, _NUMBER, None) for linear in linears]
+    wrappers = {number[0] for number in numbers if number}
+    return (wrappers.pop(), [number[1] if number else -1 for number in numbers]) if wrappers else None
 
 
-def add_joined(y: Tensor, x: Tensor, number: tuple[int, int], part: int, parts: int) -> None:
-    """`GroupedLora.add_lora_linear` of a joined module for one of several equal parts of `y` and `x`."""
-    torch.ops.vllm.unlearngate_add_joined(y, x, *number, part, parts)
+def add_joined(y: Tensor, x: Tensor, joined: tuple[int, list[int]]) -> None:
+    """`GroupedLora.add_lora_linear` for each part of a step's rows by its module, if its adapters are joined."""
+    torch.ops.vllm.unlearngate_add_joined(y, x, *joined)
 
 
 # Each is one opaque operation to a compiler, which must not trace a batch's rows.
@@ -152,10 +192,16 @@ def add_joined(y: Tensor, x: Tensor, number: tuple[int, int], part: int, parts: 
 
 def _add_lora(y: Tensor, x: Tensor, a: list[Tensor], b: list[Tensor], scale: float, wrapper: int) -> None:
     lora = _wrappers[wrapper]
-    if isinstance(lora.batch, Padded):
-        _add_together(y, x, a, b, scale, lora.batch)
+    _add_grouped(y, x, a, b, scale, lora, lora.batch.grouped)
+
+
+def _add_grouped(
+    y: Tensor, x: Tensor, a: list[Tensor], b: list[Tensor], scale: float, lora: GroupedLora, batch: Padded | list[Group]
+) -> None:
+    if isinstance(batch, Padded):
+        _add_together(y, x, a, b, scale, batch)
         return
-    for slot, rows in lora.batch:
+    for slot, rows in batch:
         x_group = x[rows].float()
         y_group = y[rows]  # a view if the rows are contiguous
         start = 0
@@ -168,16 +214,17 @@ def _add_lora(y: Tensor, x: Tensor, a: list[Tensor], b: list[Tensor], scale: flo
             y[rows] = y_group
 
 
-def _add_joined(y: Tensor, x: Tensor, wrapper: int, number: int, part: int, parts: int) -> None:
-    lora = _wrappers[wrapper]
-    joined, num_rows = lora.joined[number], len(lora.slot_T)
-    if len(y) != parts * num_rows:
-        raise RuntimeError(f"{len(y)} rows in {parts} parts are not those of the batch, {num_rows} each")
-    if joined.arrays and y.dtype is torch.float32 and num_rows * joined.weights <= ALONE:
-        lora.add_rows(y.numpy(), x.numpy(), *joined.arrays, lora.slot_T, part * num_rows)
-    else:
-        rows = slice(part * num_rows, (part + 1) * num_rows)
-        _add_lora(y[rows], x[rows], joined.a, joined.b, 1.0, wrapper)
+def _add_joined(y: Tensor, x: Tensor, wrapper: int, numbers: list[int]) -> None:
+    lora, first = _wrappers[wrapper], 0
+    for number, rows in zip(numbers, lora.parts(len(numbers), len(y)), strict=False):
+        last = first + len(rows.slot_T)
+        if number >= 0 and first < last:
+            joined = lora.joined[number]
+            if joined.arrays and y.dtype is torch.float32 and (last - first) * joined.weights <= ALONE:
+                lora.add_rows(y.numpy(), x.numpy(), *joined.arrays, rows.slot_T, first)
+            else:
+                _add_grouped(y[first:last], x[first:last], joined.a, joined.b, 1.0, lora, rows.grouped)
+        first = last
 
 
 def _add_together(y: Tensor, x: Tensor, a: list[Tensor], b: list[Tensor], scale: float, batch: Padded) -> None:

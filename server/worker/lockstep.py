@@ -1,8 +1,10 @@
 """A step of the target with its assistants beside it: their rows go through the shared layers together.
 
 Layers j to j + m of the target and of every branch are the same weights. A stacked layer is vLLM's own decoder layer
-over (1 + S) T rows, the target's first: each weight is read once for all of them. What is not shared stays apart:
-attention is the target's and each branch's own, over its rows and its KV; LoRA is added to its branch's rows alone.
+over the target's T rows and, behind them, each branch's: each weight is read once for all of them. What is not shared
+stays apart: attention is the target's and each branch's own, over its rows and its KV; LoRA is added to its branch's
+rows alone. A branch's rows are all T, or those that are named (`batch.Parts`). Compiled code holds for any number of
+them: attention and LoRA look up the step's parts, each in one operation.
 
 Every row goes through the same operations as it does alone.
 
@@ -23,11 +25,13 @@ from vllm.config import VllmConfig
 from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
 from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.layers.linear import LinearBase
+from vllm.utils.torch_utils import direct_register_custom_op
 
-from unlearngate.server.worker.cpu_lora import add_joined, joined_number
+from unlearngate.server.worker.compat import attend_part, may_cut_branches, parts_of_step
+from unlearngate.server.worker.cpu_lora import add_joined, joined_numbers
 
 
-@support_torch_compile(dynamic_arg_dims={"input_ids": 0, "positions": 0, "inputs_embeds": 0})
+@support_torch_compile(dynamic_arg_dims={"input_ids": 0, "positions": 0, "inputs_embeds": 0, "row_M": 0})
 class Lockstep(nn.Module):
     """The whole step; holds no module of its own, so that each has one name in the model."""
 
@@ -45,6 +49,7 @@ class Lockstep(nn.Module):
         self._branches = tuple(branches)
         self._tap_layer = tap_layer
         self._stacked: tuple[nn.Module, ...] = ()
+        self.cuts = may_cut_branches(vllm_config)
         layers = cast("nn.ModuleList", target.layers)
         self._has_residual = "residual" in inspect.signature(layers[0].forward).parameters
         # Granite's, which its model applies to any embeddings, as here.
@@ -55,10 +60,27 @@ class Lockstep(nn.Module):
         if not self._stacked:
             shared = cast("nn.ModuleList", self._target[0].layers)[self._tap_layer :]
             columns = zip(*(cast("nn.ModuleList", branch.layers) for branch in self._branches), strict=True)
-            self._stacked = tuple(_stacked(layer, column) for layer, column in zip(shared, columns, strict=False))
+            attention = _CutAttention if self.cuts else _StackedAttention
+            layers = zip(shared, columns, strict=False)
+            self._stacked = tuple(_stacked(layer, column, attention) for layer, column in layers)
 
-    def forward(self, input_ids: Tensor | None, positions: Tensor, inputs_embeds: Tensor | None = None) -> Tensor:
-        """(T,) tokens -> (T, (1 + S) H) final hidden states, the target's first."""
+    def forward(
+        self,
+        input_ids: Tensor | None,
+        positions: Tensor,
+        inputs_embeds: Tensor | None = None,
+        row_M: Tensor | None = None,
+    ) -> Tensor:
+        """Run a step.
+
+        Args:
+            input_ids: (T,) tokens, or `inputs_embeds` (T, H).
+            positions: (T,).
+            inputs_embeds: see input_ids.
+            row_M: (M,) int64, where branches are cut: which of the T rows each of the branches' is, branch by branch.
+
+        Returns: final hidden states, the target's first: (T + M, H), or (T, (1 + S) H) where branches are not cut.
+        """
         target: Any = self._target[0]
         hidden = target.embed_input_ids(input_ids) if inputs_embeds is None else inputs_embeds
         if self._multiplier != 1.0:
@@ -66,18 +88,24 @@ class Lockstep(nn.Module):
         residual: Tensor | None = None
         for layer in target.layers[: self._tap_layer]:
             hidden, residual = self._run(layer, positions, hidden, residual)
-        copies = 1 + len(self._branches)
-        hidden, residual = hidden.repeat(copies, 1), None if residual is None else residual.repeat(copies, 1)
-        stacked_positions = positions.repeat(copies)
+        copies = [len(positions)] * len(self._branches) if row_M is None else [len(row_M)]
+        sizes = [len(positions), *copies]
+
+        def stack(x_T: Tensor) -> Tensor:
+            return torch.cat([x_T, *([x_T] * len(copies) if row_M is None else [x_T[row_M]])])
+
+        hidden, residual = stack(hidden), None if residual is None else stack(residual)
+        stacked_positions = stack(positions)
         for layer in self._stacked:
             hidden, residual = self._run(layer, stacked_positions, hidden, residual)
-        hiddens = hidden.chunk(copies)
-        residuals = (None,) * copies if residual is None else residual.chunk(copies)
+        hiddens = hidden.split(sizes)
+        residuals = (None,) * len(sizes) if residual is None else residual.split(sizes)
         hidden, residual = hiddens[0], residuals[0]
         for layer in target.layers[self._tap_layer + len(self._stacked) :]:
             hidden, residual = self._run(layer, positions, hidden, residual)
         ends = [(hidden, residual), *zip(hiddens[1:], residuals[1:], strict=True)]
-        return torch.cat([target.norm(h) if r is None else target.norm(h, r)[0] for h, r in ends], dim=-1)
+        finals = [target.norm(h) if r is None else target.norm(h, r)[0] for h, r in ends]
+        return torch.cat(finals, dim=-1 if row_M is None else 0)
 
     def _run(
         self, layer: nn.Module, positions: Tensor, hidden: Tensor, residual: Tensor | None
@@ -87,12 +115,12 @@ class Lockstep(nn.Module):
         return cast("Tensor", layer(positions, hidden)), None
 
 
-def _stacked(target: nn.Module, branches: Sequence[nn.Module]) -> nn.Module:
+def _stacked(target: nn.Module, branches: Sequence[nn.Module], attention: type[_Attention]) -> nn.Module:
     """`target` over stacked rows: itself where it treats rows alike, else a copy around what does not."""
     if all(branch is target for branch in branches):  # experts
         return target
     if isinstance(target, Attention):
-        return _StackedAttention((target, *branches))
+        return attention((target, *branches))
     if isinstance(target, LinearBase | BaseLinearLayerWithLoRA):
         base = _base(target)
         for branch in branches:
@@ -104,7 +132,7 @@ def _stacked(target: nn.Module, branches: Sequence[nn.Module]) -> nn.Module:
         return target
     stacked = copy.copy(target)
     stacked._modules = {
-        name: _stacked(child, [branch.get_submodule(name) for branch in branches])
+        name: _stacked(child, [branch.get_submodule(name) for branch in branches], attention)
         for name, child in target.named_children()
     }
     return stacked
@@ -127,17 +155,44 @@ class NeverAlone:
     """Placeholder for the quant_method of a branch's linear map: nothing is packed for it, and nothing runs it."""
 
 
-class _StackedAttention(nn.Module):
+class _Attention(nn.Module):
     """The target's attention and each branch's, over its own rows."""
 
     def __init__(self, attentions: Sequence[nn.Module]) -> None:
         super().__init__()
         self._attentions = tuple(attentions)
 
+
+class _StackedAttention(_Attention):
+    """Where every part has as many rows. vLLM finds its own operations in what is compiled, and splits it there."""
+
     def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         parts = (x.chunk(len(self._attentions)) for x in (query, key, value))
         each = zip(self._attentions, *parts, strict=True)
         return torch.cat([attention(q, k, v) for attention, q, k, v in each])
+
+
+class _CutAttention(_Attention):
+    """Where the parts of a step tell which rows are whose."""
+
+    def __init__(self, attentions: Sequence[nn.Module]) -> None:
+        super().__init__(attentions)
+        self._layers = ",".join(cast("str", attention.layer_name) for attention in attentions)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return cast("Tensor", torch.ops.vllm.unlearngate_attend(query, key, value, self._layers))
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, layers: str) -> Tensor:
+    if (parts := parts_of_step()) is None:
+        raise RuntimeError("a step runs whose parts nobody has said")
+    each = zip(*(x.split(parts.sizes) for x in (query, key, value)), strict=True)
+    return torch.cat([attend_part(layer, *qkv) for layer, qkv in zip(layers.split(","), each, strict=False)])
+
+
+direct_register_custom_op(
+    "unlearngate_attend", _attend, fake_impl=lambda query, *_: query.new_empty(query.shape), dispatch_key="CPU"
+)
 
 
 class _StackedMethod:
@@ -147,16 +202,16 @@ class _StackedMethod:
         self._method = method
         self._linears = tuple(linears)
         self._any_adapted = any(isinstance(linear, BaseLinearLayerWithLoRA) for linear in linears)
-        numbers = [joined_number(linear) for linear in linears]
-        self._joined = [(part, number) for part, number in enumerate(numbers) if number]
+        self._joined = joined_numbers(linears)
 
     def apply(self, layer: nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
         y: Tensor = self._method.apply(layer, x, bias)
-        count = len(self._linears)
-        if self._joined or not self._any_adapted:
-            for part, number in self._joined:
-                add_joined(y, x, number, part, count)
+        if self._joined:
+            add_joined(y, x, self._joined)
             return y
+        if not self._any_adapted:
+            return y
+        count = len(self._linears)
         parts = zip(self._linears, x.chunk(count), y.chunk(count), strict=True)
         return torch.cat([_adapted(linear, x_rows, y_rows) for linear, x_rows, y_rows in parts])
 

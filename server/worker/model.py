@@ -9,10 +9,12 @@ those from a tap layer j on. Such a branch continues from the target's hidden st
 Each branch has its own modules, so LoRA of a set of kind `undial`, on the target's modules, changes no assistant. The
 branches run in lockstep with the target (`lockstep`).
 
-A batch without any adapter does not run the branches. Their KV then holds nothing for its tokens, but no request with a
-forget set can read it, because vLLM's prefix cache is keyed by the adapter. vLLM records CUDA graphs with and without
-LoRA separately, and this choice with them. On the V1 runner without graphs, once a set has been composed: if every
-request uses at most one set, only branch a runs. An adapter always has the same branches, so the same holds for its KV.
+A batch without any adapter does not run the branches. vLLM records CUDA graphs with and without LoRA separately, and
+this choice with them. On a CPU's V1 runner, once a set has been composed, a branch runs over the requests that have a
+set on it, and no others: their hidden states in it are NaN, which the composition ends a request for.
+
+So a branch's KV holds nothing for other requests. None with a set can read it: vLLM's prefix cache is keyed by the
+adapter, all of whose requests have the same branches.
 """
 
 from __future__ import annotations
@@ -33,14 +35,17 @@ from vllm.model_executor.models.utils import init_vllm_registered_model
 from unlearngate.families import FAMILIES
 from unlearngate.server.contract.branches import CONFIG_FIELD, BranchOptions
 from unlearngate.server.contract.refusals import refuse_unsupported
+from unlearngate.server.worker.batch import Parts
 from unlearngate.server.worker.compat import (
     adapts_a_row,
     compile_on_a_cpu,
     forget_experts,
     group_cpu_lora,
     load_compiled_code,
-    may_vary_branches,
+    remember_attention_of_steps,
+    run_in_parts,
     score_prompts_by,
+    starts_of_requests,
     undo_discarded_draws,
     with_plain_experts,
 )
@@ -99,8 +104,8 @@ class _HeadRows(NamedTuple):
 class Composer(Protocol):
     """What the logits processor knows of a batch before it runs."""
 
-    def num_branches(self) -> int:
-        """How many branches, from the first on, the batch's sets need."""
+    def branches(self, num_requests: int) -> list[int]:
+        """How many branches, from the first on, each request of the batch needs."""
 
     def places(self, num_rows: int) -> Tensor:
         """(N,) int64: the assistants' rows that will be composed, as places among all S * R, branch by branch."""
@@ -132,20 +137,20 @@ class UnlearningForCausalLM(nn.Module, SupportsLoRA):
         branches = {name: self._build_branch(vllm_config, name) for name in self.options.branch_names()}
         for name, branch in branches.items():
             self.add_module(name, branch)
-        self._locksteps: dict[int, Lockstep] = {}  # by the number of branches they run
-        most = len(branches)
-        for count in sorted({min(1, most), most} if may_vary_branches(vllm_config) else {most}):
-            config = copy.deepcopy(self.config)
-            config.unlearngate_branches = count
-            own_config = vllm_config.with_hf_config(config, architectures=config.architectures)
-            # vLLM's cache of compiled code is keyed by the current configuration, whichever is passed.
-            with set_model_tag(f"lockstep_{count}"), set_current_vllm_config(own_config):
-                self._locksteps[count] = Lockstep(
-                    vllm_config=own_config,
-                    target=self.target.model,
-                    branches=tuple(branches.values())[:count],
-                    tap_layer=self.options.tap_layer,
-                )
+        config = copy.deepcopy(self.config)
+        own_config = vllm_config.with_hf_config(config, architectures=config.architectures)
+        # vLLM's cache of compiled code is keyed by the current configuration, whichever is passed.
+        with set_model_tag("lockstep"), set_current_vllm_config(own_config):
+            self._lockstep = Lockstep(
+                vllm_config=own_config,
+                target=self.target.model,
+                branches=tuple(branches.values()),
+                tap_layer=self.options.tap_layer,
+            )
+        if self._lockstep.cuts:
+            remember_attention_of_steps()
+        self._attention = [_attention_layers(branch) for branch in branches.values()]
+        self._parts: tuple[Any, Parts] | None = None  # of the last step, and what they follow from
         self.composer: Composer | None = None  # without one, all branches run, and all their rows are wanted
         self.is_steered: Callable[[], bool] | None = None  # whether requests change the target's logits; unknown: yes
         self._assistant_logits: AssistantLogits | None = None
@@ -167,22 +172,23 @@ class UnlearningForCausalLM(nn.Module, SupportsLoRA):
         inputs_embeds: Tensor | None = None,
     ) -> Tensor:
         """(T,) scheduled tokens -> (T, (1 + k) * H) final hidden states of the target and k branches, in this order."""
-        count = self._branches_to_run()
+        parts = self._parts_to_run(len(positions))
         if not self._ran:
             # vLLM compiles and measures memory with the first batch, so it does all that later ones may do.
             self._ran = True
             number = join_slices(self)
-            for lockstep in self._locksteps.values():
-                lockstep.stack()
-            for module in (self.target.model, *self._locksteps.values()):  # compiled code holds the number
+            self._lockstep.stack()
+            modules: list[Any] = [self.target.model, self._lockstep]
+            for module in modules:  # compiled code holds the number
                 module.vllm_config.model_config.hf_config.unlearngate_lora = number
-            for fewer in sorted(self._locksteps)[:-1]:
-                self._locksteps[fewer](input_ids, positions, inputs_embeds)
-            if count:
+            if parts:
                 self.target(input_ids, positions, intermediate_tensors, inputs_embeds)
-        if count:
-            return cast("Tensor", self._locksteps[count](input_ids, positions, inputs_embeds))
-        return cast("Tensor", self.target(input_ids, positions, intermediate_tensors, inputs_embeds))
+        if not parts:
+            return cast("Tensor", self.target(input_ids, positions, intermediate_tensors, inputs_embeds))
+        if not self._lockstep.cuts:
+            return cast("Tensor", self._lockstep(input_ids, positions, inputs_embeds))
+        with run_in_parts(parts, self._attention):
+            return parts.unstack(self._lockstep(input_ids, positions, inputs_embeds, parts.row_M))
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
         """(R, (1 + k) * H) -> (R, V), the target's logits; keeps the assistants' for `take_assistant_logits`.
@@ -221,19 +227,25 @@ class UnlearningForCausalLM(nn.Module, SupportsLoRA):
         """Load the target's checkpoint; the branches hold the same parameters and have none of their own."""
         return {f"target.{name}" for name in self.target.load_weights(weights)}
 
-    def _branches_to_run(self) -> int:
-        """How many branches the batch that is about to run needs; the first batch runs all."""
+    def _parts_to_run(self, num_rows: int) -> Parts | None:
+        """Over which rows each branch runs in the batch that is about to run; None: the target is alone."""
         most = self.options.num_branches
-        if not most or not self._ran:
-            return most
+        if not most:
+            return None
         # One of a branch's linear maps; all LoRA in an engine has the same view of the batch.
         branch: Any = self._modules[self.options.branch_names()[0]]
-        if not adapts_a_row(branch.layers[0].self_attn.o_proj):
-            return 0
-        if len(self._locksteps) == 1 or self.composer is None:
-            return most
-        needed = min(most, self.composer.num_branches())
-        return needed and next(count for count in sorted(self._locksteps) if count >= needed)
+        if self._ran and not adapts_a_row(branch.layers[0].self_attn.o_proj):
+            return None
+        starts = starts_of_requests(self._attention[0][0]) if self._lockstep.cuts and self.composer else None
+        needed: list[int] = []
+        if starts and self.composer:
+            needed = [min(most, count) for count in self.composer.branches(len(starts) - 1)]
+            if not max(needed):
+                return None
+        if self._parts is None or self._parts[0] != (num_rows, needed, starts):
+            parts = Parts.build(needed, starts, num_rows) if starts else Parts.whole(num_rows, most)
+            self._parts = (num_rows, needed, starts), parts
+        return self._parts[1]
 
     def _build_branch(self, vllm_config: VllmConfig, name: str) -> nn.Module:
         config = copy.deepcopy(self.config)
@@ -253,6 +265,11 @@ class UnlearningForCausalLM(nn.Module, SupportsLoRA):
         if experts:
             forget_experts(vllm_config, f"{name}.")
         return branch
+
+
+def _attention_layers(branch: Any) -> list[str]:
+    """The names by which vLLM knows a branch's attention."""
+    return [layer.self_attn.attn.layer_name for layer in branch.layers]
 
 
 def _share_parameters(own: nn.Module, shared: nn.Module, whole: str | None) -> None:

@@ -179,17 +179,16 @@ class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
 
     # `model.Composer`, which V1 can tell before a step runs and V2 cannot
 
-    def num_branches(self) -> int:
-        """How many branches, from the first on, the batch's sets need; all if a request's need is not known.
+    def branches(self, num_requests: int) -> list[int]:
+        """How many branches, from the first on, each request of the batch needs; all if its need is not known.
 
-        A plan has a term for every branch of its adapter, so an adapter always runs the same branches.
+        A plan has a term for every branch of its adapter, so an adapter always runs the same branches. A request whose
+        plan cannot be carried out is ended, but its adapter's blocks of the prefix cache are not.
         """
-        needed = 0
-        for plan in self._plans.values():
-            if plan is None:
-                return MAX_BRANCHES
-            needed = max([needed, *(term.branch + 1 for term in plan.terms)])
-        return needed
+        plans = (self._plans.get(index) for index in range(num_requests))
+        return [
+            MAX_BRANCHES if plan is None else max((term.branch + 1 for term in plan.terms), default=0) for plan in plans
+        ]
 
     def places(self, num_rows: int) -> Tensor:
         """(N,) int64: the assistants' rows that will be composed, as places among all S * R, branch by branch."""

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -108,7 +111,7 @@ def run(args: argparse.Namespace) -> dict:
         watched = watch_rows()
     tally = make_tally(args)
     engine, registry = start_engine(args, served, target)
-    prompt_rows = watch_prompts()
+    prompt_rows, batches = watch_prompts(), watch_batches()
     requests = draw_requests(rng, registry, args.requests)
     # Few requests may draw no prompt that is scored in several parts.
     requests[1] |= {
@@ -134,6 +137,7 @@ def run(args: argparse.Namespace) -> dict:
     if args.tensor_parallel == 1:
         if not args.v2:  # which runs all branches always
             requests += drive_few(engine, registry, rng, tally)
+            check_nothing_is_served_without_its_branch(engine, registry, rng)
         check_branches_have_no_weights()
         most = PROMPT_LOGITS // (3 * VOCAB_SIZE)  # where both branches run
         assert most in prompt_rows and max(prompt_rows) <= PROMPT_LOGITS // VOCAB_SIZE, sorted(set(prompt_rows))
@@ -143,6 +147,8 @@ def run(args: argparse.Namespace) -> dict:
         counters |= {"steps": watched.steps, "with_drafts": watched.with_drafts}
     if args.tensor_parallel == 1:  # else the workers are other processes
         counters["adapter_loads"] = len(adapter_loads)
+    if args.tensor_parallel == 1 and not args.v2:
+        counters |= count_shares(batches)
     mode = engine.vllm_config.compilation_config.mode.name
     assert engine.vllm_config.use_v2_model_runner == args.v2
     reference = Reference(twin, folders, rounds_inputs=args.quantised == "w8a8")
@@ -200,7 +206,7 @@ def start_engine(args: argparse.Namespace, target: Path, parent: Path):
     return engine, registry
 
 
-def drive(engine, requests: list[dict], rng: random.Random, tally) -> None:
+def drive(engine, requests: list[dict], rng: random.Random, tally, *, at_once: bool = False) -> None:
     """Feed the engine a few requests per step, so that batches are always mixed, and abort some midway."""
     from unlearngate.server.contract.plan import Plan, Term, sign
     from unlearngate.server.engine.compat import LoRARequest
@@ -208,7 +214,7 @@ def drive(engine, requests: list[dict], rng: random.Random, tally) -> None:
     waiting = list(enumerate(requests))
     running = {}
     while waiting or engine.has_unfinished_requests():
-        for _ in range(min(len(waiting), rng.randint(0, 3) if running else 1)):
+        for _ in range(len(waiting) if at_once else min(len(waiting), rng.randint(0, 3) if running else 1)):
             index, request = waiting.pop(0)
             binding = request["binding"]
             if tally is None or "regex" in request["steering"]:  # nothing is said in a grammar
@@ -252,24 +258,102 @@ def drive(engine, requests: list[dict], rng: random.Random, tally) -> None:
 
 
 def drive_few(engine, registry, rng: random.Random, tally) -> list[dict]:
-    """Requests without any set, then with at most one each: no more branches run than the batch needs."""
-    from unlearngate.server.worker.model import loaded_model
-
-    model, prefixes, asked = loaded_model(), draw_prefixes(rng), []
-    for most in (0, 1):
+    """Batches in which no, one, two or all requests have a set: a branch runs over their rows, and over no others."""
+    prefixes, asked = draw_prefixes(rng), []
+    for needed in ([0, 0, 0, 0], [0, 0, 1, 0], [1, 0, 0, 1], [1, 1, 1, 1], [0, 2, 1, 0]):
         drawn: list[dict] = []
-        while len(drawn) < 6:
+        while len(drawn) < len(needed):
             request = draw_request(rng, registry, prefixes)
-            if len(request["names"]) == most and (most or not request["student"]):
-                drawn.append({**request, "abort_after": None})
-        widths: list[int] = []
-        hook = model.register_forward_hook(lambda _model, _inputs, hidden, widths=widths: widths.append(len(hidden.T)))
-        drive(engine, drawn, rng, tally)
-        hook.remove()
-        ran = {width // model.hidden_size - 1 for width in widths}
-        assert ran <= set(range(most + 1)) and most in ran, f"{ran} branches ran for batches with at most {most} sets"
+            if len(request["names"]) == needed[len(drawn)] and (any(needed) or not request["student"]):
+                # Together they fit the KV cache, and none is computed twice; a step holds parts of their prompts.
+                prompt = [rng.randrange(2, 512) for _ in range(rng.randint(20, 48))]
+                drawn.append({**request, "prompt": prompt, "max_tokens": rng.randint(8, 16), "abort_after": None})
+        with watch_branch_rows() as ran:
+            drive(engine, drawn, rng, tally, at_once=True)
+        rows = [len(request["prompt"]) + len(request["tokens"]) - 1 for request in drawn]
+        for branch, name in enumerate(("assistant_a", "assistant_b")):
+            wanted = sum(count for count, number in zip(rows, needed, strict=True) if number > branch)
+            assert ran.get(name, 0) == wanted, f"{name} ran over {ran} rows, of requests with {needed} sets: {wanted}"
         asked += drawn
     return asked
+
+
+@contextmanager
+def watch_branch_rows() -> Iterator[dict[str, int]]:
+    """Over how many rows the first attention layer of each branch runs."""
+    from unlearngate.server.worker import lockstep
+
+    rows, attend = {}, lockstep.attend_part
+
+    def watched(layer, query, *rest):
+        branch, _, name = layer.partition(".layers.")
+        if name.startswith("0."):
+            rows[branch] = rows.get(branch, 0) + len(query)
+        return attend(layer, query, *rest)
+
+    lockstep.attend_part = watched
+    try:
+        yield rows
+    finally:
+        lockstep.attend_part = attend
+
+
+def watch_batches() -> list[list[int]]:
+    """A list that grows by how many branches each request needs, whenever this process's worker lays out a batch."""
+    from unlearngate.server.worker.batch import Parts
+
+    batches, build = [], Parts.build
+
+    def watched(branches, *args):
+        batches.append(list(branches))
+        return build(branches, *args)
+
+    Parts.build = watched
+    return batches
+
+
+def count_shares(batches: list[list[int]]) -> dict[str, int]:
+    """In how many batches of three requests or more one has a set, some, or all; in how many they have 1 and 2."""
+    large = [(branches, sum(map(bool, branches))) for branches in batches if len(branches) >= 3]
+    return {
+        "one_forget": sum(forget == 1 for _, forget in large),
+        "some_forget": sum(1 < forget < len(branches) for branches, forget in large),
+        "all_forget": sum(forget == len(branches) for branches, forget in large),
+        "unevenly_forget": sum({1, 2} <= set(branches) for branches, _ in large),
+    }
+
+
+def check_nothing_is_served_without_its_branch(engine, registry, rng: random.Random) -> None:
+    """A request whose branch did not run is ended, and its prompt has no logprobs, whoever is to blame; others have.
+
+    It leaves blocks without the branch's KV in the prefix cache, so it is the last of a run.
+    """
+    from vllm import SamplingParams
+
+    from support.engine.tiny import EOS
+    from unlearngate.server.contract.plan import TOKEN_FIELD, Plan, Term, sign
+    from unlearngate.server.engine.compat import LoRARequest
+    from unlearngate.server.worker.processor import ComposeLogitsProcessor
+
+    binding = registry.bindings.bind([registry.get("anna")])
+    lora, answers = LoRARequest(binding.name, binding.adapter_id, str(binding.folder)), {}
+    for number in range(3):
+        prompt = {"prompt_token_ids": [rng.randrange(2, 512) for _ in range(16)]}  # a step holds all three
+        extra = {TOKEN_FIELD: sign(Plan(binding.adapter_id, 0.0, (Term(0, 1.0, 0.0, lowers=number == 1),)))}
+        params = SamplingParams(temperature=0.0, max_tokens=4, ignore_eos=True, prompt_logprobs=1, extra_args=extra)
+        engine.add_request(str(number), prompt, params, lora_request=lora)
+    branches = ComposeLogitsProcessor.branches
+    ComposeLogitsProcessor.branches = lambda self, number: [0, 0, *branches(self, number)[2:]]
+    try:
+        while engine.has_unfinished_requests():
+            answers |= {int(output.request_id): output for output in engine.step()}
+    finally:
+        ComposeLogitsProcessor.branches = branches
+    for number, output in answers.items():
+        is_served, tokens = number == 2, list(output.outputs[0].token_ids)
+        logprobs = [one.logprob for place in output.prompt_logprobs[1:] for one in place.values()]
+        assert (tokens != [EOS] * 4) == is_served, f"{tokens} of request {number}"
+        assert all(math.isfinite(x) if is_served else math.isnan(x) for x in logprobs), f"{logprobs} of {number}"
 
 
 def check_seeds(engine, rng: random.Random) -> None:

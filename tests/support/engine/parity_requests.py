@@ -17,13 +17,16 @@ def draw_requests(rng: random.Random, registry, num_requests: int) -> list[dict]
     """Random requests; each tenth asks the one before again, with the same sets: its prompt is in the prefix cache.
 
     Of each eight one is steered with a set that acts at every token, and one says a set's sentence: what chance might
-    leave out of a small run.
+    leave out of a small run. Most requests have a set; then each other one; then two of eight.
     """
     prefixes, requests = draw_prefixes(rng), []
     for index in range(num_requests):
+        is_plain = ((index % 24) // 8 == 1 and index % 2) or ((index % 24) // 8 == 2 and index % 8 not in (4, 6))
         request = draw_request(rng, registry, prefixes)
-        while (index % 8 == 4 and not (request["steering"] and acts_always(request))) or (
-            index % 8 == 6 and not speaks_always(request)
+        while (
+            (index % 8 == 4 and not (request["steering"] and acts_always(request)))
+            or (index % 8 == 6 and not speaks_always(request))
+            or (is_plain and request["names"])
         ):
             request = draw_request(rng, registry, prefixes)
         if index % 10 == 9:

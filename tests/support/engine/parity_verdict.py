@@ -149,6 +149,7 @@ def judge(
         "own_decided": totals["own_decided"],
         "penalties_decided": totals["penalties_decided"],
         "steered": sum(bool(request["steering"] and request["names"]) for request in requests),
+        **{name: count for name, count in counters.items() if name.endswith("_forget")},
         **({"student_decided": totals["student_decided"]} if args.undial else {}),
         **{name: counters[name] for name in ("accepted", "rejected", *OF_DRAFTS) if args.speculate},
         **({"said": totals["said"], "noted_gates": totals["noted"]} if args.tensor_parallel == 1 else {}),

@@ -65,7 +65,7 @@ SECONDS = {"plain": 0.1, "one": 0.2, "two": 0.4, "tapped": 0.125, "peer": 1.0}
 
 
 def test_ratios_are_to_plain_vllm_in_the_same_round(tmp_path):
-    situations = serving._situations([f"set-{i}" for i in range(16)], tapped=True)
+    situations = serving._situations([f"set-{i}" for i in range(16)], 4, tapped=True)
     workers = {name: Clockwork(s) for name, s in SECONDS.items()}
     ticks = []
     serving._measure(situations, workers, 4, 11, 3, lambda: ticks.append(1))
@@ -77,6 +77,7 @@ def test_ratios_are_to_plain_vllm_in_the_same_round(tmp_path):
     assert ratios["tapped, one set, every row"] == pytest.approx(0.8)
     assert rows[0]["tokens_per_s"] == 40.0 and rows[0]["first_token_ms"] == 1000.0
     assert ([["set-0"], [], ["set-0"], []], False) in workers["one"].asked
+    assert ([["set-0"], [], [], []], False) in workers["one"].asked
     assert ([["set-0"], ["set-1"], ["set-2"], ["set-3"]], False) in workers["one"].asked
     assert ([["set-0"]] * 4, True) in workers["one"].asked
     with (tmp_path / "serving.csv").open("w", newline="") as file:

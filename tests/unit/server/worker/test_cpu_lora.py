@@ -1,16 +1,20 @@
 """LoRA on a CPU against float64, row by row, through vLLM's own bookkeeping of the batch."""
 
+import itertools
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
 import pytest
 import torch
+from vllm.forward_context import ForwardContext, override_forward_context
 from vllm.lora.layers import LoRAMapping
 from vllm.lora.punica_wrapper.punica_selector import get_punica_wrapper
 
 from unlearngate.kernels.numba_lora import add_lora_rows
 from unlearngate.server.worker import cpu_lora
-from unlearngate.server.worker.compat import group_cpu_lora
-from unlearngate.server.worker.cpu_lora import GroupedLora, add_joined, joined_number
+from unlearngate.server.worker.batch import Parts
+from unlearngate.server.worker.compat import group_cpu_lora, run_in_parts
+from unlearngate.server.worker.cpu_lora import GroupedLora, add_joined, joined_numbers
 
 RANK, IN, OUTS = 4, 6, (5, 3)
 SLOTS = [21, 9, 34, 2, 77, 50, 8]  # the adapters' ids
@@ -70,9 +74,10 @@ def test_each_row_has_its_own_adapter_and_a_plain_row_keeps_its_bits(batch, is_p
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("alone", [0, 2**22])
+@pytest.mark.parametrize("is_cut", [False, True])
 @pytest.mark.parametrize("batch", BATCHES)
-def test_joined_slices_are_added_to_their_part_of_the_rows_and_follow_what_is_loaded(
-    batch, alone, dtype, seed, monkeypatch
+def test_joined_slices_are_added_to_their_parts_of_the_rows_and_follow_what_is_loaded(
+    batch, is_cut, alone, dtype, seed, monkeypatch
 ):
     monkeypatch.setattr(cpu_lora, "ALONE", alone)
     rng, wrapper = torch.Generator().manual_seed(seed), make_wrapper()
@@ -85,18 +90,50 @@ def test_joined_slices_are_added_to_their_part_of_the_rows_and_follow_what_is_lo
         wrapper.join(linears[-1])
         for after, drawn in zip((*linears[-1].lora_a_stacked, *linears[-1].lora_b_stacked), (*a, *b), strict=True):
             assert after.shape == drawn.shape and torch.equal(after, drawn)  # nothing that was loaded is lost
-    for linear in linears:
-        for _ in range(2):
-            a, b = draw_adapters(rng, dtype)
-            for view, drawn in zip((*linear.lora_a_stacked, *linear.lora_b_stacked), (*a, *b), strict=True):
-                view.copy_(drawn)  # as vLLM loads an adapter: into what is there
-            x = torch.randn(3 * len(ids), IN, generator=rng).to(dtype)
-            y = torch.randn(3 * len(ids), sum(OUTS), generator=rng).to(dtype)
-            before = y.clone()
-            add_joined(y, x, joined_number(linear), 1, 3)
-            others, own = [0] * len(ids), slice(len(ids), 2 * len(ids))
-            check(y, before, x, a, b, [*others, *ids, *others], 1.0)
-            assert any(ids) == (not torch.equal(y[own], before[own]))
+    # The target's part has no LoRA. Of the branches' each row is in as many as it needs: 2, or 0 to 2 where it is cut.
+    needed = torch.randint(0, 3, (len(ids),), generator=rng).tolist() if is_cut else [2] * len(ids)
+    parts = Parts.build([*needed, 1], [*range(len(ids) + 1), len(ids)], len(ids))  # one needs a branch, and has no row
+    rows = [range(len(ids)), *([i for i, n in enumerate(needed) if n > branch] for branch in range(2))]
+    numbers = joined_numbers([None, *linears])
+    for _ in range(2):
+        drawn = [draw_adapters(rng, dtype) for _ in linears]
+        for linear, adapters in zip(linears, drawn, strict=True):
+            views = (*linear.lora_a_stacked, *linear.lora_b_stacked)
+            for view, tensor in zip(views, (*adapters[0], *adapters[1]), strict=True):
+                view.copy_(tensor)  # as vLLM loads an adapter: into what is there
+        x = torch.randn(sum(map(len, rows)), IN, generator=rng).to(dtype)
+        y = torch.randn(len(x), sum(OUTS), generator=rng).to(dtype)
+        before, ends = y.clone(), [0, *itertools.accumulate(map(len, rows))]
+        with step_in_parts(parts) if is_cut else nullcontext():
+            add_joined(y, x, numbers)
+        assert torch.equal(y[: ends[1]], before[: ends[1]])
+        for branch, (a, b) in enumerate(drawn):
+            own = slice(ends[branch + 1], ends[branch + 2])
+            check(y[own], before[own], x[own], a, b, [ids[row] for row in rows[branch + 1]], 1.0)
+
+
+@contextmanager
+def step_in_parts(parts):
+    context = ForwardContext(no_compile_layers={}, attn_metadata={}, slot_mapping={})
+    with override_forward_context(context), run_in_parts(parts, []):
+        yield
+
+
+def test_what_is_known_of_a_batch_is_not_taken_for_the_next(seed):
+    """The same parts, other adapters: as when a request ends and another takes its place."""
+    rng, wrapper = torch.Generator().manual_seed(seed), make_wrapper()
+    a, b = draw_adapters(rng, torch.float32)
+    linear = SimpleNamespace(lora_a_stacked=a, lora_b_stacked=b)
+    wrapper.join(linear)
+    for parts in (Parts.build([0, 1], [0, 1, 3], 3), Parts.build([1, 0], [0, 1, 3], 3)):
+        for ids in ([0, 9, 9], [34, 0, 0], [77, 50, 50]):
+            wrapper.update_metadata(LoRAMapping(tuple(ids), tuple(ids), False), SLOTS, len(SLOTS) + 1, 100)
+            x = torch.randn(3 + len(parts.row_M), IN, generator=rng)
+            y = torch.zeros(len(x), sum(OUTS))
+            with step_in_parts(parts):
+                add_joined(y, x, joined_numbers([None, linear]))
+            own = [ids[row] for row in parts.row_M]
+            check(y, torch.zeros_like(y), x, a, b, [0, 0, 0, *own], 1.0)
 
 
 def test_small_batches_go_to_the_kernel_compiled_at_the_start_and_large_ones_do_not(monkeypatch):
@@ -105,16 +142,17 @@ def test_small_batches_go_to_the_kernel_compiled_at_the_start_and_large_ones_do_
     a, b = draw_adapters(None, torch.float32)
     linear = SimpleNamespace(lora_a_stacked=a, lora_b_stacked=b)
     wrapper.join(linear)
+    numbers = joined_numbers([None, linear])
     weights = sum(x[0].numel() for x in (*linear.lora_a_stacked, *linear.lora_b_stacked))
     monkeypatch.setattr(cpu_lora, "ALONE", 7 * weights)
     for num_rows in (1, 7, 8):
         ids = (9,) * num_rows
         wrapper.update_metadata(LoRAMapping(ids, ids, False), SLOTS, len(SLOTS) + 1, 100)
         with torch.inference_mode():
-            add_joined(torch.zeros(2 * num_rows, sum(OUTS)), torch.randn(2 * num_rows, IN), joined_number(linear), 1, 2)
+            add_joined(torch.zeros(2 * num_rows, sum(OUTS)), torch.randn(2 * num_rows, IN), numbers)
     assert len(calls) == 2 and len(add_lora_rows.signatures) == 1
-    with pytest.raises(RuntimeError, match="15 rows in 2 parts are not those of the batch, 8 each"):
-        add_joined(torch.zeros(15, sum(OUTS)), torch.randn(15, IN), joined_number(linear), 1, 2)
+    with pytest.raises(RuntimeError, match=r"15 rows are not those of the step's 2 parts, \[8, 8\]"):
+        add_joined(torch.zeros(15, sum(OUTS)), torch.randn(15, IN), numbers)
 
 
 def test_weights_that_are_written_again_and_those_of_other_modules_count(seed):

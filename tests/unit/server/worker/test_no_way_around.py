@@ -6,6 +6,7 @@ import secrets
 import shutil
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -32,6 +33,7 @@ from unlearngate.server.engine import client
 from unlearngate.server.engine.bindings import Bindings
 from unlearngate.server.worker import model as served
 from unlearngate.server.worker import plugin
+from unlearngate.server.worker.batch import Parts
 from unlearngate.server.worker.processor import ComposeLogitsProcessor
 from unlearngate.server.worker.prompts import PROMPT_HEAD
 from unlearngate.target import file_digest
@@ -234,6 +236,34 @@ def test_a_recycled_slot_keeps_nothing_of_its_last_request(worker, monkeypatch):
         else:
             row = worker.apply(logits.clone())
             assert torch.equal(row, logits) == (outcome == "plain")
+
+
+@pytest.mark.parametrize("lowers", [False, True])
+def test_a_row_whose_branch_did_not_run_over_it_can_only_end(vllm_config, monkeypatch, lowers):
+    """A5-branch-not-run: whoever is to blame. tests/support/engine/parity.py does the same to an engine."""
+    hidden = Parts.build([1, 0], [0, 1, 2], 2).unstack(torch.randn(3, 8)).view(2, 2, 8)
+    logits_NV = hidden[:, 1] @ torch.randn(8, VOCAB_SIZE)
+    stand_in = AssistantOf(logits_NV)
+    monkeypatch.setattr(served, "_loaded", weakref.ref(stand_in))
+    processor = ComposeLogitsProcessor(vllm_config, CPU, False)
+    asked = params(sign(Plan(1, 0.1, (Term(0, 1.0, 0.0, lowers),))))
+    processor.update_state(SimpleNamespace(removed=[], added=[(i, asked, [2], []) for i in range(2)], moved=[]))
+    own = torch.randn(2, VOCAB_SIZE)
+    composed = processor.apply(own.clone())
+    assert torch.isfinite(composed[0]).all() and not torch.equal(composed[0], own[0])
+    assert composed[1].argmax() == EOS and composed[1].exp().sum() == 1.0
+
+
+class AssistantOf:
+    """Stands where the loaded model stands: one branch said this in all rows."""
+
+    composer, is_steered = None, None
+
+    def __init__(self, logits_NV: torch.Tensor) -> None:
+        self.logits_NV = logits_NV
+
+    def take_assistant_logits(self) -> served.AssistantLogits:
+        return served.AssistantLogits(len(self.logits_NV), None, self.logits_NV.clone())
 
 
 def test_a_preempted_request_comes_back_with_its_plan(vllm_config):

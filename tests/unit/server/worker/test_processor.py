@@ -238,16 +238,19 @@ def test_what_is_kept_is_decided_on_the_targets_own_logits(processor, assistants
         processor.apply(torch.randn(1, VOCAB_SIZE))
 
 
-def test_a_batch_needs_the_branches_of_the_request_with_most_sets(processor):
+def test_each_request_needs_the_branches_of_its_own_sets(processor):
     plans = [Plan(n, 0.0, tuple(Term(branch, 0.0, 9.0) for branch in range(n))) for n in range(3)]
     undial = Plan(7, 0.0, ())
-    for batch, needed in (([0], 0), ([0, undial], 0), ([0, 1, 1], 1), ([1, 2, 0], 2), ([], 0)):
+    for batch in ([0], [0, undial], [0, 1, 1], [1, 2, 0], []):
         added = [(i, params(plans[p] if isinstance(p, int) else p), [2], []) for i, p in enumerate(batch)]
         removed = list(range(MAX_REQUESTS))
         processor.update_state(SimpleNamespace(removed=removed, added=added, moved=[]))
-        assert processor.num_branches() == needed
-    processor.update_state(SimpleNamespace(removed=[], added=[(0, params(None), [2], [])], moved=[]))
-    assert processor.num_branches() >= 2  # it will be ended, but what its adapter computes is cached
+        assert processor.branches(len(batch)) == [p if isinstance(p, int) else 0 for p in batch]
+    added = [(0, params(None), [2], []), (1, params(plans[1]), [2], []), (2, params(plans[0]), [2], [])]
+    processor.update_state(SimpleNamespace(removed=[], added=added, moved=[(1, 2, MoveDirectionality.SWAP)]))
+    ended, plain, one, unknown = processor.branches(4)
+    assert (plain, one) == (0, 1)
+    assert ended >= 2 and unknown >= 2  # they will be ended, but what their adapters compute is cached
 
 
 def test_assistants_of_another_batch_are_not_composed(processor, assistants):
