@@ -49,6 +49,9 @@ class Family:
     head_norms: norms inside the attention; each has head_dim weights.
     head_dim: where config.json does not say it; None is H / heads.
     tied: whether the head is the embeddings, where config.json does not say it.
+    logit_cap: the key of config.json that caps logits, c tanh(logit / c); composition and training see capped ones.
+    attention_cap: the key of the one that caps what goes into the attention's softmax.
+    must_be: keys of config.json that vLLM does not read, or that were not tried, with the only value that may stand.
     experts: what it has in place of an MLP; LoRA then sits on the attention alone.
     """
 
@@ -58,6 +61,9 @@ class Family:
     head_norms: tuple[str, ...] = ()
     head_dim: int | None = None
     tied: bool = False
+    logit_cap: str | None = None
+    attention_cap: str | None = None
+    must_be: Mapping[str, object] = field(default_factory=dict)
     experts: Experts | None = None
 
     def linear_shapes(self, hidden: int, inner: int, queries: int, keys: int) -> dict[str, tuple[int, int]]:
@@ -85,20 +91,33 @@ class Family:
 
 _BY_SWITCHES = {"attention_bias": _ATTENTION, "mlp_bias": _MLP}
 _QK_NORMS = ("self_attn.q_norm", "self_attn.k_norm")
+_GEMMA_NORMS = (
+    *("input_layernorm", "post_attention_layernorm"),
+    *("pre_feedforward_layernorm", "post_feedforward_layernorm"),
+)
+_BOTH_WAYS = "use_bidirectional_attention"
 FAMILIES: dict[str, Family] = {
     "LlamaForCausalLM": Family(biased=_BY_SWITCHES),
     "MistralForCausalLM": Family(),
     "Qwen2ForCausalLM": Family(biased={ALWAYS: _QKV}),
     "Qwen3ForCausalLM": Family(biased={"attention_bias": _ATTENTION}, head_norms=_QK_NORMS, head_dim=128),
+    "Gemma2ForCausalLM": Family(
+        biased={"attention_bias": _ATTENTION},
+        norms=_GEMMA_NORMS,
+        head_dim=256,
+        tied=True,
+        logit_cap="final_logit_softcapping",
+        attention_cap="attn_logit_softcapping",
+        must_be={_BOTH_WAYS: False},
+    ),
     "Gemma3ForCausalLM": Family(
         biased={"attention_bias": _ATTENTION},
-        norms=(
-            *("input_layernorm", "post_attention_layernorm"),
-            *("pre_feedforward_layernorm", "post_feedforward_layernorm"),
-        ),
+        norms=_GEMMA_NORMS,
         head_norms=_QK_NORMS,
         head_dim=256,
         tied=True,
+        logit_cap="final_logit_softcapping",
+        must_be={"attn_logit_softcapping": None, _BOTH_WAYS: False},
     ),
     "Phi3ForCausalLM": Family(packed=True),
     "GraniteForCausalLM": Family(biased=_BY_SWITCHES),
@@ -133,7 +152,6 @@ _STATE = "its layers keep a state that a branch would change"
 _PICTURES = "it sees pictures or hears; the text model in it must be a checkpoint of its own"
 # Why some that people serve are refused.
 _REASONS = {
-    "Gemma2ForCausalLM": "its logits are capped by tanh, which training's loss does not know; Gemma 3 has none",
     **dict.fromkeys(("Olmo2ForCausalLM", "Olmo3ForCausalLM", "SmolLM3ForCausalLM"), _BACKEND),
     **dict.fromkeys(("Qwen2MoeForCausalLM", "GptOssForCausalLM"), _EXPERTS),
     **dict.fromkeys(("GraniteMoeHybridForCausalLM", "Qwen3NextForCausalLM", "MambaForCausalLM"), _STATE),

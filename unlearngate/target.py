@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from unlearngate.checkpoint import check_weight_files, find_quantised, refuse_pointers, refuse_quantised
 from unlearngate.errors import ArtefactError
-from unlearngate.families import ALWAYS, FAMILIES, QUANTISATIONS, TARGET_ARCHITECTURES, Experts, Family, refusal
+from unlearngate.families import ALWAYS, FAMILIES, QUANTISATIONS, TARGET_ARCHITECTURES, Family, refusal
 
 # Keys of config.json that do not change a logit.
 _INFORMATIVE = {"_name_or_path", "transformers_version", "use_cache", "dtype", "torch_dtype"}
@@ -276,8 +276,9 @@ def _dimensions(path: Path, config: dict[str, Any]) -> dict[str, Any]:
     architecture = _architecture(path, config)
     family = FAMILIES.get(architecture, Family())
     try:
+        _refuse_untried(path, config, family.must_be)
         if family.experts:
-            _refuse_dense_layers(path, config, family.experts)
+            _refuse_untried(path, config, family.experts.must_be, ": a model that has experts in every layer")
         heads, hidden = _count(path, config, "num_attention_heads"), _count(path, config, "hidden_size")
         return {
             "architecture": architecture,
@@ -295,11 +296,11 @@ def _dimensions(path: Path, config: dict[str, Any]) -> dict[str, Any]:
         raise
 
 
-def _refuse_dense_layers(path: Path, config: Mapping[str, Any], experts: Experts) -> None:
-    for key, only in experts.must_be.items():
+def _refuse_untried(path: Path, config: Mapping[str, Any], must_be: Mapping[str, Any], which: str = "") -> None:
+    for key, only in must_be.items():
         if config.get(key) not in (None, only):
-            reason = f"{key!r} is {json.dumps(config[key])[:80]}, and only {json.dumps(only)} was tried"
-            raise ArtefactError(path, f"{reason}: a model that has experts in every layer")
+            said, tried = json.dumps(config[key])[:80], json.dumps(only)
+            raise ArtefactError(path, f"{key!r} is {said}, and only {tried} was tried{which}")
 
 
 def _experts(path: Path, config: Mapping[str, Any], identity: TargetIdentity) -> dict[str, tuple[int, int]]:

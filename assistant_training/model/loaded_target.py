@@ -13,7 +13,7 @@ from unlearngate.assistant_training.data.chat import refuse_lost_text, set_switc
 from unlearngate.assistant_training.model.memory import keep_freed_memory
 from unlearngate.assistant_training.model.processes import Processes
 from unlearngate.errors import TrainingError
-from unlearngate.families import refusal
+from unlearngate.families import FAMILIES, Family, refusal
 from unlearngate.target import TargetIdentity, check_target, identify_target, in_one_line, load_tokenizer
 
 
@@ -53,12 +53,16 @@ class LoadedTarget:
 
         Raises: TrainingError if it lacks weights, or keeps its layers elsewhere than in `model.layers`.
         """
+        cap = FAMILIES.get(self._config.architectures[0], Family()).attention_cap
+        # Of Hugging Face's other ways some leave out the cap without a word: torch's, which is the default, is one.
+        attention = {"attn_implementation": "eager"} if cap and getattr(self._config, cap) else {}
         model, read = AutoModelForCausalLM.from_pretrained(
             self.folder,
             dtype="auto",
             local_files_only=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are in what it says
+            **attention,
         )
         if lost := sorted([*read["missing_keys"], *(name for name, *_ in read["mismatched_keys"])]):
             raise TrainingError(

@@ -20,7 +20,7 @@ MOST_DRAWS = 3  # of requests, until a run has exercised all that it is to
 COMPILED = ["--default-compilation", "--layers", "3", "--branch-layers", "1"]  # each layer takes seconds to compile
 # Of each property some, in pairs: family, tap, kind of set, way to run. Compiled code without a tap serves the demo.
 RUNS = {
-    "llama-eager": ["--family", "llama"],
+    "gemma2-undial": ["--family", "gemma2", "--undial"],
     "mistral-tapped": ["--family", "mistral", "--tap", "1"],
     "qwen2-tapped": ["--family", "qwen2", "--tap", "1"],
     "qwen3-undial-tapped": ["--family", "qwen3", "--undial", "--tap", "2"],

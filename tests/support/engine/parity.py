@@ -23,8 +23,8 @@ from support.engine.speculation import METHOD, draft_counters, look_up_in_python
 
 MAX_MODEL_LEN = 512
 BLOCK_SIZE = 32
-# Gemma 3's layers keep blocks of two kinds; where all see a window, a request keeps fewer.
-BLOCKS = {"gemma3": 30, "mistral": 10, "phi3": 10}
+# Layers of two kinds keep blocks of each; where all see a window, a request keeps fewer.
+BLOCKS = {"gemma2": 30, "gemma3": 30, "mistral": 10, "phi3": 10}
 MAX_LOADED = 3  # of 6 combinations of sets: adapters are evicted and loaded again all the time
 PROMPT_LOGITS = 2**14  # at a time: some 10 of a step's 48 rows
 

@@ -8,6 +8,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
+    Gemma2Config,
     Gemma3TextConfig,
     GraniteConfig,
     LlamaConfig,
@@ -34,7 +35,7 @@ BOUNDS = {
     "keep_ratio": {"low": 0.0, "high": 1.0},
     "gate_nats": {"low": 0.0, "high": 20.0},
 }
-FAMILY_NAMES = ("llama", "mistral", "qwen2", "qwen3", "gemma3", "phi3", "granite", "mixtral", "qwen3moe")
+FAMILY_NAMES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "granite", "mixtral", "qwen3moe")
 WINDOW = 96  # of sliding attention: shorter than many prompts
 CHAT_TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant:"
 
@@ -72,6 +73,15 @@ def _config(family: str, num_layers: int) -> PreTrainedConfig:
         return Qwen2Config(**wide)
     if family == "qwen3":
         return Qwen3Config(**{**common, "tie_word_embeddings": True}, head_dim=32)
+    if family == "gemma2":  # every other layer sees a window; caps so low that they change what is said
+        return Gemma2Config(
+            **{**common, "tie_word_embeddings": True, "initializer_range": 0.1},
+            head_dim=32,
+            query_pre_attn_scalar=24,
+            sliding_window=WINDOW,
+            attn_logit_softcapping=4.0,
+            final_logit_softcapping=12.0,
+        )
     if family == "gemma3":  # every other layer sees a window, and has rotary embeddings of its own
         kinds = (["sliding_attention", "full_attention"] * num_layers)[:num_layers]
         return Gemma3TextConfig(

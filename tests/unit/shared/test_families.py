@@ -16,7 +16,8 @@ from unlearngate.families import FAMILIES, TARGET_ARCHITECTURES, refusal
 from unlearngate.target import identify_target
 
 SWITCHES = [(name, key) for name, family in FAMILIES.items() for key in family.biased if key]
-DEFAULTS = [("qwen3", 128), ("gemma3", 256)]
+GEMMAS = ("gemma2", "gemma3")
+DEFAULTS = [("qwen3", 128), ("gemma2", 256), ("gemma3", 256)]
 
 
 def family_of(architecture):
@@ -74,6 +75,18 @@ def test_experts_in_some_layers_alone_are_refused(key, value, tmp_path):
         identify_target(folder)
 
 
+@pytest.mark.parametrize(
+    "family, key, value",
+    [("gemma3", "attn_logit_softcapping", 50.0), *((one, "use_bidirectional_attention", True) for one in GEMMAS)],
+)
+def test_what_vllm_would_not_do_is_refused(family, key, value, tmp_path):
+    folder = make_target(tmp_path, family, seed=1)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {key: value}))
+    with pytest.raises(ArtefactError, match=f"'{key}' is {json.dumps(value)}, and only (null|false) was tried"):
+        identify_target(folder)
+
+
 def test_every_architecture_is_in_the_parity_runs():
     families = {arguments[arguments.index("--family") + 1] for arguments in ALL_RUNS.values()}
     assert families == set(FAMILY_NAMES)
@@ -92,7 +105,6 @@ def test_the_documented_table_has_every_architecture():
 @pytest.mark.parametrize(
     "architecture, reason",
     [
-        ("Gemma2ForCausalLM", "its logits are capped by tanh"),
         ("SmolLM3ForCausalLM", "Transformers backend"),
         ("GptOssForCausalLM", "its experts have a shared one beside them, biases or sinks"),
         ("Qwen3NextForCausalLM", "its layers keep a state"),
