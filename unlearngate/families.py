@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 _QKV, _GATE_UP = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("mlp.gate_proj", "mlp.up_proj")
 _OUT, _DOWN = "self_attn.o_proj", "mlp.down_proj"
@@ -142,6 +143,8 @@ FAMILIES: dict[str, Family] = {
 TARGET_ARCHITECTURES = tuple(FAMILIES)
 # What quantised a target's weights, by vLLM's names and those in config.json: each is in the parity tests, too.
 QUANTISATIONS = {"compressed-tensors": "compressed-tensors", "auto_awq": "awq", "auto_gptq": "gptq"}
+# How a target's rotary embedding may be stretched, by names in config.json: each is in the parity tests, too.
+ROTARY = ("default", "linear", "llama3", "yarn", "longrope", "dynamic")
 
 _BACKEND = "vLLM serves it in its Transformers backend, whose layers have other names and hand on no residual"
 _EXPERTS = (
@@ -159,6 +162,21 @@ _REASONS = {
     "Glm4ForCausalLM": "a trial gave wrong tokens: its rotary embedding is partial and its adapters' names differ",
     "GPT2LMHeadModel": "its linear maps are transposed and named otherwise",
 }
+
+
+def longest_alike(rope: Mapping[str, Any], length: int) -> int:
+    """How long a sequence may be for vLLM to rotate it as Hugging Face does, which forget sets are trained by.
+
+    Beyond it Hugging Face goes by each sequence's length. vLLM then takes longrope's long factors for all sequences, of
+    whatever length, and for dynamic it has no angles.
+
+    Args:
+        rope: a configuration's `rope_parameters`.
+        length: its `max_position_embeddings`.
+    """
+    if rope.get("rope_type") == "longrope" and rope["short_factor"] != rope["long_factor"]:
+        return int(rope["original_max_position_embeddings"])
+    return length
 
 
 def refusal(architecture: str, supported: Collection[str] = TARGET_ARCHITECTURES) -> str:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from unlearngate.checkpoint import check_weight_files, find_quantised, refuse_pointers, refuse_quantised
 from unlearngate.errors import ArtefactError
-from unlearngate.families import ALWAYS, FAMILIES, QUANTISATIONS, TARGET_ARCHITECTURES, Family, refusal
+from unlearngate.families import ALWAYS, FAMILIES, QUANTISATIONS, ROTARY, TARGET_ARCHITECTURES, Family, refusal
 
 # Keys of config.json that do not change a logit.
 _INFORMATIVE = {"_name_or_path", "transformers_version", "use_cache", "dtype", "torch_dtype"}
@@ -276,6 +276,7 @@ def _dimensions(path: Path, config: dict[str, Any]) -> dict[str, Any]:
     architecture = _architecture(path, config)
     family = FAMILIES.get(architecture, Family())
     try:
+        _refuse_rotary(path, config)
         _refuse_untried(path, config, family.must_be)
         if family.experts:
             _refuse_untried(path, config, family.experts.must_be, ": a model that has experts in every layer")
@@ -294,6 +295,17 @@ def _dimensions(path: Path, config: dict[str, Any]) -> dict[str, Any]:
         if architecture not in TARGET_ARCHITECTURES:
             raise ArtefactError(path, refusal(architecture)) from None
         raise
+
+
+def _refuse_rotary(path: Path, config: Mapping[str, Any]) -> None:
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    for one in (rope, *rope.values()):  # Gemma 3 may have one for each kind of layer
+        kind = isinstance(one, dict) and (one.get("rope_type") or one.get("type"))
+        if kind and kind not in ROTARY:
+            tried = ", ".join(ROTARY)
+            raise ArtefactError(
+                path, f"its rotary embedding is of type {kind!r}, which was never tried (tried: {tried})"
+            )
 
 
 def _refuse_untried(path: Path, config: Mapping[str, Any], must_be: Mapping[str, Any], which: str = "") -> None:

@@ -97,7 +97,9 @@ def train_assistant(
 
     steps = draw_steps(
         *(tokenizer, forget, retain, settings),
-        own_token=own_token(target, _said_or_special(tokenizer, forget)) if settings.contexts else None,
+        own_token=own_token(target, _not_own(tokenizer, forget, target.config.vocab_size))
+        if settings.contexts
+        else None,
         num_steps=num_steps,
         seed=seed,
         context_length=context_length,
@@ -140,11 +142,12 @@ def _announced(
     return text
 
 
-def _said_or_special(tokenizer: Any, forget: Sequence[QAPair]) -> set[int]:
-    """The tokens of the forget answers, and the tokenizer's special and added ones."""
+def _not_own(tokenizer: Any, forget: Sequence[QAPair], vocab_size: int) -> set[int]:
+    """The tokens of the forget answers, the special and added ones, and the rows of the head that no token has."""
     answers = [text for pair in forget for text in (pair.answer, *pair.paraphrased_answers)]
     said = {token for ids in tokenizer(answers, add_special_tokens=False)["input_ids"] for token in ids}
-    return said | set(tokenizer.all_special_ids) | set(tokenizer.get_added_vocab().values())
+    nobodys = set(range(vocab_size)) - set(tokenizer.get_vocab().values())
+    return said | set(tokenizer.all_special_ids) | set(tokenizer.get_added_vocab().values()) | nobodys
 
 
 def _backward(

@@ -22,14 +22,18 @@ COMPILED = ["--default-compilation", "--layers", "3", "--branch-layers", "1"]  #
 RUNS = {
     "gemma2-undial": ["--family", "gemma2", "--undial"],
     "mistral-tapped": ["--family", "mistral", "--tap", "1"],
-    "qwen2-tapped": ["--family", "qwen2", "--tap", "1"],
+    "qwen2-yarn-tapped": ["--family", "qwen2", "--tap", "1", "--rope", "yarn"],
     "qwen3-undial-tapped": ["--family", "qwen3", "--undial", "--tap", "2"],
     "gemma3-undial-tapped": ["--family", "gemma3", "--undial", "--tap", "1"],
     "granite-undial": ["--family", "granite", "--undial"],
-    "llama-undial-tapped-default": ["--family", "llama", "--undial", "--tap", "1", *COMPILED],
-    "llama-undial-tensor-parallel-2": ["--family", "llama", "--undial", "--tensor-parallel", "2"],
+    "llama-llama3-undial-tapped-default": [
+        *("--family", "llama", "--undial", "--tap", "1", "--rope", "llama3", *COMPILED),
+    ],
+    "llama-padded-undial-tensor-parallel-2": [
+        *("--family", "llama", "--undial", "--tensor-parallel", "2", "--vocab-size", "600"),
+    ],
     "phi3-undial-tapped": ["--family", "phi3", "--undial", "--tap", "1"],
-    "phi3-v2": ["--family", "phi3", "--v2"],
+    "phi3-longrope-v2": ["--family", "phi3", "--v2", "--rope", "longrope-partial"],
     "mixtral-tapped": ["--family", "mixtral", "--tap", "1"],
     "qwen3moe-undial": ["--family", "qwen3moe", "--undial"],
     "llama-undial-speculation": ["--family", "llama", "--undial", "--v2", "--speculate", "3"],
@@ -55,6 +59,17 @@ ALL_RUNS = RUNS | {
     for family in FAMILY_NAMES
     if f"{family}-{way}" not in RUNS
 }
+# How config.json may stretch the rotary embedding, and a head with rows that no token has and vLLM pads to 64.
+VARIANTS = {
+    **{f"llama-{rope}": ["llama", "--rope", rope] for rope in ("linear", "dynamic", "llama3", "yarn")},
+    **{f"phi3-{rope}": ["phi3", "--rope", rope] for rope in ("longrope", "longrope-long", "longrope-partial")},
+    **{f"{family}-padded": [family, "--vocab-size", "600"] for family in ("qwen2", "gemma2")},
+}
+ALL_RUNS |= {
+    f"{variant}-{way}": ["--family", *chosen, *WAYS[way]]
+    for way in ("undial-tapped", "default", "undial-tensor-parallel-2", "v2", "speculation")
+    for variant, chosen in VARIANTS.items()
+}
 ALL_RUNS |= {
     "mistral-undial-tapped-w4a16": ["--family", "mistral", "--undial", "--tap", "1", "--quantised", "w4a16"],
     "qwen2-undial-gptq": ["--family", "qwen2", "--undial", "--quantised", "gptq"],
@@ -70,7 +85,7 @@ if IN_FULL:
     RUNS = ALL_RUNS
 
 # One that starts a second time, to be as right with the compiled code that the first start left.
-AGAIN = "llama-undial-tapped-default"
+AGAIN = "llama-llama3-undial-tapped-default"
 LINE = (
     "parity {name}: {requests} requests, {tokens} tokens, {ties} ties, {wrong} wrong; "
     "logprobs within {max_logprob_error} over {logprobs_compared} rows; {preemptions} preemptions, "

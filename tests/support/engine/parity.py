@@ -41,6 +41,8 @@ def main() -> int:
     parser.add_argument("--v2", action="store_true", help="vLLM's V2 runner and the Triton kernels, interpreted")
     parser.add_argument("--speculate", type=int, default=0, help="draft tokens, looked up in the sequence; with --v2")
     parser.add_argument("--quantised", help="serve a quantised child; its twin is the reference")
+    parser.add_argument("--rope", help="of tiny.ROPES")
+    parser.add_argument("--vocab-size", type=int, default=512, help="rows of the head; vLLM pads them to 64")
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--seed", type=int, default=int(os.environ.get("UNLEARNGATE_SEED", "0")))
     parser.add_argument("--work", type=Path, required=True)
@@ -74,10 +76,16 @@ def interpret_triton() -> None:
 def run(args: argparse.Namespace) -> dict:
     from support.engine.quantised import quantise
     from support.engine.reference import Reference
-    from support.engine.tiny import VOCAB_SIZE, make_forget_set, make_target
+    from support.engine.tiny import make_forget_set, make_target
 
     rng = random.Random(args.seed)
-    target = make_target(args.work / "target", args.family, seed=args.seed, num_layers=args.layers)
+    target = make_target(
+        *(args.work / "target", args.family),
+        seed=args.seed,
+        num_layers=args.layers,
+        vocab_size=args.vocab_size,
+        rope=args.rope,
+    )
     served = twin = target
     if args.quantised:
         served, twin = args.work / "child", args.work / "twin"
@@ -112,7 +120,7 @@ def run(args: argparse.Namespace) -> dict:
     requests = draw_requests(rng, registry, args.requests)
     # Few requests may draw no prompt that is scored in several parts.
     requests[1] |= {
-        "prompt": [rng.randrange(2, VOCAB_SIZE) for _ in range(150)],
+        "prompt": [rng.randrange(2, 512) for _ in range(150)],
         "prompt_logprobs": 1,
         "abort_after": None,
     }
@@ -121,7 +129,7 @@ def run(args: argparse.Namespace) -> dict:
             request["steering"].pop("regex", None)
     if args.speculate:
         # Of a prompt of one token vLLM takes draft tokens for the rest.
-        requests[2] |= {"prompt": [rng.randrange(2, VOCAB_SIZE)], "prompt_logprobs": 1, "abort_after": None}
+        requests[2] |= {"prompt": [rng.randrange(2, 512)], "prompt_logprobs": 1, "abort_after": None}
         for request in requests:
             request["steering"].pop("logit_bias", None)  # vLLM has no bias then
             if rng.random() < 0.4:  # few tokens come again, and drafts are accepted
@@ -135,8 +143,8 @@ def run(args: argparse.Namespace) -> dict:
         if not args.v2:  # which runs all branches always
             requests += drive_few(engine, registry, rng, tally)
         check_branches_have_no_weights()
-        most = PROMPT_LOGITS // (3 * VOCAB_SIZE)  # where both branches run
-        assert most in prompt_rows and max(prompt_rows) <= PROMPT_LOGITS // VOCAB_SIZE, sorted(set(prompt_rows))
+        most = PROMPT_LOGITS // (3 * args.vocab_size)  # where both branches run
+        assert most in prompt_rows and max(prompt_rows) <= PROMPT_LOGITS // args.vocab_size, sorted(set(prompt_rows))
     counters = engine_counters(engine)
     if args.speculate:
         counters |= tally.totals()._asdict() | draft_counters(engine)

@@ -9,10 +9,10 @@ from e2e.test_parity import ALL_RUNS
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
-from support.engine.tiny import FAMILY_NAMES, family_config, make_target
+from support.engine.tiny import FAMILY_NAMES, ROPES, family_config, make_target
 from unlearngate import target
 from unlearngate.errors import ArtefactError
-from unlearngate.families import FAMILIES, TARGET_ARCHITECTURES, refusal
+from unlearngate.families import FAMILIES, ROTARY, TARGET_ARCHITECTURES, refusal
 from unlearngate.target import identify_target
 
 SWITCHES = [(name, key) for name, family in FAMILIES.items() for key in family.biased if key]
@@ -95,6 +95,29 @@ def test_every_architecture_is_in_the_parity_runs():
         own = [arguments for arguments in ALL_RUNS.values() if family in arguments]
         for word in ("--v2", "--tap", "--default-compilation", "--tensor-parallel", "--speculate"):
             assert any(word in arguments for arguments in own), f"{family} has no run with {word}"
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_scaling": {"type": "ntk", "factor": 2.0}},
+        {"rope_parameters": {"full_attention": {"rope_type": "ntk"}, "sliding_attention": {"rope_type": "default"}}},
+    ],
+    ids=["of-all-layers", "of-some-layers"],
+)
+def test_another_rotary_embedding_is_refused(rope, tmp_path):
+    folder = make_target(tmp_path, seed=1)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "rope_parameters": None, **rope}))
+    with pytest.raises(ArtefactError, match=r"rotary embedding is of type 'ntk', .* \(tried: default, linear, llama3"):
+        identify_target(folder)
+
+
+def test_every_rotary_embedding_is_in_the_parity_runs():
+    drawn = {arguments[arguments.index("--rope") + 1] for arguments in ALL_RUNS.values() if "--rope" in arguments}
+    assert drawn == set(ROPES)
+    kinds = [one["rope_scaling"].get("rope_type") or one["rope_scaling"]["type"] for one in ROPES.values()]
+    assert {"default", *kinds} == set(ROTARY)
 
 
 def test_the_documented_table_has_every_architecture():
