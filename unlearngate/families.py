@@ -48,10 +48,12 @@ class Family:
     biased: switches of config.json, or ALWAYS, and the linear maps that have a bias with them.
     norms: of a layer, by their names inside it; each has H weights.
     head_norms: norms inside the attention; each has head_dim weights.
+    spanning_norms: those have as many weights as all queries, or keys, together.
     head_dim: where config.json does not say it; None is H / heads.
     tied: whether the head is the embeddings, where config.json does not say it.
     logit_cap: the key of config.json that caps logits, c tanh(logit / c); composition and training see capped ones.
     attention_cap: the key of the one that caps what goes into the attention's softmax.
+    by_layer: keys of config.json that have a value for each layer.
     must_be: keys of config.json that vLLM does not read, or that were not tried, with the only value that may stand.
     experts: what it has in place of an MLP; LoRA then sits on the attention alone.
     """
@@ -60,10 +62,12 @@ class Family:
     biased: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     norms: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm")
     head_norms: tuple[str, ...] = ()
+    spanning_norms: bool = False
     head_dim: int | None = None
     tied: bool = False
     logit_cap: str | None = None
     attention_cap: str | None = None
+    by_layer: tuple[str, ...] = ("layer_types",)
     must_be: Mapping[str, object] = field(default_factory=dict)
     experts: Experts | None = None
 
@@ -84,6 +88,13 @@ class Family:
         if self.experts:
             return attention
         return attention | dict.fromkeys(_GATE_UP, (inner, hidden)) | {_DOWN: (hidden, inner)}
+
+    def cut(self, config: Any, layers: slice) -> None:
+        """Leave only some layers in a Hugging Face configuration."""
+        config.num_hidden_layers = len(range(config.num_hidden_layers)[layers])
+        for key in self.by_layer:
+            if getattr(config, key, None):
+                setattr(config, key, getattr(config, key)[layers])
 
     def linears(self) -> list[str]:
         """The last parts of those names."""
@@ -122,6 +133,16 @@ FAMILIES: dict[str, Family] = {
     ),
     "Phi3ForCausalLM": Family(packed=True),
     "GraniteForCausalLM": Family(biased=_BY_SWITCHES),
+    **dict.fromkeys(
+        ("Olmo2ForCausalLM", "Olmo3ForCausalLM"),
+        Family(
+            biased={"attention_bias": _ATTENTION},
+            norms=("post_attention_layernorm", "post_feedforward_layernorm"),
+            head_norms=_QK_NORMS,
+            spanning_norms=True,
+        ),
+    ),
+    "SmolLM3ForCausalLM": Family(biased=_BY_SWITCHES, tied=True, by_layer=("layer_types", "no_rope_layers")),
     "MixtralForCausalLM": Family(
         experts=Experts("block_sparse_moe", ("num_local_experts",), "intermediate_size", ("w1", "w3", "w2"))
     ),
@@ -146,7 +167,6 @@ QUANTISATIONS = {"compressed-tensors": "compressed-tensors", "auto_awq": "awq", 
 # How a target's rotary embedding may be stretched, by names in config.json: each is in the parity tests, too.
 ROTARY = ("default", "linear", "llama3", "yarn", "longrope", "dynamic")
 
-_BACKEND = "vLLM serves it in its Transformers backend, whose layers have other names and hand on no residual"
 _EXPERTS = (
     "its experts have a shared one beside them, biases or sinks, which were not tried; Mixtral and Qwen3-MoE were"
 )
@@ -155,7 +175,6 @@ _STATE = "its layers keep a state that a branch would change"
 _PICTURES = "it sees pictures or hears; the text model in it must be a checkpoint of its own"
 # Why some that people serve are refused.
 _REASONS = {
-    **dict.fromkeys(("Olmo2ForCausalLM", "Olmo3ForCausalLM", "SmolLM3ForCausalLM"), _BACKEND),
     **dict.fromkeys(("Qwen2MoeForCausalLM", "GptOssForCausalLM"), _EXPERTS),
     **dict.fromkeys(("GraniteMoeHybridForCausalLM", "Qwen3NextForCausalLM", "MambaForCausalLM"), _STATE),
     **dict.fromkeys(("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM"), _LATENT),

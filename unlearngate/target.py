@@ -372,8 +372,8 @@ def _weights(
             yield f"{stem}{name}.weight", shape
         for norm in family.norms:
             yield f"{stem}{norm}.weight", hidden
-        for norm in family.head_norms:
-            yield f"{stem}{norm}.weight", (identity.head_dim,)
+        for norm, heads in zip(family.head_norms, (identity.num_heads, identity.num_kv_heads), strict=False):
+            yield f"{stem}{norm}.weight", (identity.head_dim * (heads if family.spanning_norms else 1),)
     yield "model.norm.weight", hidden
     tied = config.get("tie_word_embeddings")
     if not (family.tied if tied is None else tied):

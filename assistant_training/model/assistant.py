@@ -42,9 +42,7 @@ def truncate(target: Any, num_layers: int, *, model_id: str, tap_layer: int = 0)
         raise TrainingError(
             f"an assistant of {num_layers} layers{after} was asked for, the target has {_layers(target)}"
         )
-    config.num_hidden_layers = num_layers
-    if getattr(config, "layer_types", None):
-        config.layer_types = config.layer_types[tap_layer:last]
+    _family(target).cut(config, slice(tap_layer, last))
     if tap_layer and hasattr(config, "embedding_multiplier"):  # Granite's: hidden states are no embeddings
         config.embedding_multiplier = 1.0
     with init_empty_weights(include_buffers=False):

@@ -35,6 +35,7 @@ class LoadedTarget:
         """The tokens of the longest conversation that the target is made for; None if its configuration is silent."""
         length: int = getattr(self._config, "max_position_embeddings", None) or 0
         rope = getattr(self._config, "rope_parameters", None) or {}
+        rope = rope.get("full_attention", rope)  # Gemma 3 and OLMo 3 have one for each kind of layer
         factor = rope.get("factor") or 1.0
         match rope.get("rope_type"):
             case "linear":  # has the length before it is stretched, and vLLM serves the one after

@@ -29,14 +29,14 @@ RUNS = {
     "llama-llama3-undial-tapped-default": [
         *("--family", "llama", "--undial", "--tap", "1", "--rope", "llama3", *COMPILED),
     ],
-    "llama-padded-undial-tensor-parallel-2": [
-        *("--family", "llama", "--undial", "--tensor-parallel", "2", "--vocab-size", "600"),
+    "olmo3-padded-undial-tensor-parallel-2": [
+        *("--family", "olmo3", "--undial", "--tensor-parallel", "2", "--vocab-size", "600"),
     ],
-    "phi3-undial-tapped": ["--family", "phi3", "--undial", "--tap", "1"],
     "phi3-longrope-v2": ["--family", "phi3", "--v2", "--rope", "longrope-partial"],
+    "olmo2-undial-tapped": ["--family", "olmo2", "--undial", "--tap", "1"],
     "mixtral-tapped": ["--family", "mixtral", "--tap", "1"],
     "qwen3moe-undial": ["--family", "qwen3moe", "--undial"],
-    "llama-undial-speculation": ["--family", "llama", "--undial", "--v2", "--speculate", "3"],
+    "smollm3-undial-speculation": ["--family", "smollm3", "--undial", "--v2", "--speculate", "3"],
     # Families with and without packed maps, and one whose layers differ; kernels of vLLM's that pack weights for a CPU.
     "llama-tapped-w8a8": ["--family", "llama", "--tap", "1", "--quantised", "w8a8"],
     "phi3-undial-awq": ["--family", "phi3", "--undial", "--quantised", "awq"],

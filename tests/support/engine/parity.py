@@ -12,6 +12,7 @@ import os
 import random
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,7 +25,7 @@ from support.engine.speculation import METHOD, draft_counters, look_up_in_python
 MAX_MODEL_LEN = 512
 BLOCK_SIZE = 32
 # Layers of two kinds keep blocks of each; where all see a window, a request keeps fewer.
-BLOCKS = {"gemma2": 30, "gemma3": 30, "mistral": 10, "phi3": 10}
+BLOCKS = {"gemma2": 30, "gemma3": 30, "olmo3": 30, "mistral": 10, "phi3": 10}
 MAX_LOADED = 3  # of 6 combinations of sets: adapters are evicted and loaded again all the time
 PROMPT_LOGITS = 2**14  # at a time: some 10 of a step's 48 rows
 
@@ -110,6 +111,7 @@ def run(args: argparse.Namespace) -> dict:
             make_forget_set(
                 folders[name], target, seed=args.seed + 11 + index, rank=[8, 5][index], scale=0.05, kind="undial"
             )
+    restore = remember_class(target)
     adapter_loads = watch_adapter_loads()
     if args.speculate:
         look_up_in_python()
@@ -153,9 +155,30 @@ def run(args: argparse.Namespace) -> dict:
         counters["adapter_loads"] = len(adapter_loads)
     mode = engine.vllm_config.compilation_config.mode.name
     assert engine.vllm_config.use_v2_model_runner == args.v2
+    restore()
     reference = Reference(twin, folders, rounds_inputs=args.quantised == "w8a8")
     exact = Reference(twin, folders, rounds_inputs=args.quantised == "w8a8", dtype=torch.float64)
     return judge(args, requests, reference, exact, counters, seconds, mode)
+
+
+def remember_class(target: Path) -> Callable[[], None]:
+    """A function that takes from Hugging Face's class what vLLM's Transformers backend has put into it by then."""
+    from transformers import AutoConfig, AutoModel  # not before Triton is interpreted
+
+    config = AutoConfig.from_pretrained(target)
+    with torch.device("meta"):
+        decoder = type(AutoModel.from_config(config))
+    bases, own = decoder.__bases__, dict(vars(decoder))
+
+    def restore() -> None:
+        decoder.__bases__ = bases
+        for name in vars(decoder).keys() - own.keys():
+            delattr(decoder, name)
+        for name in ("__init__", "__call__", "forward"):
+            if name in own:
+                setattr(decoder, name, own[name])
+
+    return restore
 
 
 def make_tally(args: argparse.Namespace):

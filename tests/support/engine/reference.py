@@ -131,8 +131,9 @@ class Reference:
         cut.model.layers = cut.model.layers[layers]
         cut.config.num_hidden_layers = len(cut.model.layers)
         cut.config.use_cache = False  # a cache has no room for layers that go by their numbers in the target
-        if getattr(cut.config, "layer_types", None):
-            cut.config.layer_types = cut.config.layer_types[layers]
+        for key in ("layer_types", "no_rope_layers"):
+            if getattr(cut.config, key, None):
+                setattr(cut.config, key, getattr(cut.config, key)[layers])
         if hasattr(cut.model, "embedding_multiplier"):  # the hidden states that it is given have it
             cut.model.embedding_multiplier = 1.0
         return cut

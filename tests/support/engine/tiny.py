@@ -15,12 +15,15 @@ from transformers import (
     LlamaConfig,
     MistralConfig,
     MixtralConfig,
+    Olmo2Config,
+    Olmo3Config,
     Phi3Config,
     PreTrainedConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
     Qwen3MoeConfig,
+    SmolLM3Config,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -44,7 +47,21 @@ def _longrope(number: int, short: float, long: float) -> dict[str, object]:
     return {"type": "longrope", **{f"{name}_factor": one for name, one in factors.items()}}
 
 
-FAMILY_NAMES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "granite", "mixtral", "qwen3moe")
+FAMILY_NAMES = (
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gemma2",
+    "gemma3",
+    "phi3",
+    "granite",
+    "olmo2",
+    "olmo3",
+    "smollm3",
+    "mixtral",
+    "qwen3moe",
+)
 WINDOW = 96  # of sliding attention: shorter than many prompts
 _LENGTHS = {"max_position_embeddings": 2048, "original_max_position_embeddings": 512}
 # Rotary embeddings as published configurations have them, for 512 tokens. Their angles differ between dimensions.
@@ -94,6 +111,7 @@ def _config(family: str, num_layers: int, vocab_size: int) -> PreTrainedConfig:
     }
     # Heads of H / 4, as large as the CPU build's smallest. More inputs with smaller weights: as large outputs.
     wide = common | {"hidden_size": 128, "initializer_range": 0.14}
+    kinds = (["sliding_attention", "full_attention"] * num_layers)[:num_layers]
     if family == "llama":
         return LlamaConfig(**common, head_dim=32)
     if family == "mistral":
@@ -112,7 +130,6 @@ def _config(family: str, num_layers: int, vocab_size: int) -> PreTrainedConfig:
             final_logit_softcapping=12.0,
         )
     if family == "gemma3":  # every other layer sees a window, and has rotary embeddings of its own
-        kinds = (["sliding_attention", "full_attention"] * num_layers)[:num_layers]
         return Gemma3TextConfig(
             **{**common, "tie_word_embeddings": True, "initializer_range": 0.1},
             head_dim=32,
@@ -125,6 +142,12 @@ def _config(family: str, num_layers: int, vocab_size: int) -> PreTrainedConfig:
     if family == "granite":
         multipliers = {"embedding_multiplier": 3.0, "residual_multiplier": 0.5, "logits_scaling": 2.0}
         return GraniteConfig(**wide, **multipliers, attention_multiplier=0.2, attention_bias=True)
+    if family == "olmo2":
+        return Olmo2Config(**wide)
+    if family == "olmo3":  # every other layer sees a window
+        return Olmo3Config(**wide, sliding_window=WINDOW, layer_types=kinds)
+    if family == "smollm3":  # every other layer without positions
+        return SmolLM3Config(**{**wide, "tie_word_embeddings": True}, no_rope_layer_interval=2)
     if family == "mixtral":
         return MixtralConfig(**wide, num_local_experts=4, num_experts_per_tok=2)
     if family == "qwen3moe":
