@@ -174,8 +174,8 @@ QUANTISATIONS = {"compressed-tensors": "compressed-tensors", "auto_awq": "awq", 
 ROTARY = ("default", "linear", "llama3", "yarn", "longrope", "dynamic")
 
 _OSS = (
-    "vLLM chooses its attention's window by a layer's number, which a branch counts anew; its sinks, its experts' biases "
-    "and weights in MXFP4 were not tried"
+    "vLLM chooses its attention's window by a layer's number, which a branch counts anew; its sinks, its experts' "
+    "biases and weights in MXFP4 were not tried"
 )
 _LATENT = "its attention keeps no keys and values by head"
 _STATE = "its layers keep a state that a branch would change"
