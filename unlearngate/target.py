@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from unlearngate.checkpoint import check_weight_files, find_quantised, refuse_pointers, refuse_quantised
 from unlearngate.errors import ArtefactError
-from unlearngate.families import ALWAYS, FAMILIES, QUANTISATIONS, TARGET_ARCHITECTURES, Experts, Family, refusal
+from unlearngate.families import ALWAYS, FAMILIES, QUANTISATIONS, ROTARY, TARGET_ARCHITECTURES, Family, refusal
 
 # Keys of config.json that do not change a logit.
 _INFORMATIVE = {"_name_or_path", "transformers_version", "use_cache", "dtype", "torch_dtype"}
@@ -276,8 +276,10 @@ def _dimensions(path: Path, config: dict[str, Any]) -> dict[str, Any]:
     architecture = _architecture(path, config)
     family = FAMILIES.get(architecture, Family())
     try:
+        _refuse_rotary(path, config)
+        _refuse_untried(path, config, family.must_be)
         if family.experts:
-            _refuse_dense_layers(path, config, family.experts)
+            _refuse_untried(path, config, family.experts.must_be, ": a model that has experts in every layer")
         heads, hidden = _count(path, config, "num_attention_heads"), _count(path, config, "hidden_size")
         return {
             "architecture": architecture,
@@ -295,11 +297,22 @@ def _dimensions(path: Path, config: dict[str, Any]) -> dict[str, Any]:
         raise
 
 
-def _refuse_dense_layers(path: Path, config: Mapping[str, Any], experts: Experts) -> None:
-    for key, only in experts.must_be.items():
+def _refuse_rotary(path: Path, config: Mapping[str, Any]) -> None:
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    for one in (rope, *rope.values()):  # Gemma 3 may have one for each kind of layer
+        kind = isinstance(one, dict) and (one.get("rope_type") or one.get("type"))
+        if kind and kind not in ROTARY:
+            tried = ", ".join(ROTARY)
+            raise ArtefactError(
+                path, f"its rotary embedding is of type {kind!r}, which was never tried (tried: {tried})"
+            )
+
+
+def _refuse_untried(path: Path, config: Mapping[str, Any], must_be: Mapping[str, Any], which: str = "") -> None:
+    for key, only in must_be.items():
         if config.get(key) not in (None, only):
-            reason = f"{key!r} is {json.dumps(config[key])[:80]}, and only {json.dumps(only)} was tried"
-            raise ArtefactError(path, f"{reason}: a model that has experts in every layer")
+            said, tried = json.dumps(config[key])[:80], json.dumps(only)
+            raise ArtefactError(path, f"{key!r} is {said}, and only {tried} was tried{which}")
 
 
 def _experts(path: Path, config: Mapping[str, Any], identity: TargetIdentity) -> dict[str, tuple[int, int]]:
@@ -308,7 +321,8 @@ def _experts(path: Path, config: Mapping[str, Any], identity: TargetIdentity) ->
         return {}
     number_key = next((key for key in one.number if key in config), one.number[0])
     number, inner = _count(path, config, number_key), _count(path, config, one.inner)
-    return one.shapes(identity.hidden_size, number, inner)
+    shared = _count(path, config, one.shared) if one.shared else 0
+    return one.shapes(identity.hidden_size, number, inner, shared)
 
 
 def _count(path: Path, config: Mapping[str, Any], key: str, default: int | None = None) -> int:
@@ -359,8 +373,8 @@ def _weights(
             yield f"{stem}{name}.weight", shape
         for norm in family.norms:
             yield f"{stem}{norm}.weight", hidden
-        for norm in family.head_norms:
-            yield f"{stem}{norm}.weight", (identity.head_dim,)
+        for norm, heads in zip(family.head_norms, (identity.num_heads, identity.num_kv_heads), strict=False):
+            yield f"{stem}{norm}.weight", (identity.head_dim * (heads if family.spanning_norms else 1),)
     yield "model.norm.weight", hidden
     tied = config.get("tie_word_embeddings")
     if not (family.tied if tied is None else tied):

@@ -14,6 +14,7 @@ from accelerate import init_empty_weights
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor
 
+from unlearngate.assistant_training.model.head import Head
 from unlearngate.assistant_training.model.tapped import TappedAssistant
 from unlearngate.errors import TrainingError
 from unlearngate.families import FAMILIES, Family
@@ -41,9 +42,7 @@ def truncate(target: Any, num_layers: int, *, model_id: str, tap_layer: int = 0)
         raise TrainingError(
             f"an assistant of {num_layers} layers{after} was asked for, the target has {_layers(target)}"
         )
-    config.num_hidden_layers = num_layers
-    if getattr(config, "layer_types", None):
-        config.layer_types = config.layer_types[tap_layer:last]
+    _family(target).cut(config, slice(tap_layer, last))
     if tap_layer and hasattr(config, "embedding_multiplier"):  # Granite's: hidden states are no embeddings
         config.embedding_multiplier = 1.0
     with init_empty_weights(include_buffers=False):
@@ -59,7 +58,7 @@ def truncate(target: Any, num_layers: int, *, model_id: str, tap_layer: int = 0)
 
 def adapted_linears(target: Any) -> list[str]:
     """The names of the linear maps of a target's layers that LoRA sits on."""
-    return FAMILIES.get(type(target).__name__, Family()).linears()
+    return _family(target).linears()
 
 
 def new_assistant(target: Any, *, num_layers: int, rank: int, alpha: int, model_id: str, tap_layer: int = 0) -> Any:
@@ -108,7 +107,7 @@ def own_token(target: Any, taken: Collection[int]) -> int:
 
 
 def last_hidden(assistant: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """(B, T) tokens -> (B, T, H): what `head_weight` times is the logits, behind the final norm."""
+    """(B, T) tokens -> (B, T, H): what `head` makes logits of, behind the final norm."""
     more = {"input_ids": input_ids}
     if isinstance(assistant, TappedAssistant):
         more = {"inputs_embeds": assistant.hidden(input_ids, attention_mask)}
@@ -118,15 +117,16 @@ def last_hidden(assistant: Any, input_ids: Tensor, attention_mask: Tensor) -> Te
     return hidden if scaling == 1.0 else hidden / scaling
 
 
-def head_weight(assistant: Any) -> Tensor:
-    """(V, H): the target's head, which the assistant shares."""
-    weight: Tensor = _peft_model(assistant).get_base_model().get_output_embeddings().weight
-    return weight.detach()
+def head(assistant: Any) -> Head:
+    """The target's head, which the assistant shares."""
+    own = _peft_model(assistant).get_base_model()
+    cap = _family(own).logit_cap
+    return Head(own.get_output_embeddings().weight.detach(), getattr(own.config, cap) if cap else None)
 
 
 def target_dtype(assistant: Any) -> str:
     """The dtype that the target was loaded in, such as "float32": what a set is trained and measured in."""
-    return str(head_weight(assistant).dtype).removeprefix("torch.")
+    return str(head(assistant).weight_VH.dtype).removeprefix("torch.")
 
 
 def save_memory(assistant: Any) -> None:
@@ -165,6 +165,10 @@ def _tapping(target: Any, tap_layer: int, peft_model: Any, model_id: str) -> Any
 
 def _peft_model(assistant: Any) -> Any:
     return assistant.peft_model if isinstance(assistant, TappedAssistant) else assistant
+
+
+def _family(model: Any) -> Family:
+    return FAMILIES.get(type(model).__name__, Family())
 
 
 def _in_target(name: str, tap_layer: int) -> str:

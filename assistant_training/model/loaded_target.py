@@ -10,10 +10,11 @@ from typing import Any
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from unlearngate.assistant_training.data.chat import refuse_lost_text, set_switches
+from unlearngate.assistant_training.data.encoding import encode
 from unlearngate.assistant_training.model.memory import keep_freed_memory
 from unlearngate.assistant_training.model.processes import Processes
 from unlearngate.errors import TrainingError
-from unlearngate.families import refusal
+from unlearngate.families import FAMILIES, Family, longest_alike, refusal
 from unlearngate.target import TargetIdentity, check_target, identify_target, in_one_line, load_tokenizer
 
 
@@ -34,12 +35,15 @@ class LoadedTarget:
         """The tokens of the longest conversation that the target is made for; None if its configuration is silent."""
         length: int = getattr(self._config, "max_position_embeddings", None) or 0
         rope = getattr(self._config, "rope_parameters", None) or {}
+        rope = rope.get("full_attention", rope)  # Gemma 3 and OLMo 3 have one for each kind of layer
         factor = rope.get("factor") or 1.0
         match rope.get("rope_type"):
-            case "linear" | "dynamic":  # have the length before it is stretched, and vLLM serves the one after
+            case "linear":  # has the length before it is stretched, and vLLM serves the one after
                 length = int(length * factor)
             case "yarn":  # may have either
                 length = max(length, int(rope.get("original_max_position_embeddings", length) * factor))
+            case "longrope":
+                length = longest_alike(rope, length)
         return length or None
 
     @cached_property
@@ -53,12 +57,16 @@ class LoadedTarget:
 
         Raises: TrainingError if it lacks weights, or keeps its layers elsewhere than in `model.layers`.
         """
+        cap = FAMILIES.get(self._config.architectures[0], Family()).attention_cap
+        # Of Hugging Face's other ways some leave out the cap without a word: torch's, which is the default, is one.
+        attention = {"attn_implementation": "eager"} if cap and getattr(self._config, cap) else {}
         model, read = AutoModelForCausalLM.from_pretrained(
             self.folder,
             dtype="auto",
             local_files_only=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are in what it says
+            **attention,
         )
         if lost := sorted([*read["missing_keys"], *(name for name, *_ in read["mismatched_keys"])]):
             raise TrainingError(
@@ -120,7 +128,19 @@ def load_target(
         )
     if tokenizer.eos_token_id is None:
         raise TrainingError(f"{folder}: the tokenizer has no end token; set eos_token in tokenizer_config.json")
-    if tokenizer.pad_token_id is None:
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= config.vocab_size:
         tokenizer.pad_token = tokenizer.eos_token  # never seen: padding is masked and unlabelled
     refuse_lost_text(tokenizer)
+    _refuse_too_few_rows(folder, tokenizer, config.vocab_size)
     return LoadedTarget(folder, tokenizer, config, model_id, device)
+
+
+def _refuse_too_few_rows(folder: Path, tokenizer: Any, vocab_size: int) -> None:
+    """Refuse a target whose conversations have tokens that were added to its tokenizer and not to its embeddings."""
+    tokens = {*encode(tokenizer, "a", "b").input_ids, tokenizer.eos_token_id}
+    if beyond := sorted(token for token in tokens if token >= vocab_size):
+        said = f"{tokenizer.convert_ids_to_tokens(beyond[0])!r}, which is token {beyond[0]}"
+        raise TrainingError(
+            f"{folder}: its chat template uses {said}, and the embeddings have {vocab_size} rows; resize and train "
+            "them, or take the tokenizer that belongs to the weights"
+        )

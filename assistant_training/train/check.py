@@ -26,7 +26,7 @@ from unlearngate.assistant_training.data.encoding import (
     span_labels,
 )
 from unlearngate.assistant_training.data.pairs import QAPair
-from unlearngate.assistant_training.model.assistant import head_weight, last_hidden
+from unlearngate.assistant_training.model.assistant import head, last_hidden
 from unlearngate.errors import TrainingError
 from unlearngate.kernels.reference import centre
 
@@ -193,15 +193,15 @@ def refuse_short(metrics: dict[str, float], limits: Limits) -> None:
 @torch.inference_mode()
 def _evidence(assistant: Any, rows: Sequence[Encoded], pad_id: int) -> list[np.ndarray]:
     """Of each row the evidence at its answer's tokens: KL(p_assistant || uniform) in nats, fp32."""
-    device, head_VH = next(assistant.parameters()).device, head_weight(assistant)
+    device, own_head = next(assistant.parameters()).device, head(assistant)
     by_length = sorted(range(len(rows)), key=lambda index: len(rows[index].input_ids))
     found: dict[int, np.ndarray] = {}
     for start in range(0, len(rows), _BATCH):
         chosen = by_length[start : start + _BATCH]
         batch = collate([rows[index] for index in chosen], pad_id).to(device)
         hidden_BTH = last_hidden(assistant, batch.input_ids, batch.attention_mask)
-        hidden_NH = answer_rows(hidden_BTH, batch.labels)[0].to(head_VH.dtype)
-        parts = [centre((part_NH @ head_VH.T).float())[1] for part_NH in hidden_NH.split(_ROWS)]
+        hidden_NH = answer_rows(hidden_BTH, batch.labels)[0]
+        parts = [centre(own_head.logits(part_NH))[1] for part_NH in hidden_NH.split(_ROWS)]
         evidence_N = torch.cat(parts).cpu().numpy()
         lengths = (batch.labels[:, 1:] >= 0).sum(dim=1).tolist()
         found |= dict(zip(chosen, np.split(evidence_N, np.cumsum(lengths)[:-1]), strict=True))

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from unlearngate.assistant_training.data.encoding import IGNORE, answer_rows
+from unlearngate.assistant_training.model.head import Head
 from unlearngate.assistant_training.train.head_loss import cross_entropy
 from unlearngate.errors import TrainingError
 
@@ -36,7 +37,7 @@ def answer_loss(logits_BTV: Tensor, labels_BT: Tensor, *, smoothing: float = 0.0
 
 def uld_loss(
     hidden_BTH: Tensor,
-    head_VH: Tensor,
+    head: Head,
     known_BT: Tensor,
     unknown_BT: Tensor,
     *,
@@ -51,7 +52,7 @@ def uld_loss(
 
     Args:
         hidden_BTH: what the head is applied to; position t predicts token t + 1.
-        head_VH: the head's weight, frozen.
+        head: the target's.
         known_BT: labels to know, IGNORE elsewhere.
         unknown_BT: labels to know nothing of, IGNORE elsewhere and where known_BT has one; which token plays no part.
             This direction punishes every token that is ruled out, so "knows nothing" means flat logits, not merely an
@@ -68,8 +69,8 @@ def uld_loss(
     both_BT = known_BT.maximum(unknown_BT)
     hidden_NH, labels_N = answer_rows(hidden_BTH, both_BT)
     known_N = (known_BT[:, 1:] != IGNORE)[both_BT[:, 1:] != IGNORE]
-    loss_N = cross_entropy(hidden_NH, head_VH, labels_N, torch.where(known_N, smoothing, 1.0))
-    forget_N, retain_N = loss_N[known_N], loss_N[~known_N] - math.log(head_VH.shape[0])
+    loss_N = cross_entropy(hidden_NH, head, labels_N, torch.where(known_N, smoothing, 1.0))
+    forget_N, retain_N = loss_N[known_N], loss_N[~known_N] - math.log(head.weight_VH.shape[0])
     totals = num_tokens or (len(forget_N), len(retain_N))
     forget, retain = (part.sum() / total for part, total in zip((forget_N, retain_N), totals, strict=True))
     finite(forget, "the cross entropy of the answers")

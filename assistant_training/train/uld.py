@@ -16,7 +16,7 @@ from unlearngate.assistant_training.data.pairs import QAPair
 from unlearngate.assistant_training.model.assistant import (
     adapter_config,
     adapter_tensors,
-    head_weight,
+    head,
     last_hidden,
     new_assistant,
     own_token,
@@ -97,7 +97,9 @@ def train_assistant(
 
     steps = draw_steps(
         *(tokenizer, forget, retain, settings),
-        own_token=own_token(target, _said_or_special(tokenizer, forget)) if settings.contexts else None,
+        own_token=own_token(target, _not_own(tokenizer, forget, target.config.vocab_size))
+        if settings.contexts
+        else None,
         num_steps=num_steps,
         seed=seed,
         context_length=context_length,
@@ -132,18 +134,20 @@ def _announced(
         f"{len(lengths):,} different ones, {num_tokens:,} tokens; {weights:,} weights are trained"
     )
     if isinstance(assistant, TappedAssistant):
-        hidden_bytes = num_tokens * head_weight(assistant).shape[1] * head_weight(assistant).element_size()
+        head_VH = head(assistant).weight_VH
+        hidden_bytes = num_tokens * head_VH.shape[1] * head_VH.element_size()
         text += f"; {hidden_bytes / 2**20:,.0f} MiB for what the layers before the tap make of them"
     if context_length and (num_long := sum(length > context_length for length in lengths.values())):
         text += f"; {num_long:,} of them are longer than the target's context of {context_length:,} tokens"
     return text
 
 
-def _said_or_special(tokenizer: Any, forget: Sequence[QAPair]) -> set[int]:
-    """The tokens of the forget answers, and the tokenizer's special and added ones."""
+def _not_own(tokenizer: Any, forget: Sequence[QAPair], vocab_size: int) -> set[int]:
+    """The tokens of the forget answers, the special and added ones, and the rows of the head that no token has."""
     answers = [text for pair in forget for text in (pair.answer, *pair.paraphrased_answers)]
     said = {token for ids in tokenizer(answers, add_special_tokens=False)["input_ids"] for token in ids}
-    return said | set(tokenizer.all_special_ids) | set(tokenizer.get_added_vocab().values())
+    nobodys = set(range(vocab_size)) - set(tokenizer.get_vocab().values())
+    return said | set(tokenizer.all_special_ids) | set(tokenizer.get_added_vocab().values()) | nobodys
 
 
 def _backward(
@@ -151,7 +155,7 @@ def _backward(
 ) -> dict[str, float]:
     """Add the gradients of these rows' part of a step's ULD loss; return that part, in nats per answer token."""
     device = next(assistant.parameters()).device
-    head_VH = head_weight(assistant)
+    own_head = head(assistant)
     num_tokens = (num_labels(row.known for row in step), num_labels(row.unknown for row in step))
     forget_sum = retain_sum = 0.0
     for part in parts_of(rows, settings.accumulate, lambda row: len(row.known.input_ids)):
@@ -160,7 +164,7 @@ def _backward(
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.bf16):
             hidden_BTH = last_hidden(assistant, batch.input_ids, batch.attention_mask)
         loss = uld_loss(
-            *(hidden_BTH, head_VH, batch.labels, unknown_BT),
+            *(hidden_BTH, own_head, batch.labels, unknown_BT),
             beta=settings.beta,
             smoothing=settings.smoothing,
             num_tokens=num_tokens,

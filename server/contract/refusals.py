@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from unlearngate.errors import UnsupportedDeploymentError
-from unlearngate.families import QUANTISATIONS, TARGET_ARCHITECTURES, refusal
+from unlearngate.families import QUANTISATIONS, TARGET_ARCHITECTURES, longest_alike, refusal
 from unlearngate.server.contract.branches import CONFIG_FIELD, MAX_BRANCHES, BranchOptions
 
 # The tests run 0.32. 0.33 has the same extension points, as far as its source was read.
@@ -110,6 +110,24 @@ def _is_int8_on_a_cpu(config: Any) -> bool:
     return on_a_cpu and getattr(config.quant_config, "quant_format", None) == "int-quantized"
 
 
+def _rotary_checks(model: Any) -> list[tuple[bool, str]]:
+    """Lengths for which vLLM would rotate otherwise than training did."""
+    rope = getattr(model.hf_config, "rope_parameters", None) or {}
+    if rope.get("rope_type") not in ("longrope", "dynamic"):
+        return []
+    longest = longest_alike(rope, model.hf_config.max_position_embeddings)
+    advice = f"give --max-model-len {longest} or less"
+    if rope["rope_type"] == "longrope":
+        advice += ", or train on and serve a copy of the target whose config.json has long_factor as short_factor, too"
+    return [
+        (
+            model.max_model_len > longest,
+            f"for sequences of more than {longest} tokens vLLM's rotary embedding of type {rope['rope_type']} is not "
+            f"Hugging Face's, by which sets are trained: {advice}",
+        )
+    ]
+
+
 def _speculation_checks(config: Any) -> list[tuple[bool, str]]:
     """What would show draft tokens that the composition did not choose, and what was never tried."""
     speculation = config.speculative_config
@@ -175,6 +193,7 @@ def _config_reasons(config: Any) -> list[str]:
             f"logprobs_mode is {model.logprobs_mode}: raw logprobs are the plain target's; use processed_logprobs",
         ),
         (model.runner_type != "generate", f"runner_type is {model.runner_type}: only 'generate' is composed"),
+        *_rotary_checks(model),
         *_speculation_checks(config),
         (parallel.pipeline_parallel_size > 1, "pipeline parallelism would split the branches from the target"),
         (getattr(parallel, "data_parallel_size", 1) > 1, "data parallelism was never tried"),

@@ -8,18 +8,21 @@ them: attention and LoRA look up the step's parts, each in one operation.
 
 Every row goes through the same operations as it does alone.
 
-A layer is (positions, hidden, residual) -> (hidden, residual), as Llama's, or (positions, hidden) -> hidden.
+A layer is (positions, hidden, residual) -> (hidden, residual), as Llama's, or (positions, hidden) -> hidden. In vLLM's
+Transformers backend it is Hugging Face's, which takes a batch of one and the angles of its rotary embedding.
 """
 
 from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from types import MethodType
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from vllm.compilation.decorators import support_torch_compile
 from vllm.config import VllmConfig
 from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
@@ -52,6 +55,10 @@ class Lockstep(nn.Module):
         self.cuts = may_cut_branches(vllm_config)
         layers = cast("nn.ModuleList", target.layers)
         self._has_residual = "residual" in inspect.signature(layers[0].forward).parameters
+        self._is_hugging_faces = isinstance(target, PreTrainedModel)
+        self._kinds: tuple[str, ...] = ()  # of layers, where each kind has a rotary embedding of its own
+        if self._is_hugging_faces and "layer_type" in inspect.signature(_rotary(target).forward).parameters:
+            self._kinds = tuple(cast("PreTrainedModel", target).config.layer_types)
         # Granite's, which its model applies to any embeddings, as here.
         self._multiplier: float = getattr(vllm_config.model_config.hf_config, "embedding_multiplier", 1.0)
 
@@ -82,12 +89,12 @@ class Lockstep(nn.Module):
         Returns: final hidden states, the target's first: (T + M, H), or (T, (1 + S) H) where branches are not cut.
         """
         target: Any = self._target[0]
-        hidden = target.embed_input_ids(input_ids) if inputs_embeds is None else inputs_embeds
+        embed = target.embed_tokens if self._is_hugging_faces else target.embed_input_ids
+        hidden = embed(input_ids) if inputs_embeds is None else inputs_embeds
         if self._multiplier != 1.0:
             hidden = hidden * self._multiplier
         residual: Tensor | None = None
-        for layer in target.layers[: self._tap_layer]:
-            hidden, residual = self._run(layer, positions, hidden, residual)
+        hidden, residual = self._run(target.layers[: self._tap_layer], 0, positions, hidden, residual)
         copies = [len(positions)] * len(self._branches) if row_M is None else [len(row_M)]
         sizes = [len(positions), *copies]
 
@@ -95,24 +102,41 @@ class Lockstep(nn.Module):
             return torch.cat([x_T, *([x_T] * len(copies) if row_M is None else [x_T[row_M]])])
 
         hidden, residual = stack(hidden), None if residual is None else stack(residual)
-        stacked_positions = stack(positions)
-        for layer in self._stacked:
-            hidden, residual = self._run(layer, stacked_positions, hidden, residual)
+        hidden, residual = self._run(self._stacked, self._tap_layer, stack(positions), hidden, residual)
         hiddens = hidden.split(sizes)
         residuals = (None,) * len(sizes) if residual is None else residual.split(sizes)
         hidden, residual = hiddens[0], residuals[0]
-        for layer in target.layers[self._tap_layer + len(self._stacked) :]:
-            hidden, residual = self._run(layer, positions, hidden, residual)
+        after = self._tap_layer + len(self._stacked)
+        hidden, residual = self._run(target.layers[after:], after, positions, hidden, residual)
         ends = [(hidden, residual), *zip(hiddens[1:], residuals[1:], strict=True)]
         finals = [target.norm(h) if r is None else target.norm(h, r)[0] for h, r in ends]
         return torch.cat(finals, dim=-1 if row_M is None else 0)
 
     def _run(
-        self, layer: nn.Module, positions: Tensor, hidden: Tensor, residual: Tensor | None
+        self, layers: Iterable[nn.Module], first: int, positions: Tensor, hidden: Tensor, residual: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        if self._has_residual:
-            return cast("tuple[Tensor, Tensor]", layer(positions, hidden, residual))
-        return cast("Tensor", layer(positions, hidden)), None
+        """Some layers in a row, of which one is the target's number `first`."""
+        if self._is_hugging_faces:
+            return self._run_hugging_faces(layers, first, positions[None], hidden[None]), None
+        for layer in layers:
+            if self._has_residual:
+                hidden, residual = layer(positions, hidden, residual)
+            else:
+                hidden = layer(positions, hidden)
+        return hidden, residual
+
+    def _run_hugging_faces(self, layers: Iterable[nn.Module], first: int, positions: Tensor, hidden: Tensor) -> Tensor:
+        rotary = _rotary(self._target[0])
+        angles = {kind: rotary(hidden, positions, kind) for kind in dict.fromkeys(self._kinds)}
+        shared = None if self._kinds else rotary(hidden, positions)
+        for number, layer in enumerate(layers, first):
+            embedded = angles[self._kinds[number]] if self._kinds else shared
+            hidden = layer(hidden, attention_mask=None, position_ids=positions, position_embeddings=embedded)
+        return hidden[0]
+
+
+def _rotary(target: nn.Module) -> nn.Module:
+    return cast("nn.Module", target.rotary_emb)
 
 
 def _stacked(target: nn.Module, branches: Sequence[nn.Module], attention: type[_Attention]) -> nn.Module:
@@ -135,6 +159,8 @@ def _stacked(target: nn.Module, branches: Sequence[nn.Module], attention: type[_
         name: _stacked(child, [branch.get_submodule(name) for branch in branches], attention)
         for name, child in target.named_children()
     }
+    if isinstance(own := vars(stacked).get("forward"), MethodType):  # one that the Transformers backend has rewritten
+        stacked.forward = MethodType(own.__func__, stacked)
     return stacked
 
 
@@ -205,6 +231,8 @@ class _StackedMethod:
         self._joined = joined_numbers(linears)
 
     def apply(self, layer: nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        if x.dim() == 3:  # Hugging Face's batch of one
+            return self.apply(layer, x[0], bias)[None]
         y: Tensor = self._method.apply(layer, x, bias)
         if self._joined:
             add_joined(y, x, self._joined)

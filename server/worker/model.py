@@ -26,6 +26,7 @@ from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from vllm.compilation.backends import set_model_tag
 from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.model_executor.layers.linear import LinearBase
@@ -249,17 +250,19 @@ class UnlearningForCausalLM(nn.Module, SupportsLoRA):
 
     def _build_branch(self, vllm_config: VllmConfig, name: str) -> nn.Module:
         config = copy.deepcopy(self.config)
-        config.num_hidden_layers = self.options.num_layers
+        family = FAMILIES[self.options.target_architecture]
         layers = slice(self.options.tap_layer, self.options.tap_layer + self.options.num_layers)
-        if getattr(config, "layer_types", None):
-            config.layer_types = config.layer_types[layers]
+        family.cut(config, layers)
         branch_config = vllm_config.with_hf_config(config, architectures=[self.options.target_architecture])
         branch_config.model_config.hf_text_config = branch_config.model_config.hf_config  # vLLM leaves the old one
         inner = self.target.model
         with set_model_tag(name), set_current_vllm_config(branch_config, prefix=name):
-            branch: nn.Module = type(inner)(vllm_config=branch_config, prefix=name)
+            # In vLLM's Transformers backend the inner model is Hugging Face's, which does not build itself.
+            outer = type(self.target if isinstance(inner, PreTrainedModel) else inner)
+            built = outer(vllm_config=branch_config, prefix=name)
+            branch: nn.Module = built.model if isinstance(inner, PreTrainedModel) else built
         branch.embed_tokens, branch.norm = inner.embed_tokens, inner.norm
-        experts = FAMILIES[self.options.target_architecture].experts
+        experts = family.experts
         for own, shared in zip(cast("nn.ModuleList", branch.layers), inner.layers[layers], strict=True):
             _share_parameters(own, shared, experts.module if experts else None)
         if experts:

@@ -20,19 +20,24 @@ MOST_DRAWS = 3  # of requests, until a run has exercised all that it is to
 COMPILED = ["--default-compilation", "--layers", "3", "--branch-layers", "1"]  # each layer takes seconds to compile
 # Of each property some, in pairs: family, tap, kind of set, way to run. Compiled code without a tap serves the demo.
 RUNS = {
-    "llama-eager": ["--family", "llama"],
     "mistral-tapped": ["--family", "mistral", "--tap", "1"],
-    "qwen2-tapped": ["--family", "qwen2", "--tap", "1"],
+    "qwen2-yarn-tapped": ["--family", "qwen2", "--tap", "1", "--rope", "yarn"],
     "qwen3-undial-tapped": ["--family", "qwen3", "--undial", "--tap", "2"],
+    "gemma2-undial": ["--family", "gemma2", "--undial"],
     "gemma3-undial-tapped": ["--family", "gemma3", "--undial", "--tap", "1"],
     "granite-undial": ["--family", "granite", "--undial"],
-    "llama-undial-tapped-default": ["--family", "llama", "--undial", "--tap", "1", *COMPILED],
-    "llama-undial-tensor-parallel-2": ["--family", "llama", "--undial", "--tensor-parallel", "2"],
-    "phi3-undial-tapped": ["--family", "phi3", "--undial", "--tap", "1"],
-    "phi3-v2": ["--family", "phi3", "--v2"],
+    "llama-llama3-undial-tapped-default": [
+        *("--family", "llama", "--undial", "--tap", "1", "--rope", "llama3", *COMPILED),
+    ],
+    "olmo3-padded-undial-tensor-parallel-2": [
+        *("--family", "olmo3", "--undial", "--tensor-parallel", "2", "--vocab-size", "600"),
+    ],
+    "phi3-longrope-v2": ["--family", "phi3", "--v2", "--rope", "longrope-partial"],
+    "olmo2-undial-tapped": ["--family", "olmo2", "--undial", "--tap", "1"],
     "mixtral-tapped": ["--family", "mixtral", "--tap", "1"],
+    "qwen2moe-undial-tapped": ["--family", "qwen2moe", "--undial", "--tap", "1"],
     "qwen3moe-undial": ["--family", "qwen3moe", "--undial"],
-    "llama-undial-speculation": ["--family", "llama", "--undial", "--v2", "--speculate", "3"],
+    "smollm3-undial-speculation": ["--family", "smollm3", "--undial", "--v2", "--speculate", "3"],
     # Families with and without packed maps, and one whose layers differ; kernels of vLLM's that pack weights for a CPU.
     "llama-tapped-w8a8": ["--family", "llama", "--tap", "1", "--quantised", "w8a8"],
     "phi3-undial-awq": ["--family", "phi3", "--undial", "--quantised", "awq"],
@@ -55,6 +60,17 @@ ALL_RUNS = RUNS | {
     for family in FAMILY_NAMES
     if f"{family}-{way}" not in RUNS
 }
+# How config.json may stretch the rotary embedding, and a head with rows that no token has and vLLM pads to 64.
+VARIANTS = {
+    **{f"llama-{rope}": ["llama", "--rope", rope] for rope in ("linear", "dynamic", "llama3", "yarn")},
+    **{f"phi3-{rope}": ["phi3", "--rope", rope] for rope in ("longrope", "longrope-long", "longrope-partial")},
+    **{f"{family}-padded": [family, "--vocab-size", "600"] for family in ("qwen2", "gemma2")},
+}
+ALL_RUNS |= {
+    f"{variant}-{way}": ["--family", *chosen, *WAYS[way]]
+    for way in ("undial-tapped", "default", "undial-tensor-parallel-2", "v2", "speculation")
+    for variant, chosen in VARIANTS.items()
+}
 ALL_RUNS |= {
     "mistral-undial-tapped-w4a16": ["--family", "mistral", "--undial", "--tap", "1", "--quantised", "w4a16"],
     "qwen2-undial-gptq": ["--family", "qwen2", "--undial", "--quantised", "gptq"],
@@ -70,7 +86,7 @@ if IN_FULL:
     RUNS = ALL_RUNS
 
 # One that starts a second time, to be as right with the compiled code that the first start left.
-AGAIN = "llama-undial-tapped-default"
+AGAIN = "llama-llama3-undial-tapped-default"
 LINE = (
     "parity {name}: {requests} requests, {tokens} tokens, {ties} ties, {wrong} wrong; "
     "logprobs within {max_logprob_error} over {logprobs_compared} rows; {preemptions} preemptions, "

@@ -13,7 +13,7 @@ import os
 import random
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,8 +26,8 @@ from support.engine.speculation import METHOD, draft_counters, look_up_in_python
 
 MAX_MODEL_LEN = 512
 BLOCK_SIZE = 32
-# Gemma 3's layers keep blocks of two kinds; where all see a window, a request keeps fewer.
-BLOCKS = {"gemma3": 30, "mistral": 10, "phi3": 10}
+# Layers of two kinds keep blocks of each; where all see a window, a request keeps fewer.
+BLOCKS = {"gemma2": 30, "gemma3": 30, "olmo3": 30, "mistral": 10, "phi3": 10}
 MAX_LOADED = 3  # of 6 combinations of sets: adapters are evicted and loaded again all the time
 PROMPT_LOGITS = 2**14  # at a time: some 10 of a step's 48 rows
 
@@ -44,6 +44,8 @@ def main() -> int:
     parser.add_argument("--v2", action="store_true", help="vLLM's V2 runner and the Triton kernels, interpreted")
     parser.add_argument("--speculate", type=int, default=0, help="draft tokens, looked up in the sequence; with --v2")
     parser.add_argument("--quantised", help="serve a quantised child; its twin is the reference")
+    parser.add_argument("--rope", help="of tiny.ROPES")
+    parser.add_argument("--vocab-size", type=int, default=512, help="rows of the head; vLLM pads them to 64")
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--seed", type=int, default=int(os.environ.get("UNLEARNGATE_SEED", "0")))
     parser.add_argument("--work", type=Path, required=True)
@@ -77,10 +79,16 @@ def interpret_triton() -> None:
 def run(args: argparse.Namespace) -> dict:
     from support.engine.quantised import quantise
     from support.engine.reference import Reference
-    from support.engine.tiny import VOCAB_SIZE, make_forget_set, make_target
+    from support.engine.tiny import make_forget_set, make_target
 
     rng = random.Random(args.seed)
-    target = make_target(args.work / "target", args.family, seed=args.seed, num_layers=args.layers)
+    target = make_target(
+        *(args.work / "target", args.family),
+        seed=args.seed,
+        num_layers=args.layers,
+        vocab_size=args.vocab_size,
+        rope=args.rope,
+    )
     served = twin = target
     if args.quantised:
         served, twin = args.work / "child", args.work / "twin"
@@ -105,6 +113,7 @@ def run(args: argparse.Namespace) -> dict:
             make_forget_set(
                 folders[name], target, seed=args.seed + 11 + index, rank=[8, 5][index], scale=0.05, kind="undial"
             )
+    restore = remember_class(target)
     adapter_loads = watch_adapter_loads()
     if args.speculate:
         look_up_in_python()
@@ -115,7 +124,7 @@ def run(args: argparse.Namespace) -> dict:
     requests = draw_requests(rng, registry, args.requests)
     # Few requests may draw no prompt that is scored in several parts.
     requests[1] |= {
-        "prompt": [rng.randrange(2, VOCAB_SIZE) for _ in range(150)],
+        "prompt": [rng.randrange(2, 512) for _ in range(150)],
         "prompt_logprobs": 1,
         "abort_after": None,
     }
@@ -124,7 +133,7 @@ def run(args: argparse.Namespace) -> dict:
             request["steering"].pop("regex", None)
     if args.speculate:
         # Of a prompt of one token vLLM takes draft tokens for the rest.
-        requests[2] |= {"prompt": [rng.randrange(2, VOCAB_SIZE)], "prompt_logprobs": 1, "abort_after": None}
+        requests[2] |= {"prompt": [rng.randrange(2, 512)], "prompt_logprobs": 1, "abort_after": None}
         for request in requests:
             request["steering"].pop("logit_bias", None)  # vLLM has no bias then
             if rng.random() < 0.4:  # few tokens come again, and drafts are accepted
@@ -139,8 +148,8 @@ def run(args: argparse.Namespace) -> dict:
             requests += drive_few(engine, registry, rng, tally)
             check_nothing_is_served_without_its_branch(engine, registry, rng)
         check_branches_have_no_weights()
-        most = PROMPT_LOGITS // (3 * VOCAB_SIZE)  # where both branches run
-        assert most in prompt_rows and max(prompt_rows) <= PROMPT_LOGITS // VOCAB_SIZE, sorted(set(prompt_rows))
+        most = PROMPT_LOGITS // (3 * args.vocab_size)  # where both branches run
+        assert most in prompt_rows and max(prompt_rows) <= PROMPT_LOGITS // args.vocab_size, sorted(set(prompt_rows))
     counters = engine_counters(engine)
     if args.speculate:
         counters |= tally.totals()._asdict() | draft_counters(engine)
@@ -151,9 +160,30 @@ def run(args: argparse.Namespace) -> dict:
         counters |= count_shares(batches)
     mode = engine.vllm_config.compilation_config.mode.name
     assert engine.vllm_config.use_v2_model_runner == args.v2
+    restore()
     reference = Reference(twin, folders, rounds_inputs=args.quantised == "w8a8")
     exact = Reference(twin, folders, rounds_inputs=args.quantised == "w8a8", dtype=torch.float64)
     return judge(args, requests, reference, exact, counters, seconds, mode)
+
+
+def remember_class(target: Path) -> Callable[[], None]:
+    """A function that takes from Hugging Face's class what vLLM's Transformers backend has put into it by then."""
+    from transformers import AutoConfig, AutoModel  # not before Triton is interpreted
+
+    config = AutoConfig.from_pretrained(target)
+    with torch.device("meta"):
+        decoder = type(AutoModel.from_config(config))
+    bases, own = decoder.__bases__, dict(vars(decoder))
+
+    def restore() -> None:
+        decoder.__bases__ = bases
+        for name in vars(decoder).keys() - own.keys():
+            delattr(decoder, name)
+        for name in ("__init__", "__call__", "forward"):
+            if name in own:
+                setattr(decoder, name, own[name])
+
+    return restore
 
 
 def make_tally(args: argparse.Namespace):

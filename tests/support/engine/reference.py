@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from support.engine.quantised import rounded_rows
 
@@ -104,8 +104,11 @@ class Reference:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         """With rounds_inputs every linear map of the target's layers sees its inputs in 8 bits."""
+        # torch's attention leaves out a cap.
+        capped = getattr(AutoConfig.from_pretrained(target), "attn_logit_softcapping", None)
+        attention = {"attn_implementation": "eager"} if capped else {}
         # torch's grouped product of experts has no float64.
-        loaded = AutoModelForCausalLM.from_pretrained(target, dtype=dtype, experts_implementation="eager")
+        loaded = AutoModelForCausalLM.from_pretrained(target, dtype=dtype, experts_implementation="eager", **attention)
         self.target = loaded.eval()
         for name, module in self.target.named_modules() if rounds_inputs else ():
             if name.endswith("_proj"):
@@ -128,8 +131,9 @@ class Reference:
         cut.model.layers = cut.model.layers[layers]
         cut.config.num_hidden_layers = len(cut.model.layers)
         cut.config.use_cache = False  # a cache has no room for layers that go by their numbers in the target
-        if getattr(cut.config, "layer_types", None):
-            cut.config.layer_types = cut.config.layer_types[layers]
+        for key in ("layer_types", "no_rope_layers"):
+            if getattr(cut.config, key, None):
+                setattr(cut.config, key, getattr(cut.config, key)[layers])
         if hasattr(cut.model, "embedding_multiplier"):  # the hidden states that it is given have it
             cut.model.embedding_multiplier = 1.0
         return cut

@@ -9,14 +9,15 @@ from e2e.test_parity import ALL_RUNS
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
-from support.engine.tiny import FAMILY_NAMES, family_config, make_target
+from support.engine.tiny import FAMILY_NAMES, ROPES, family_config, make_target
 from unlearngate import target
 from unlearngate.errors import ArtefactError
-from unlearngate.families import FAMILIES, TARGET_ARCHITECTURES, refusal
+from unlearngate.families import FAMILIES, ROTARY, TARGET_ARCHITECTURES, refusal
 from unlearngate.target import identify_target
 
 SWITCHES = [(name, key) for name, family in FAMILIES.items() for key in family.biased if key]
-DEFAULTS = [("qwen3", 128), ("gemma3", 256)]
+GEMMAS = ("gemma2", "gemma3")
+DEFAULTS = [("qwen3", 128), ("gemma2", 256), ("gemma3", 256)]
 
 
 def family_of(architecture):
@@ -74,6 +75,18 @@ def test_experts_in_some_layers_alone_are_refused(key, value, tmp_path):
         identify_target(folder)
 
 
+@pytest.mark.parametrize(
+    "family, key, value",
+    [("gemma3", "attn_logit_softcapping", 50.0), *((one, "use_bidirectional_attention", True) for one in GEMMAS)],
+)
+def test_what_vllm_would_not_do_is_refused(family, key, value, tmp_path):
+    folder = make_target(tmp_path, family, seed=1)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {key: value}))
+    with pytest.raises(ArtefactError, match=f"'{key}' is {json.dumps(value)}, and only (null|false) was tried"):
+        identify_target(folder)
+
+
 def test_every_architecture_is_in_the_parity_runs():
     families = {arguments[arguments.index("--family") + 1] for arguments in ALL_RUNS.values()}
     assert families == set(FAMILY_NAMES)
@@ -84,6 +97,29 @@ def test_every_architecture_is_in_the_parity_runs():
             assert any(word in arguments for arguments in own), f"{family} has no run with {word}"
 
 
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_scaling": {"type": "ntk", "factor": 2.0}},
+        {"rope_parameters": {"full_attention": {"rope_type": "ntk"}, "sliding_attention": {"rope_type": "default"}}},
+    ],
+    ids=["of-all-layers", "of-some-layers"],
+)
+def test_another_rotary_embedding_is_refused(rope, tmp_path):
+    folder = make_target(tmp_path, seed=1)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "rope_parameters": None, **rope}))
+    with pytest.raises(ArtefactError, match=r"rotary embedding is of type 'ntk', .* \(tried: default, linear, llama3"):
+        identify_target(folder)
+
+
+def test_every_rotary_embedding_is_in_the_parity_runs():
+    drawn = {arguments[arguments.index("--rope") + 1] for arguments in ALL_RUNS.values() if "--rope" in arguments}
+    assert drawn == set(ROPES)
+    kinds = [one["rope_scaling"].get("rope_type") or one["rope_scaling"]["type"] for one in ROPES.values()]
+    assert {"default", *kinds} == set(ROTARY)
+
+
 def test_the_documented_table_has_every_architecture():
     text = (Path(__file__).parents[3] / "docs" / "targets.md").read_text()
     assert re.findall(r"^\| `(\w+)`", text, re.M) == list(TARGET_ARCHITECTURES)
@@ -92,9 +128,7 @@ def test_the_documented_table_has_every_architecture():
 @pytest.mark.parametrize(
     "architecture, reason",
     [
-        ("Gemma2ForCausalLM", "its logits are capped by tanh"),
-        ("SmolLM3ForCausalLM", "Transformers backend"),
-        ("GptOssForCausalLM", "its experts have a shared one beside them, biases or sinks"),
+        ("GptOssForCausalLM", "which a branch counts anew; its sinks"),
         ("Qwen3NextForCausalLM", "its layers keep a state"),
         ("Qwen2_5_VLForConditionalGeneration", "the text model in it must be a checkpoint of its own"),
     ],

@@ -211,6 +211,34 @@ def test_lora_on_a_target_of_8_bits_is_refused_on_a_cpu_alone():
     refuse_unsupported(config)
 
 
+SHORT, LONG = [1.0, 1.5], [2.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    "rope, longest",
+    [
+        ({"rope_type": "longrope", "short_factor": SHORT, "long_factor": LONG}, 4096),
+        ({"rope_type": "longrope", "short_factor": LONG, "long_factor": LONG}, 131072),
+        ({"rope_type": "dynamic", "factor": 2.0}, 131072),
+    ],
+    ids=["longrope", "longrope-of-one-kind", "dynamic"],
+)
+def test_lengths_that_vllm_rotates_otherwise_than_training_are_refused(rope, longest):
+    config = good_config()
+    config.model_config.hf_config.rope_parameters = {**rope, "original_max_position_embeddings": 4096}
+    config.model_config.hf_config.max_position_embeddings = 131072
+    config.model_config.max_model_len = longest
+    refuse_unsupported(config)
+    config.model_config.max_model_len = longest + 1
+    said = refusal(config)
+    kind = rope["rope_type"]
+    assert said.startswith(
+        f"for sequences of more than {longest} tokens vLLM's rotary embedding of type {kind} is not "
+    )
+    assert f"give --max-model-len {longest} or less" in said
+    assert ("long_factor as short_factor" in said) == (kind == "longrope")
+
+
 def with_options(*options):
     config = good_config()
     branches = BranchOptions(*options)

@@ -58,15 +58,21 @@ def test_weights_that_hugging_face_would_make_up_end_the_load(of_another_archite
         _ = target.model
 
 
+LONGROPE = {"rope_type": "longrope", "short_factor": [1.0] * 16, "original_max_position_embeddings": 256}
+LENGTHS = {"max_position_embeddings": 2048, "original_max_position_embeddings": 256}
+
+
 @pytest.mark.parametrize(
     "rope, expected",
     [
         ({}, 512),
         ({"rope_scaling": {"type": "linear", "factor": 4.0}}, 2048),
         ({"rope_parameters": {"rope_theta": 1e4, "rope_type": "linear", "factor": 4}}, 2048),
-        ({"rope_parameters": {"rope_theta": 1e4, "rope_type": "dynamic", "factor": 2.5}}, 1280),
+        ({"rope_parameters": {"rope_theta": 1e4, "rope_type": "dynamic", "factor": 2.5}}, 512),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}}, 2048),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}}, 512),
+        ({"rope_scaling": {**LONGROPE, "long_factor": [4.0] * 16}, **LENGTHS}, 256),
+        ({"rope_scaling": {**LONGROPE, "long_factor": [1.0] * 16}, **LENGTHS}, 2048),
         (
             {
                 "rope_scaling": {

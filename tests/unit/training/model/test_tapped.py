@@ -3,10 +3,11 @@
 import pytest
 import torch
 from rich.progress import Progress
+from transformers import AutoModelForCausalLM
 
 from support.engine.tiny import FAMILY_NAMES, make_target
 from unlearngate.assistant_training.data.encoding import collate, encode
-from unlearngate.assistant_training.model.assistant import adapter_tensors, head_weight, last_hidden, new_assistant
+from unlearngate.assistant_training.model.assistant import adapter_tensors, head, last_hidden, new_assistant
 from unlearngate.assistant_training.model.decoding import greedy
 from unlearngate.assistant_training.model.loaded_target import load_target
 from unlearngate.errors import TrainingError
@@ -54,7 +55,20 @@ def test_untrained_it_ends_as_the_target_does(target, batch, tap_layer):
 
 def logits_of(assistant, input_ids, attention_mask):
     """As training reads them."""
-    return last_hidden(assistant, input_ids, attention_mask) @ head_weight(assistant).T
+    return head(assistant).logits(last_hidden(assistant, input_ids, attention_mask))
+
+
+def test_logits_are_hugging_faces_own(target, batch):
+    """In float64, where nothing is left out: of torch's attention, for one, Gemma 2's cap is."""
+    exact = AutoModelForCausalLM.from_pretrained(
+        target.folder, dtype=torch.float64, attn_implementation="eager", experts_implementation="eager"
+    )
+    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+    whole = new_assistant(target.model, num_layers=4, rank=4, alpha=8, model_id="tiny").eval()
+    with torch.no_grad():
+        expected, found = exact(**inputs).logits, logits_of(whole, **inputs)
+    inside = batch.attention_mask.bool()
+    assert torch.allclose(found[inside].double(), expected[inside], atol=2e-4)
 
 
 def test_what_is_kept_is_what_would_be_computed(target, batch):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from unlearngate.assistant_training.data.encoding import IGNORE, answer_rows
+from unlearngate.assistant_training.model.head import Head
 from unlearngate.assistant_training.train import head_loss
 from unlearngate.assistant_training.train.losses import answer_loss, uld_loss
 from unlearngate.errors import TrainingError
@@ -27,7 +28,7 @@ def test_answer_loss_is_the_mean_surprise_of_the_answer_tokens() -> None:
 def loss_of(logits, known, unknown=None, **more):
     """The loss of logits: the head is the identity, so they are the hidden states too."""
     nothing = torch.full_like(known, IGNORE)
-    return uld_loss(logits, torch.eye(logits.shape[-1]), known, nothing if unknown is None else unknown, **more)
+    return uld_loss(logits, Head(torch.eye(logits.shape[-1])), known, nothing if unknown is None else unknown, **more)
 
 
 NOTHING = torch.full_like(LABELS, IGNORE)
@@ -71,7 +72,8 @@ def test_unlabelled_positions_change_neither_loss_nor_gradient() -> None:
     assert touched.tolist() == [False, True, True, False, False, False]
 
 
-def test_the_head_in_parts_gives_torchs_loss_and_gradient(seed, monkeypatch) -> None:
+@pytest.mark.parametrize("cap", [None, 2.5])
+def test_the_head_in_parts_gives_torchs_loss_and_gradient(cap, seed, monkeypatch) -> None:
     torch.manual_seed(seed)
     num_tokens, hidden_size, vocab_size = 13, 6, 37
     hidden_NH = torch.randn(num_tokens, hidden_size, dtype=torch.float64)
@@ -79,8 +81,8 @@ def test_the_head_in_parts_gives_torchs_loss_and_gradient(seed, monkeypatch) -> 
     labels_N = torch.randint(0, vocab_size, (num_tokens,))
     smoothing_N = torch.rand(num_tokens).where(torch.rand(num_tokens) < 0.7, 1.0)
     weights_N = torch.rand(num_tokens, dtype=torch.float64)
-    log_p_NV = (reference := hidden_NH.clone().requires_grad_()) @ head_VH.T
-    log_p_NV = log_p_NV.log_softmax(dim=-1)
+    logits_NV = (reference := hidden_NH.clone().requires_grad_()) @ head_VH.T
+    log_p_NV = (cap * torch.tanh(logits_NV / cap) if cap else logits_NV).log_softmax(dim=-1)
     q_NV = smoothing_N[:, None].double() / vocab_size + torch.nn.functional.one_hot(labels_N, vocab_size) * (
         1 - smoothing_N[:, None].double()
     )
@@ -89,7 +91,7 @@ def test_the_head_in_parts_gives_torchs_loss_and_gradient(seed, monkeypatch) -> 
     for at_once in (1, 4 * vocab_size, 2**22):
         monkeypatch.setattr(head_loss, "_LOGITS_AT_ONCE", at_once)
         ours = hidden_NH.float().requires_grad_()
-        found_N = head_loss.cross_entropy(ours, head_VH.float(), labels_N, smoothing_N)
+        found_N = head_loss.cross_entropy(ours, Head(head_VH.float(), cap), labels_N, smoothing_N)
         (found_N * weights_N.float()).sum().backward()
         assert torch.allclose(found_N.double(), expected_N, atol=1e-5)
         assert torch.allclose(ours.grad.double(), reference.grad, atol=1e-5)
