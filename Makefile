@@ -94,6 +94,10 @@ attack: install ## Attack the demo's first forget set at a server that is runnin
 bench-forgetting: install ## Train, serve and attack sets on SmolLM2, and write a table against the goals (BENCH=options; hours)
 	PYTHONPATH=. $(BIN)/python -m benchmarks.forgetting $(BENCH)
 
+.PHONY: bench-quantised
+bench-quantised: install ## Round SmolLM2 with a set, and with NPO and UNDIAL tuned into it, to 8 and 4 bits (most of an hour)
+	PYTHONPATH=. $(BIN)/python -m benchmarks.quantised $(BENCH)
+
 .PHONY: reproduce
 reproduce: install ## Make the TOFU results table: DATA=folder of TOFU's JSON lines, REPRODUCE=options such as --scale forget05
 	$(BIN)/unlearngate reproduce --data $(DATA) $(REPRODUCE)
