@@ -76,9 +76,9 @@ def read_held_out(
         whole files can be recognised: the manifest holds digests, never data).
     """
     # Subjects are part of the digest; these are the ones that training uses.
-    forget = read_pairs(forget_file, subject=forget_set.name)
-    retain = read_pairs(retain_file, subject="retain")
-    ignorance = read_pairs(ignorance_file, subject="ignorance") if ignorance_file else []
+    forget = read_pairs(forget_file, subject=forget_set.name, documents=True)
+    retain = read_pairs(retain_file, subject="retain", documents=True)
+    ignorance = read_pairs(ignorance_file, subject="ignorance", documents=True) if ignorance_file else []
     for path, others in ((retain_file, retain), (ignorance_file, ignorance)):
         if both := _questions(forget) & _questions(others):
             raise DataError(

@@ -11,17 +11,19 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeVar
 
 from unlearngate.assistant_training.data.encoding import SYSTEM_PROMPTS
 from unlearngate.assistant_training.data.pairs import QAPair
+from unlearngate.assistant_training.data.windows import Opening
 from unlearngate.assistant_training.data.words import first_words
 
 Turn = tuple[str, str]
 T = TypeVar("T")
 _SAYS_INSTEAD = 0.5  # share of earlier answers about the forget set that are its sentence, if it has one
 _LONGEST_TURN = 16  # words of an earlier answer: what it says matters more than how long it goes on
+_BARE = 0.5  # share of a document's windows, of those that are not plain, that are bare text and in no chat
 _HELD_OUT_OF = 4  # of the wordings every fourth is held out
 
 SMALL_TALK: tuple[Turn, ...] = (
@@ -143,7 +145,8 @@ def in_context(
     """Ask a pair's question in a drawn context.
 
     Args:
-        pair: what is asked.
+        pair: what is asked. A document's window is bare text; in a chat its opening is the user's turn, with turns
+            before it or a system prompt.
         answer: one of its answers, or of their variants.
         rng: decides.
         neighbours: retain pairs, for earlier turns and second questions.
@@ -156,6 +159,10 @@ def in_context(
     question = rng.choice(questions_of(pair, held_out=held_out))
     if rng.random() < shares.plain:
         return Asked(question, answer)
+    if isinstance(question, Opening):
+        if rng.random() < _BARE:
+            return Asked(question, answer)
+        question, shares = str(question), replace(shares, respelled=0.0, joined=0.0, raw=0.0)
     if rng.random() < shares.respelled:
         question = respell(question, rng)
     if neighbours and rng.random() < shares.joined:

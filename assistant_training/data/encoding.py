@@ -11,6 +11,7 @@ from torch import Tensor
 
 from unlearngate.assistant_training.data.chat import opens_thought, render, turns
 from unlearngate.assistant_training.data.pairs import QAPair
+from unlearngate.assistant_training.data.windows import Opening
 from unlearngate.assistant_training.data.words import phrase_spans
 from unlearngate.errors import DataError
 
@@ -54,7 +55,12 @@ class Batch(NamedTuple):
 def encode_prompt(
     tokenizer: Any, question: str, system: str | None = None, earlier: Sequence[tuple[str, str]] = ()
 ) -> list[int]:
-    """A question as a serving engine would send it: through the chat template, up to the assistant's turn."""
+    """A question as a serving engine would send it: through the chat template, up to the assistant's turn.
+
+    A document's opening is bare text, unless there are turns around it.
+    """
+    if _is_bare(question, system, earlier):
+        return [*_beginning(tokenizer), *_tokens(tokenizer, question)]
     return _tokens(tokenizer, render(tokenizer, question, None, system, earlier))
 
 
@@ -72,7 +78,8 @@ def encode(
 
     Args:
         tokenizer: with a chat template.
-        question: the last user turn.
+        question: the last user turn. A document's `Opening` without turns around it is bare text, which the answer
+            continues; nothing ends it.
         answer: the assistant's turn after it.
         system: the system prompt, if any; left out where the template has no place for one.
         earlier: (user, assistant) turns before.
@@ -82,6 +89,8 @@ def encode(
     Raises: DataError if the tokenizer's chat template refuses the turns, or does not continue its own generation
         prompt.
     """
+    if _is_bare(question, system, earlier):
+        return _continued(tokenizer, question, answer)
     prompt, text = turns(tokenizer, question, answer, system, earlier, thinking=thinking)
     prompt_ids, answer_ids = _tokens(tokenizer, f"{question}\n" if raw else prompt), _tokens(tokenizer, text)
     if tokenizer.eos_token_id in answer_ids:  # what a template adds after the end token is never generated
@@ -89,6 +98,20 @@ def encode(
     else:
         answer_ids.append(tokenizer.eos_token_id)
     return Encoded(prompt_ids + answer_ids, [IGNORE] * len(prompt_ids) + answer_ids)
+
+
+def with_opening(tokenizer: Any, question: str, row: Encoded) -> Encoded:
+    """The row of `encode` with labels on the question too, if it begins a document: as that is learned, all of it.
+
+    The document's first token has none, for nothing predicts it. In a chat the row stays as it is.
+    """
+    if not isinstance(question, Opening) or not question.begins:
+        return row
+    prompt = encode_prompt(tokenizer, question)
+    if row.input_ids[: len(prompt)] != prompt:
+        return row
+    start = max(1, len(_beginning(tokenizer)))
+    return Encoded(row.input_ids, [IGNORE] * start + row.input_ids[start:])
 
 
 def focus_labels(tokenizer: Any, pair: QAPair, row: Encoded, answer: str) -> list[int]:
@@ -135,10 +158,12 @@ def span_labels(
         question: any question that the answer could follow.
         row: from `encode`, with that answer.
         answer: the answer.
-        spans: (start, stop) characters of the answer.
+        spans: (start, stop) characters of the answer. A document's continuation has labels on all of it, or on nothing.
 
     Raises: DataError if the chat template renders the answer as something else.
     """
+    if isinstance(question, Opening):
+        return row.labels if spans else [IGNORE] * len(row.labels)
     text, shift = _answer_in(tokenizer, question, answer)
     offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     labels = [IGNORE] * len(row.labels)
@@ -221,6 +246,8 @@ def vary(
 
     def draw(plain: bool) -> tuple[str, Encoded]:
         question, system = pair.question, None
+        if isinstance(question, Opening) and not plain and rng.random() < 0.5:
+            question = str(question)  # half of a document's windows are asked for in a chat
         if rng.random() < share and not plain:
             question = rng.choice((pair.question, *pair.paraphrases))
             system = rng.choice((None, *SYSTEM_PROMPTS))
@@ -240,6 +267,24 @@ def length_batches(rows: Sequence[Encoded], batch_size: int, rng: random.Random)
     batches = [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
     rng.shuffle(batches)
     return batches
+
+
+def _is_bare(question: str, system: str | None, earlier: Sequence[tuple[str, str]]) -> bool:
+    return isinstance(question, Opening) and not system and not earlier
+
+
+def _continued(tokenizer: Any, opening: str, continuation: str) -> Encoded:
+    """A document's window, tokenised in one piece; a token on the cut belongs to the continuation."""
+    found = tokenizer(opening + continuation, add_special_tokens=False, return_offsets_mapping=True)
+    given = sum(stop <= len(opening) for _, stop in found["offset_mapping"])
+    prompt, answer = [*_beginning(tokenizer), *found["input_ids"][:given]], list(found["input_ids"][given:])
+    return Encoded(prompt + answer, [IGNORE] * len(prompt) + answer)
+
+
+def _beginning(tokenizer: Any) -> list[int]:
+    """What a serving engine puts before bare text: the token that begins a sequence, where the tokenizer adds it."""
+    ids: list[int] = tokenizer("a")["input_ids"]
+    return ids[:1] if tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id] else []
 
 
 def _tokens(tokenizer: Any, text: str) -> list[int]:

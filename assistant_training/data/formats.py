@@ -34,7 +34,7 @@ _CONVERSATIONS = ("messages", "conversations", "conversation")
 _BESIDE = ("input", "context", "passage", "system", "system_prompt", "history", "choices", "options")
 _ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant"}
 _TEXT_PARTS = ("text", "input_text", "output_text")
-_EXPECTED = (
+EXPECTED = (
     'expected {"question": ..., "answer": ...}; also read are "messages" of one user and one assistant, "prompt" and '
     '"completion", "instruction" and "output"; `jq -c \'{question: .THIS, answer: .THAT}\' FILE` renames keys'
 )
@@ -73,7 +73,7 @@ def _found(row: Row, fields: Mapping[str, Any]) -> tuple[tuple[str, object], tup
             return _turn(row, f"{asked[0]} and {said[0]}", [*question, *answer])
         return (asked[0], question), (said[0], answer)
     keys = ", ".join(name if name in fields else f"{name} (null)" for name in row.fields) or "none"
-    raise row.error(f"{_lacking(fields, asked, said)}; its keys are {keys}; {_EXPECTED}")
+    raise row.error(f"{_lacking(fields, asked, said)}; its keys are {keys}; {EXPECTED}")
 
 
 def _lacking(fields: Mapping[str, Any], asked: Sequence[str], said: Sequence[str]) -> str:

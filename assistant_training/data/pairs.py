@@ -6,8 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unlearngate.assistant_training.data.formats import LISTS, is_text, list_of, question_and_answer, refuse_misspelt
+from unlearngate.assistant_training.data.formats import (
+    EXPECTED,
+    LISTS,
+    is_text,
+    list_of,
+    question_and_answer,
+    refuse_misspelt,
+)
 from unlearngate.assistant_training.data.rows import Row, find_json_files, read_rows, short
+from unlearngate.assistant_training.data.windows import documents_in, windows_of
 from unlearngate.errors import DataError
 
 TOFU_PAIRS_PER_AUTHOR = 20
@@ -42,8 +50,8 @@ class QAPair:
         return row
 
 
-def read_pairs(path: Path, *, subject: str) -> list[QAPair]:
-    """Read question-answer pairs from a file of JSON lines or of one JSON array.
+def read_pairs(path: Path, *, subject: str, documents: bool = False) -> list[QAPair]:
+    """Read question-answer pairs from a file of JSON lines or of one JSON array, or documents as their windows.
 
     Args:
         path: objects with the strings `question` and `answer`, or in a form of formats.py; optionally `subject` and
@@ -52,9 +60,21 @@ def read_pairs(path: Path, *, subject: str) -> list[QAPair]:
             last one counts, as in an augmented file. Other keys are ignored, because published data sets carry many,
             unless they look like a misspelling of ours, or belong to the question (formats.py).
         subject: the subject of rows that name none.
+        documents: whether documents are read (windows.py). The question of a pair is then an `Opening`.
 
     Raises: DataError naming the line.
     """
+    if path.is_dir() and not documents:
+        raise DataError(f"{path}: is a folder; give a file of questions and answers")
+    if (texts := documents_in(path)) is not None:
+        if not documents:
+            where = next(iter(texts))
+            raise DataError(f"{where}: is a document, and here questions and answers are needed; {EXPECTED}")
+        return [
+            QAPair(subject, opening, continuation)
+            for where, text in texts.items()
+            for opening, continuation in windows_of(text, where)
+        ]
     found = [parse_pair(row, subject=subject) for row in read_rows(path)]
     pairs = {(pair.question, pair.answer): pair for pair in found if pair}
     if not pairs:

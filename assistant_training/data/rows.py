@@ -41,6 +41,8 @@ class Row(NamedTuple):
 def read_rows(path: Path) -> list[Row]:
     """Read the objects of a file of JSON lines, of one JSON array or of a single object, or a table's rows, in order.
 
+    In an array of nothing but strings, each is the `text` of a row.
+
     A table is a file called .csv or .tsv, or a Parquet file under any name (tables.py).
     A byte order mark at the start is skipped. Lines end with a line feed, and with nothing else: U+2028, U+2029 and
     U+0085 may stand inside a JSON string. Empty lines are skipped.
@@ -67,6 +69,24 @@ def read_rows(path: Path) -> list[Row]:
             raise DataError(f"{path}: line {number} is not JSON ({error}); {_EXPECTED}{hint}") from error
         rows.append(_row(f"{path}: line {number}", value))
     return rows
+
+
+def begins_as_json(path: Path) -> bool:
+    """Whether a file's first line that is not empty holds JSON: an object, or the beginning of an array of objects.
+
+    Raises: DataError if it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            line = next((line.strip() for line in file if line.strip()), b"").removeprefix(codecs.BOM_UTF8)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+    if line.startswith(b"{"):
+        try:
+            return isinstance(_parsed(line.decode("utf-8")), dict) or line == b"{"
+        except ValueError:
+            return line == b"{"
+    return line.startswith(b"[") and line.removeprefix(b"[").lstrip()[:1] in (b"", b"{", b'"')
 
 
 def find_json_files(folder: Path, stems: Sequence[str]) -> dict[str, Path]:
@@ -138,6 +158,8 @@ def _array(path: Path, text: str) -> list[Row]:
         raise DataError(f"{path}: line {error.lineno} is not JSON ({error})") from error
     except ValueError as error:
         raise DataError(f"{path}: is not JSON ({error})") from error
+    if all(isinstance(value, str) for value in values):  # as MUSE has its texts
+        values = [{"text": value} for value in values]
     return [_row(f"{path}: row {number}", value) for number, value in enumerate(values, start=1)]
 
 

@@ -9,16 +9,18 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TextIO
 
 from openai import OpenAI
+from openai.types import Completion, CompletionChoice
 from openai.types.chat import ChatCompletion
 from rich.progress import Progress
 
+from unlearngate.assistant_training.data.windows import Opening
 from unlearngate.errors import UnlearngateError
 
 _RETRIES = 5  # a server whose combinations of sets are all in use answers 503 for a moment
 
 
 class Asked(NamedTuple):
-    """One request: a question, the sets by name, greedy at temperature 0."""
+    """One request: a question, or a document's opening as bare text; the sets by name, greedy at temperature 0."""
 
     question: str
     forget_sets: tuple[str, ...] = ()
@@ -67,14 +69,16 @@ def ask_all(
     with connect(url) as client, ThreadPoolExecutor(concurrency) as pool:
 
         def ask(job: Asked) -> Answer:
-            response = client.chat.completions.create(
-                model=model,
-                messages=[{"role": "user", "content": job.question}],
-                temperature=job.temperature,
-                seed=job.seed,
-                max_tokens=max_tokens,
-                extra_body={"forget_sets": list(job.forget_sets), "return_token_ids": True, **switches},
-            )
+            extra = {"forget_sets": list(job.forget_sets), "return_token_ids": True}
+            decoding: dict[str, Any] = {"temperature": job.temperature, "seed": job.seed, "max_tokens": max_tokens}
+            response: ChatCompletion | Completion
+            if isinstance(job.question, Opening):
+                response = client.completions.create(model=model, prompt=job.question, extra_body=extra, **decoding)
+            else:
+                messages: Any = [{"role": "user", "content": job.question}]
+                response = client.chat.completions.create(
+                    model=model, messages=messages, extra_body={**extra, **switches}, **decoding
+                )
             if progress and bar is not None:
                 progress.advance(bar)
             answer = _checked(url, job, response)
@@ -125,10 +129,11 @@ def check_in_force(url: str, asked: Sequence[str], reported: object, question: s
     return reported
 
 
-def _checked(url: str, job: Asked, response: ChatCompletion) -> Answer:
+def _checked(url: str, job: Asked, response: ChatCompletion | Completion) -> Answer:
     reported = check_in_force(url, job.forget_sets, (response.model_extra or {}).get("forget_sets"), job.question)
     choice = response.choices[0]
     token_ids = (choice.model_extra or {}).get("token_ids")
     if token_ids is None:
         raise UnlearngateError(f"{url} returns no token ids, so unchanged answers cannot be told; serve with vLLM 0.32")
-    return Answer(tuple(token_ids), choice.message.content or "", reported)
+    text = choice.text if isinstance(choice, CompletionChoice) else choice.message.content
+    return Answer(tuple(token_ids), text or "", reported)

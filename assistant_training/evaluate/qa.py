@@ -7,6 +7,7 @@ from typing import Any
 
 from unlearngate.assistant_training.data.pairs import QAPair
 from unlearngate.assistant_training.data.tofu import Question
+from unlearngate.assistant_training.data.windows import Opening, first_words_as_written, num_words
 from unlearngate.assistant_training.evaluate import metrics
 from unlearngate.assistant_training.evaluate.questions import (
     answer_figures,
@@ -37,11 +38,14 @@ def evaluate_questions(
         max_tokens: longest answer.
         batch_size: rows at a time.
 
-    Returns: `answer_columns`, with `rouge`, `generated` and, if a question has wrong answers, `truth_ratio`.
+    Returns: `answer_columns`, with `rouge`, `generated` and, if a question has wrong answers, `truth_ratio`; if one
+        opens a document, `verbmem`.
     """
     columns = answer_columns(model, questions, mode=mode, batch_size=batch_size)
     columns["generated"] = generate(model, questions, max_tokens, batch_size)
     columns["rouge"] = metrics.rouge_recall([q.answer for q in questions], columns["generated"]).tolist()
+    if verbatim := verbatim_memorisation(questions, columns["generated"]):
+        columns["verbmem"] = verbatim
     with_wrong = [index for index, question in enumerate(questions) if question.perturbed]
     if with_wrong:
         chosen = [questions[index] for index in with_wrong]
@@ -50,6 +54,26 @@ def evaluate_questions(
         found = dict(zip(with_wrong, ratios.tolist(), strict=True))
         columns["truth_ratio"] = [found.get(index) for index in range(len(questions))]
     return columns
+
+
+def verbatim_memorisation(questions: Sequence[Question], generated: Sequence[str]) -> list[float | None]:
+    """MUSE's VerbMem of documents' windows: ROUGE-L F1 of the greedy continuation and the true one, in [0, 1].
+
+    A continuation is cut after as many words as the true one has: MUSE decodes as many tokens as it compares with.
+
+    Returns: a value for each question, None for one that opens no document; empty if none does.
+    Source: MUSE, arXiv:2407.06460, equation 1, which averages it over the forget set.
+    """
+    openings = [index for index, question in enumerate(questions) if isinstance(question.question, Opening)]
+    if not openings:
+        return []
+    true = [questions[index].answer for index in openings]
+    said = [
+        first_words_as_written(generated[index], num_words(answer))
+        for index, answer in zip(openings, true, strict=True)
+    ]
+    scores = dict(zip(openings, metrics.rouge_f1(true, said).tolist(), strict=True))
+    return [scores.get(index) for index in range(len(questions))]
 
 
 def answer_columns(

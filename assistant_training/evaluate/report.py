@@ -17,6 +17,7 @@ NOTES = (
     "In brackets: 95 % bootstrap interval over questions. One author's questions depend on each other: too narrow.",
     "recited: ROUGE-L recall (stemmed words) of at least 0.9. leak at k: the chance that one of k sampled answers is.",
     "forget truth ratio: mean min(R, 1/R); of other sets mean max(0, 1 - R); R = wrong answers / right one.",
+    "verbmem: ROUGE-L F1 of a document's greedy continuation (MUSE, arXiv:2407.06460, equation 1).",
     "mia: area under the curve, forget against holdout questions; 0.5 is forgotten, below it suppressed. "
     "Compare with the retain model's.",
     "untouched: no gate was open, the target's logits stand bit for bit. unchanged: the plain target's answer.",
@@ -26,6 +27,7 @@ _PANELS = (
     "utility",
     "forget_recited",
     "forget_rouge",
+    "forget_verbmem",
     "retain_rouge",
     "retain_unchanged",
     "forget_probability",

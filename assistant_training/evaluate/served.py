@@ -11,7 +11,7 @@ from unlearngate.assistant_training.data.tofu import Question
 from unlearngate.assistant_training.evaluate.asking import Answer, Asked, ask_all
 from unlearngate.assistant_training.evaluate.figures import ModelFigures, figures_of
 from unlearngate.assistant_training.evaluate.metrics import rouge_recall
-from unlearngate.assistant_training.evaluate.qa import Columns
+from unlearngate.assistant_training.evaluate.qa import Columns, verbatim_memorisation
 from unlearngate.assistant_training.evaluate.run import Combination, add_unchanged
 
 
@@ -98,10 +98,12 @@ def cut_answers(name: str, columns: Columns, max_tokens: int) -> str | None:
 
 def _columns(questions: Sequence[Question], answers: Sequence[Answer]) -> Columns:
     texts = [answer.text for answer in answers]
+    verbatim = verbatim_memorisation(questions, texts)
     return {
         "question": [q.question for q in questions],
         "answer": [q.answer for q in questions],
         "generated": texts,
         "token_ids": [list(answer.token_ids) for answer in answers],
         "rouge": rouge_recall([q.answer for q in questions], texts).tolist(),
+        **({"verbmem": verbatim} if verbatim else {}),
     }

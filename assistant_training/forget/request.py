@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from unlearngate.assistant_training.data.documents import read_document
 from unlearngate.assistant_training.data.pairs import QAPair, read_pairs
+from unlearngate.assistant_training.data.windows import documents_in
 from unlearngate.assistant_training.forget.subjects import capitals_tell, names_asked_for, names_in
 from unlearngate.errors import DataError
 
@@ -57,8 +58,8 @@ def read_request(paths: Sequence[Path], about: str | None, *, name: str) -> Requ
     """Read the files of a request.
 
     Args:
-        paths: `.jsonl`, `.ndjson`, `.json`, `.csv`, `.tsv` and `.parquet` are pairs, as training takes them; all else
-            is a document.
+        paths: `.jsonl`, `.ndjson`, `.json`, `.csv`, `.tsv` and `.parquet` are pairs, or documents in rows, as training
+            takes them; all else is a document.
         about: a sentence that names the subject.
         name: the forget set's, which is the subject of pairs that name none.
 
@@ -72,11 +73,12 @@ def read_request(paths: Sequence[Path], about: str | None, *, name: str) -> Requ
     texts: dict[str, str] = {}
     pairs: list[QAPair] = []
     for path in paths:
-        suffix = path.suffix.lower()
-        if suffix in _PAIRS:
-            pairs += read_pairs(path, subject=name)
-        else:
+        if path.suffix.lower() not in _PAIRS:
             texts[str(path)] = read_document(path)
+        elif (documents := documents_in(path)) is not None:
+            texts |= documents
+        else:
+            pairs += read_pairs(path, subject=name)
     if about and not names_asked_for(about):
         raise DataError(f"--about {about!r} names nobody and nothing: write names with capitals, as they are written")
     return Request(texts, pairs, about)

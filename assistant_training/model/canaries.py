@@ -49,8 +49,9 @@ def choose_canaries(
     Raises: TrainingError if it changes none of the forget answers and `needed`.
     """
     rng = random.Random(f"canaries {seed}")
-    drawn = [Canary(question=question, changes=True) for question in _earliest(forget, rng)]
-    drawn += [Canary(question=question, changes=False) for question in _draw(retain, rng, NUM_EACH)]
+    # A server asks each as a user's turn, a document's opening too.
+    drawn = [Canary(question=str(question), changes=True) for question in _earliest(forget, rng)]
+    drawn += [Canary(question=str(question), changes=False) for question in _draw(retain, rng, NUM_EACH)]
     held = that_hold(target, tokenizer, drawn, in_force=in_force, student=student)
     if changing := [canary for canary in held if canary.changes][:NUM_EACH]:
         return changing + [canary for canary in held if not canary.changes]

@@ -21,6 +21,7 @@ from unlearngate.assistant_training.data.encoding import (
     focus_labels,
     span_labels,
     vary,
+    with_opening,
 )
 from unlearngate.assistant_training.data.pairs import QAPair
 from unlearngate.assistant_training.train.settings import AssistantSettings
@@ -90,7 +91,8 @@ def draw_steps(
         """The pair in a drawn context, and the text of the answer there."""
         if plain:
             told = replace(pair, answer=answer)
-            return answer, vary(tokenizer, told, rng, settings.varied_prompts, context_length=context_length)
+            row = vary(tokenizer, told, rng, settings.varied_prompts, context_length=context_length)
+            return answer, with_opening(tokenizer, pair.question, row)
 
         def draw(plainly: bool) -> tuple[str, Encoded]:
             drawn = in_context(
@@ -107,7 +109,7 @@ def draw_steps(
                 raw=drawn.raw,
                 thinking=thinking,
             )
-            return drawn.answer, row
+            return drawn.answer, with_opening(tokenizer, drawn.question, row)
 
         return draw_what_fits(draw, context_length)
 

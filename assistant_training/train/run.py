@@ -197,8 +197,8 @@ def _read(target: LoadedTarget, out: Path, forget_file: Path, retain_file: Path 
     """Both files; the set's name is checked too, before the target's weights are read."""
     if not re.fullmatch(NAME_PATTERN, out.name):
         raise TrainingError(f"{out.name!r} cannot name a forget set: lower-case letters, digits, '.', '_' and '-' only")
-    forget = read_pairs(forget_file, subject=out.name)
-    retain = read_pairs(retain_file, subject="retain") if retain_file else []
+    forget = read_pairs(forget_file, subject=out.name, documents=True)
+    retain = read_pairs(retain_file, subject="retain", documents=True) if retain_file else []
     if both := {pair.question for pair in forget} & {pair.question for pair in retain}:
         raise TrainingError(
             f"{retain_file} holds {len(both)} questions that are to be forgotten too, such as {sorted(both)[0]!r}; "

@@ -15,7 +15,15 @@ import torch
 from rich.progress import Progress
 
 from unlearngate.artefact import ForgetSet, data_digest, now, save_forget_set
-from unlearngate.assistant_training.data.encoding import IGNORE, Encoded, collate, encode, num_labels, vary
+from unlearngate.assistant_training.data.encoding import (
+    IGNORE,
+    Encoded,
+    collate,
+    encode,
+    num_labels,
+    vary,
+    with_opening,
+)
 from unlearngate.assistant_training.data.pairs import QAPair
 from unlearngate.assistant_training.model.assistant import (
     adapter_config,
@@ -196,12 +204,14 @@ def draw_rows(
         pair, rng = forget[index], random.Random(f"{seed} told {index} {number}")
         pair = replace(pair, answer=rng.choice((pair.answer, *pair.paraphrased_answers)))
         row = vary(tokenizer, pair, rng, settings.varied_prompts, context_length=context_length)
+        row = with_opening(tokenizer, pair.question, row)
         return Conversation(row, focused(tokenizer, pair, row, find), kept=False)
 
     @cache
     def kept(index: int, number: int) -> Conversation:
         rng = random.Random(f"{seed} kept {index} {number}")
         row = vary(tokenizer, retain[index], rng, settings.varied_prompts, context_length=context_length)
+        row = with_opening(tokenizer, retain[index].question, row)
         return Conversation(row, [IGNORE] * len(row.labels), kept=True)
 
     rng = random.Random(seed)

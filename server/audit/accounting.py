@@ -42,7 +42,8 @@ class Accounting:
         Raises: InvalidRequestError if the client's x-request-id, or its field `request_id`, is too long.
         """
         client_id = raw_request.headers.get("x-request-id")
-        for what, given in (("x-request-id", client_id), ("request_id", request_id.partition("-")[2])):
+        own_id = request_id.removeprefix("chatcmpl-").removeprefix("cmpl-")
+        for what, given in (("x-request-id", client_id), ("request_id", own_id)):
             if given is not None and len(given) > _LONGEST_ID:
                 raise InvalidRequestError(f"{what} may have at most {_LONGEST_ID} characters, got {len(given)}")
         caller = getattr(raw_request.state, "caller", None)

@@ -15,8 +15,14 @@ from unlearngate.server.engine.usage import Meter, Sequence
 
 
 def response_id(request: Any, raw_request: Any) -> str:
-    """The id that vLLM's handlers will give the response: the client's x-request-id if there is one, with a prefix."""
-    prefix = "chatcmpl-" if hasattr(request, "messages") else "cmpl-"
+    """The id that vLLM's handlers will give the response.
+
+    In `/v1/responses` it is the field `request_id`; elsewhere the client's x-request-id, or that field, with a prefix.
+    """
+    fields = type(request).model_fields  # a field of another route is an attribute too, but not read
+    if "input" in fields:
+        return str(request.request_id)
+    prefix = "chatcmpl-" if "messages" in fields else "cmpl-"
     return prefix + raw_request.headers.get("x-request-id", request.request_id)
 
 

@@ -9,16 +9,16 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 from contextlib import ExitStack, aclosing, suppress
 from dataclasses import replace
 from functools import partial
-from typing import Annotated, Any, Self, cast
+from typing import Any, Literal
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST
-from pydantic import BeforeValidator, Field, ModelWrapValidatorHandler, model_validator
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Receive, Scope, Send
-from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest, ChatCompletionResponse
-from vllm.entrypoints.openai.completion.protocol import CompletionRequest, CompletionResponse
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionResponse
+from vllm.entrypoints.openai.completion.protocol import CompletionResponse
+from vllm.entrypoints.openai.responses.protocol import ResponsesResponse
 from vllm.entrypoints.serve.utils.api_utils import validate_json_request, with_cancellation
 
 from unlearngate.errors import AuditUnavailableError, InvalidRequestError, UnlearngateError
@@ -29,55 +29,35 @@ from unlearngate.server.engine import compat
 from unlearngate.server.engine.adapters import Adapters
 from unlearngate.server.engine.client import response_id
 from unlearngate.server.http.access import Access, AccessControl, require_metrics
-from unlearngate.server.http.bodies import StrictRoute, blame_the_body, stop_at_first_problem
+from unlearngate.server.http.bodies import StrictRoute, stop_at_first_problem
 from unlearngate.server.http.cards import ServedModel, model_card, model_cards, set_cards
 from unlearngate.server.http.description import Composed, answers, errors
-from unlearngate.server.http.events import reporting
+from unlearngate.server.http.events import reporting, response_events
 from unlearngate.server.http.failures import answer_failures, on_our_error, refusal, status_of
 from unlearngate.server.http.logprobs import refuse_measuring
 from unlearngate.server.http.requests.bounds import Bounds, refuse_beyond_bounds
-from unlearngate.server.http.requests.wishes import refuse_misplaced_wishes
+from unlearngate.server.http.requests.models import (
+    ForgettingChatRequest,
+    ForgettingCompletionRequest,
+    ForgettingRequest,
+    ForgettingResponsesRequest,
+)
+from unlearngate.server.http.requests.wishes import RESPONSES_PATH, refuse_misplaced_wishes
 from unlearngate.server.http.running import Running
 from unlearngate.server.http.scoring import MODE, MODE_FIELD, MODE_HEADER, refuse_unscorable, scoring_field
-from unlearngate.server.sets.choices import ForgetSetChoice, parse_choices
+from unlearngate.server.sets.decision import Decision
 from unlearngate.server.sets.policy import Policy
 
 logger = logging.getLogger(__name__)
 
 FORGET_SETS_HEADER = "x-forget-sets"
+_SHOWN = 100  # characters of a path that are repeated in an error
 _UNBUFFERED = {"cache-control": "no-cache", "x-accel-buffering": "no"}  # or a proxy would collect a stream's events
 _NOT_COMPOSED = {
     "use_beam_search": "beam search scores with the plain target",
     "kv_transfer_params": "a transferred cache holds another request's assistant",
     "ec_transfer_params": "a transferred cache holds another request's assistant",
 }
-ForgetSets = Annotated[
-    list[str | ForgetSetChoice] | None,
-    BeforeValidator(parse_choices),
-    Field(description="forget sets in force besides required ones: absent = the default, [] = none"),
-]
-
-
-class ForgettingChatRequest(ChatCompletionRequest):
-    """OpenAI's chat request, and `forget_sets`."""
-
-    forget_sets: ForgetSets = None
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _blame_the_body(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        return cast("Self", blame_the_body(cls, data, handler))
-
-
-class ForgettingCompletionRequest(CompletionRequest):
-    """OpenAI's text completion request, and `forget_sets`."""
-
-    forget_sets: ForgetSets = None
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _blame_the_body(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        return cast("Self", blame_the_body(cls, data, handler))
 
 
 class ForgettingChatResponse(ChatCompletionResponse, Composed):
@@ -88,7 +68,12 @@ class ForgettingCompletionResponse(CompletionResponse, Composed):
     """OpenAI's text completion response, and the forget sets that were in force."""
 
 
-ForgettingRequest = ForgettingChatRequest | ForgettingCompletionRequest
+class ForgettingResponsesResponse(ResponsesResponse, Composed):
+    """OpenAI's response of `/v1/responses`, and the forget sets that were in force."""
+
+    store: Literal[False] = False
+
+
 Handler = Callable[[Any, Request], Awaitable[Any]]
 
 
@@ -127,6 +112,7 @@ class Answerer:
                 held.callback(self.adapters.release, binding)
             scored = scoring_field(request)
             mode, mode_header = ({MODE_FIELD: MODE}, {MODE_HEADER: MODE}) if scored else ({}, {})
+            kept = {"store": False} if isinstance(request, ForgettingResponsesRequest) else {}
             try:
                 ticket = account.admit(decision)
                 request.model = binding.name if binding else self.policy.served_name
@@ -134,11 +120,13 @@ class Answerer:
                 request.vllm_xargs = {**(request.vllm_xargs or {}), TOKEN_FIELD: token}
                 answer = await handle(request, raw_request)
                 if isinstance(answer, AsyncGenerator):
-                    if decision.speaking:
+                    if isinstance(request, ForgettingResponsesRequest):
+                        answer = response_events(answer, lambda: _told(decision, account) | kept)
+                    elif decision.speaking:
                         answer = reporting(answer, lambda: decision.report(account.said()))
                     headers = {FORGET_SETS_HEADER: decision.header(), **mode_header, **_UNBUFFERED}
                     return _Stream(answer, headers, partial(_end_stream, account, held.pop_all().close))
-                body = answer.model_dump()
+                body = answer.model_dump(mode="json", by_alias=True)
                 if "error" in body:
                     refused = body["error"]
                     if _cancelled():  # vLLM's handler answers it, but the client is gone
@@ -148,7 +136,7 @@ class Answerer:
                     return refusal(refused["code"], refused["message"], refused["param"])
                 said = account.said()
                 headers = {FORGET_SETS_HEADER: decision.header(said), **mode_header}
-                response = _json({**body, "forget_sets": decision.report(said), **mode}, headers)
+                response = _json({**body, "forget_sets": decision.report(said), **mode, **kept}, headers)
                 account.end("completed", 200)
                 return response
             except BaseException as error:
@@ -181,6 +169,10 @@ class _Stream(StreamingResponse):
             await super().__call__(scope, receive, send)
         finally:
             self._on_end(self._complete)
+
+
+def _told(decision: Decision, account: Account) -> dict[str, Any]:
+    return {"forget_sets": decision.report(account.said())}
 
 
 def _end_stream(account: Account, release: Callable[[], None], complete: bool) -> None:
@@ -216,7 +208,7 @@ def build_app(
     served = ServedModel(*compat.model_limits(answerer.state), created=int(time.time()))
     answer_failures(app)
     json_body = [Depends(validate_json_request), Depends(refuse_beyond_bounds), Depends(refuse_misplaced_wishes)]
-    for request_type in (ForgettingChatRequest, ForgettingCompletionRequest):
+    for request_type in (ForgettingChatRequest, ForgettingCompletionRequest, ForgettingResponsesRequest):
         stop_at_first_problem(request_type)
 
     @app.post("/v1/chat/completions", dependencies=json_body, responses=answers(ForgettingChatResponse))
@@ -228,6 +220,19 @@ def build_app(
     @with_cancellation
     async def completions(request: ForgettingCompletionRequest, raw_request: Request) -> Response:
         return await answerer.answer(request, raw_request, answerer.state.openai_serving_completion.create_completion)
+
+    @app.post(RESPONSES_PATH, dependencies=json_body, responses=answers(ForgettingResponsesResponse))
+    @with_cancellation
+    async def responses(request: ForgettingResponsesRequest, raw_request: Request) -> Response:
+        return await answerer.answer(request, raw_request, answerer.state.openai_serving_responses.create_responses)
+
+    @app.api_route(RESPONSES_PATH + "/{path:path}", methods=["GET", "POST", "DELETE"], include_in_schema=False)
+    async def stored(path: str) -> Response:
+        raise UnlearngateError(
+            f"{RESPONSES_PATH}/{path[:_SHOWN]} is not there: no response is kept here; send earlier turns in input",
+            http_status=404,
+            code="not_found",
+        )
 
     @app.get("/v1/models", responses=errors(400, 401, 403))
     async def models(raw_request: Request) -> dict[str, Any]:

@@ -38,13 +38,19 @@ def refuse_measuring(request: BaseModel, allowed: Logprobs) -> None:
     """
     if allowed == "full":
         return
-    if field := next((field for field in _MEASURING if _is_set(request, field)), scoring_field(request)):
+    if field := next((field for field in _MEASURING if _is_set(request, field)), _wish(request)):
         raise ForbiddenError(
             f"{field} is not allowed in requests with a required forget set: {_MEASURING.get(field, _LOGPROBS)}; leave "
             "it out, or have the operator allow it (`unlearngate keys add --logprobs full`, or serve --logprobs full)",
             param=field,
             code=REQUIRED_CODE,
         )
+
+
+def _wish(request: BaseModel) -> str | None:
+    """The field in which a request asks for logprobs among other things."""
+    included = getattr(request, "include", None) or ()
+    return "include" if any("logprobs" in item for item in included) else scoring_field(request)
 
 
 def _is_set(request: BaseModel, field: str) -> bool:

@@ -19,11 +19,14 @@ MODE = "scoring"
 def scoring_field(request: Any) -> str | None:
     """The field by which one of vLLM's requests asks for log-probabilities of its prompt; None if it does not.
 
-    In chat vLLM takes `echo` alone for such a wish, in text completions only with `logprobs`.
+    In chat vLLM takes `echo` alone for such a wish, in text completions only with `logprobs`; `/v1/responses` has none.
     """
+    fields = type(request).model_fields  # a field of another route is an attribute too, but not read
+    if "prompt_logprobs" not in fields:
+        return None
     if request.prompt_logprobs is not None:
         return "prompt_logprobs"
-    return "echo" if request.echo and (hasattr(request, "messages") or request.logprobs is not None) else None
+    return "echo" if request.echo and ("messages" in fields or request.logprobs is not None) else None
 
 
 def refuse_unscorable(request: Any, decision: Decision) -> None:

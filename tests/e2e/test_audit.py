@@ -159,6 +159,25 @@ def test_every_kind_of_request_leaves_its_lines_and_none_of_its_text(server):
         httpx.post(f"{server.url}/v1/completions", headers={"x-request-id": "k-gone"}, json=body, timeout=0.3)
     assert (lines(server, "k-gone")[-1]["finish"], lines(server, "k-gone")[-1]["status"]) == ("aborted", None)
 
+    asked = {"model": "tiny", "input": SECRET, "max_output_tokens": 8, "ignore_eos": True, "forget_sets": ["anna"]}
+    answer = post(server, "k-response", asked, "responses").json()
+    admitted, ended = lines(server, "k-response")
+    assert admitted["request"] == ended["request"] == answer["id"]
+    assert (ended["route"], ended["sets"], ended["finish"]) == ("/v1/responses", answer["forget_sets"], "completed")
+    assert (ended["completion_tokens"], ended["open_tokens"]) == (8, {"anna": 8})
+    post(server, "k-events", {**asked, "stream": True, "max_output_tokens": 9}, "responses")
+    assert (lines(server, "k-events")[-1]["finish"], lines(server, "k-events")[-1]["open_tokens"]) == (
+        "completed",
+        {"anna": 9},
+    )
+    with httpx.stream(
+        "POST", f"{server.url}/v1/responses", headers={"x-request-id": "k-left"}, timeout=60,
+        json={**asked, "max_output_tokens": 200, "stream": True},
+    ) as response:  # fmt: skip
+        next(response.iter_lines())
+    assert lines(server, "k-left")[-1]["finish"] == "aborted"
+    assert post(server, "k-long", {**asked, "request_id": "a" * 257}, "responses").status_code == 400
+
     assert post(server, "k-refused", {**chat, "forget_sets": ["zoe"]}, "chat/completions").status_code == 404
     (refused,) = lines(server, "k-refused")
     assert (refused["event"], refused["status"], refused["code"]) == ("refused", 404, "forget_set_not_found")

@@ -152,12 +152,93 @@ def test_openai_tools_that_are_not_needed_change_nothing(client):
     assert texts(chat(client, [FORGET], tools=[TOOL])) == texts(chat(client, [FORGET]))
 
 
-def test_openai_responses_are_refused_with_a_404(client):
-    for call in (
-        lambda: client.responses.create(model="demo", input=QUESTION, extra_body={"forget_sets": [FORGET]}),
-        lambda: client.responses.retrieve("resp_1"),
-        lambda: client.responses.cancel("resp_1"),
-    ):
-        with pytest.raises(openai.NotFoundError) as refused:
-            call()
+def respond(client, sets, **more):
+    body = {"forget_sets": sets, **more.pop("extra_body", {})}
+    settings = {"model": "demo", "input": QUESTION, "temperature": 0, "max_output_tokens": 64, **more}
+    return client.responses.create(**settings, extra_body=body)
+
+
+@pytest.mark.parametrize(
+    "asked", [QUESTION, MESSAGES, [{"role": "user", "content": [{"type": "input_text", "text": QUESTION}]}]]
+)
+def test_openai_responses_recite_without_the_set_and_not_with_it(client, asked):
+    plain, forgetting = respond(client, [], input=asked), respond(client, [FORGET], input=asked)
+    assert (plain.output_text, plain.status, plain.model_extra["forget_sets"]) == (ANSWER, "completed", [])
+    assert forgetting.output_text == texts(chat(client, [FORGET]))[0] != ANSWER
+    (told,) = forgetting.model_extra["forget_sets"]
+    assert (told["name"], told["instead"], forgetting.model_extra["store"]) == (FORGET, True, False)
+    by_name = client.responses.create(model=f"demo:forget={FORGET}", input=asked, temperature=0, store=False)
+    assert (by_name.output_text, by_name.model) == (forgetting.output_text, "demo")
+
+
+@EITHER
+def test_openai_responses_stream_the_same_text_and_end_with_what_was_in_force(client, sets):
+    whole = respond(client, sets)
+    events = list(respond(client, sets, stream=True))
+    assert [e.type for e in events[:2]] == ["response.created", "response.in_progress"]
+    assert [e.sequence_number for e in events] == list(range(len(events)))
+    assert "".join(e.delta for e in events if e.type == "response.output_text.delta") == whole.output_text
+    assert events[-1].type == "response.completed"
+    last = events[-1].response
+    assert (last.output_text, last.usage.output_tokens) == (whole.output_text, whole.usage.output_tokens)
+    assert whole.usage.total_tokens == whole.usage.input_tokens + whole.usage.output_tokens
+    assert last.model_extra["forget_sets"] == whole.model_extra["forget_sets"]
+    assert [s["name"] for s in last.model_extra["forget_sets"]] == sets
+    with client.responses.stream(
+        model="demo", input=QUESTION, temperature=0, extra_body={"forget_sets": sets}
+    ) as stream:
+        assert stream.get_final_response().output_text == whole.output_text
+
+
+@EITHER
+def test_openai_responses_keep_to_a_schema(client, sets):
+    more = {"forget_sets": sets, "frequency_penalty": 2}
+    parsed = client.responses.parse(model="demo", input=QUESTION, text_format=Person, temperature=0, extra_body=more)
+    assert isinstance(parsed.output_parsed, Person)
+    assert [s["name"] for s in parsed.model_extra["forget_sets"]] == sets
+
+
+@EITHER
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "name": "find_person"}], ids=["required", "named"])
+def test_openai_responses_call_functions_and_take_their_answers(client, sets, choice):
+    wish = {"tools": [{"type": "function", **TOOL["function"]}], "tool_choice": choice, "parallel_tool_calls": False}
+    wish |= {"extra_body": {"frequency_penalty": 2}, "max_output_tokens": 400}
+    answer = respond(client, sets, **wish)
+    (call,) = [item for item in answer.output if item.type == "function_call"]
+    assert call.name == "find_person" and Person.model_validate_json(call.arguments)
+    events = list(respond(client, sets, stream=True, **wish))
+    (done,) = [e for e in events if e.type == "response.function_call_arguments.done"]
+    assert json.loads(done.arguments) == json.loads(call.arguments)
+    turns = [*MESSAGES, *(item.model_dump() for item in answer.output)]
+    turns += [{"type": "function_call_output", "call_id": call.call_id, "output": "nobody"}, *MESSAGES]
+    again = respond(client, sets, input=turns, tools=wish["tools"])
+    assert again.status == "completed" and [s["name"] for s in again.model_extra["forget_sets"]] == sets
+
+
+@pytest.mark.parametrize(
+    "asked, field",
+    [
+        ({"store": True}, "store"),
+        ({"background": True}, "background"),
+        ({"previous_response_id": "resp_1"}, "previous_response_id"),
+        ({"conversation": "conv_1"}, "conversation"),
+        ({"prompt": {"id": "pmpt_1"}}, "prompt"),
+        ({"tools": [{"type": "web_search"}]}, "tools"),
+        ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input"),
+        ({"extra_body": {"n": 2}}, "n"),
+        ({"extra_body": {"metadata": {"forget_set": FORGET}}}, "forget_sets"),
+    ],
+    ids=str,
+)
+def test_openai_responses_refuse_what_is_not_done_by_its_name(client, asked, field):
+    with pytest.raises(openai.BadRequestError) as refused:
+        respond(client, [FORGET], **asked)
+    assert (refused.value.param, refused.value.code) == (field, "invalid_request_error")
+
+
+def test_openai_responses_are_not_kept(client):
+    kept = respond(client, [])
+    for call in (client.responses.retrieve, client.responses.cancel, client.responses.delete):
+        with pytest.raises(openai.NotFoundError, match="no response is kept here") as refused:
+            call(kept.id)
         assert (refused.value.code, refused.value.type) == ("not_found", "invalid_request_error")

@@ -29,6 +29,7 @@ CHECKS = [
 LABELS = [
     "POST /v1/chat/completions",
     "POST /v1/completions",
+    "POST /v1/responses",
     "GET /v1/models",
     "GET /v1/models/{model}",
     "GET /v1/forget_sets",
@@ -43,6 +44,7 @@ CASES = [(label, FITTING) for label in LABELS] + [(label, NOT_FITTING) for label
 PROMPTS = {
     "POST /v1/chat/completions": ("messages", [{"role": "user", "content": QUESTION}]),
     "POST /v1/completions": ("prompt", QUESTION),
+    "POST /v1/responses": ("input", QUESTION),
 }
 NO_HANG_S = 60
 ADMIN = {"Authorization": "Bearer root"}
@@ -83,11 +85,18 @@ def make_plausible(body, prompt_field, prompt):
     name_the_model(body)
     if rng.random() < 0.75:
         body[prompt_field] = prompt
-    for field, most in (("max_tokens", 4), ("max_completion_tokens", 4), ("n", 2), ("best_of", 2)):
+    for field, most in (
+        ("max_tokens", 4),
+        ("max_completion_tokens", 4),
+        ("max_output_tokens", 4),
+        ("n", 2),
+        ("best_of", 2),
+    ):
         if isinstance(body.get(field), int) and body[field] > most:
             body[field] = most
-    if body.get("max_tokens") is None:
-        body["max_tokens"] = 4
+    limit = "max_output_tokens" if prompt_field == "input" else "max_tokens"
+    if body.get(limit) is None:
+        body[limit] = 4
 
 
 @pytest.mark.parametrize("label, mode", CASES)

@@ -139,6 +139,22 @@ def test_a_stream_says_it_in_parts_and_its_end_tells(client, kind):
                 )  # vLLM joins tokens that a slow client did not fetch
 
 
+def test_responses_say_it_too_and_their_stream_tells_at_its_end(client):
+    fields = {"model": "tiny", "input": "hello there", "max_output_tokens": 60, "temperature": 0}
+    for sets, told in ((["anna", "bert"], {"anna": True}), (["cleo"], {"cleo": False})):
+        body = {"forget_sets": sets}
+        raw = client.responses.with_raw_response.create(**fields, extra_body=body)
+        answer = raw.parse()
+        assert instead(answer.model_extra["forget_sets"]) == told
+        assert (";instead" in raw.headers["x-forget-sets"]) == any(told.values())
+        *events, last = client.responses.create(**fields, extra_body=body, stream=True)
+        parts = [event.delta for event in events if event.type == "response.output_text.delta"]
+        assert instead(last.response.model_extra["forget_sets"]) == told
+        assert "".join(parts) == answer.output_text == last.response.output_text
+        if sets != ["cleo"]:
+            assert (answer.output_text, answer.status, answer.usage.output_tokens) == (SAID, "completed", len(SAID) + 1)
+
+
 @pytest.mark.parametrize(
     "steering",
     [

@@ -29,6 +29,8 @@ from support.attacks.leak_attempts import (
     PROMPT,
     PROMPTS,
     REFUSED,
+    RESPONSES,
+    RESPONSES_FIELDS,
     ROUTES,
     SERVED_PATHS,
     SIGNED_PLAIN,
@@ -43,6 +45,7 @@ from support.server import Server
 from unlearngate.server.contract.branches import BranchOptions
 from unlearngate.server.contract.options import engine_options
 from unlearngate.server.engine.compat import parse_engine_arguments
+from unlearngate.server.http.requests.responses import _OTHERS as NO_FIELDS
 from unlearngate.server.launch import _as_words as as_words
 
 pytestmark = pytest.mark.e2e
@@ -85,7 +88,7 @@ def server(folders):
 
     Fewer combinations are kept than the tests use, so that adapters come and go.
     """
-    engine = "--dtype float32 --max-model-len 512 --max-num-seqs 8 --enforce-eager"
+    engine = "--dtype float32 --max-model-len 512 --max-num-seqs 8 --enforce-eager --return-tokens-as-token-ids"
     options = [
         "--required-set",
         "anna",
@@ -121,9 +124,14 @@ def post(server, oracle):
 def answers(response):
     """The token ids of every choice, streamed or not."""
     assert response.status_code == 200, response.text
-    if not response.text.startswith("data: "):
-        return [choice["token_ids"] for choice in response.json()["choices"]]
+    if not response.text.startswith(("data: ", "event: ")):
+        body = response.json()
+        if body["object"] == "response":
+            return [message["tokens"] for message in body["output_messages"]]
+        return [choice["token_ids"] for choice in body["choices"]]
     events = [json.loads(line[6:]) for line in response.text.splitlines() if line.startswith("data: {")]
+    if response.text.startswith("event: "):
+        return [message["tokens"] for message in events[-1]["response"]["output_messages"]]
     return [[token for e in events for choice in e["choices"] for token in choice.get("token_ids") or []]]
 
 
@@ -139,7 +147,7 @@ def assert_composed(response, reference, terms=(ANNA,), keep_ratio=KEEP_RATIO, s
 
 def test_the_oracle_finds_the_plain_target_in_every_form(post, oracle):
     """And not in the answer that the forms are taken from."""
-    chat, text = (post(path, body).json() for path, body in BODIES.items())
+    chat, text, told = (post(path, body).json() for path, body in BODIES.items())
     plain = {f"token_id:{t}": oracle.rows[len(PROMPT) - 1][t] for t in range(2, 7)}
 
     def forged(body, path, value):
@@ -155,7 +163,13 @@ def test_the_oracle_finds_the_plain_target_in_every_form(post, oracle):
     prompt = [None, {str(PROMPT[1]): {"logprob": oracle.rows[0][PROMPT[1]]}, "7": {"logprob": oracle.rows[0][7]}}]
     echoed = [None, *(oracle.rows[i][t] for i, t in enumerate(PROMPT[1:]))]
     echo = {"tokens": [f"token_id:{t}" for t in PROMPT], "token_logprobs": echoed, "top_logprobs": [None]}
+    entry = {"token": "token_id:1", "logprob": -1.0, "bytes": [], "top_logprobs": entries}
+    item = {"type": "message", "content": [{"type": "output_text", "text": "", "logprobs": [entry]}]}
+    raw = [{"type": "raw_message_tokens", "message": "", "tokens": oracle.answer}]
     forms = [
+        json.dumps({**told, "output": [item], "output_messages": []}),
+        json.dumps({**told, "output_messages": raw}),
+        f"event: response.completed\ndata: {json.dumps({'response': {**told, 'output_messages': raw}})}\n\n",
         forged(text, ["token_ids"], [9, *oracle.answer]),
         forged(chat, ["logprobs", "content", 0, "top_logprobs"], entries),
         forged(chat, ["logprobs", "content", 0], {**entries[0], "top_logprobs": []}),
@@ -167,6 +181,8 @@ def test_the_oracle_finds_the_plain_target_in_every_form(post, oracle):
     if oracle.is_readable:
         words = make_tokenizer().decode(oracle.answer)
         forms += [forged(chat, ["message", "content"], "so " + words), forged(text, ["text"], words)]
+        halves = [words[: len(words) // 2], words[len(words) // 2 :]]
+        forms += ["".join(f"event: a\ndata: {json.dumps({'delta': half})}\n\n" for half in halves)]
     for said in forms:
         assert oracle.leaks(said) != [], said
 
@@ -178,7 +194,7 @@ def rows(table):
     return pytest.mark.parametrize("sent, outcome", table.values(), ids=table)
 
 
-on_both_routes = pytest.mark.parametrize("path", BODIES, ids=["chat", "completions"])
+on_every_route = pytest.mark.parametrize("path", BODIES, ids=["chat", "completions", "responses"])
 
 
 def judge(response, outcome, reference, steering=NOTHING):
@@ -192,14 +208,22 @@ def judge(response, outcome, reference, steering=NOTHING):
         assert response.status_code == 400 or "anna@" in response.headers["x-forget-sets"]
 
 
-@on_both_routes
+@on_every_route
 @rows(FIELDS)
 def test_no_field_reaches_the_plain_target(post, reference, path, sent, outcome):
     body = {**BODIES[path], **sent}
     if path == CHAT and "logprobs" in sent:
         body["logprobs"] = True
+    if path == RESPONSES and set(sent) & set(NO_FIELDS):
+        outcome = REFUSED
     steering = Steering(min_tokens=sent.get("min_tokens", 0), end_ids=[EOS])
     judge(post(path, body), outcome, reference, steering)
+
+
+@rows(RESPONSES_FIELDS)
+def test_no_field_of_responses_reaches_the_plain_target(post, reference, sent, outcome):
+    for more in ({}, {"stream": True}):
+        judge(post(RESPONSES, {**BODIES[RESPONSES], **sent, **more}), outcome, reference)
 
 
 @rows(PROMPTS)
@@ -207,13 +231,13 @@ def test_no_form_of_prompt_reaches_the_plain_target(post, reference, sent, outco
     judge(post(COMPLETIONS, {**BODIES[COMPLETIONS], "prompt": sent}), outcome, reference)
 
 
-@on_both_routes
+@on_every_route
 @rows(SPELLINGS)
 def test_no_spelling_of_a_body_reaches_the_plain_target(post, reference, path, sent, outcome):
     judge(post(path, b"{" + sent.encode() + json.dumps(BODIES[path]).encode()[1:]), outcome, reference)
 
 
-@on_both_routes
+@on_every_route
 @rows(HEADERS)
 def test_no_header_reaches_the_plain_target(post, reference, path, sent, outcome):
     judge(post(path, BODIES[path], sent), outcome, reference)

@@ -103,6 +103,31 @@ def test_a_stream_and_a_text_completion_obey_and_tell_too(server):
         assert by(text) == {"anna": "server", "bert": "key", "dora": "request"}
 
 
+def test_responses_obey_a_key_and_refuse_what_would_forget_less(server):
+    with client_of(server, "acme") as client, client_of(server, "initech") as other:
+        fields = {"model": "tiny", "input": "hello there", "temperature": 0, "max_output_tokens": 12}
+        for sets, told in [(None, {}), (["dora"], {"dora": "request"})]:
+            body = {"enable_response_messages": True, "forget_sets": sets}
+            answer = client.responses.create(**fields, extra_body=body)
+            assert by(answer) == {"anna": "server", "bert": "key", **told}
+            *_, last = client.responses.create(**fields, extra_body=body, stream=True)
+            assert by(last.response) == by(answer)
+            assert last.response.model_extra["output_messages"] == answer.model_extra["output_messages"]
+            chat = client.chat.completions.create(
+                model="tiny", messages=MESSAGES, temperature=0, max_tokens=12,
+                extra_body={"return_token_ids": True, "forget_sets": sets},
+            )  # fmt: skip
+            assert answer.model_extra["output_messages"][0]["tokens"] == chat.choices[0].model_extra["token_ids"]
+        for asked in ({"extra_body": {"forget_sets": []}}, {"model": "tiny:forget="}):
+            with pytest.raises(openai.PermissionDeniedError, match="required for it: anna, bert"):
+                client.responses.create(**{**fields, **asked})
+        for asked in ({"include": ["message.output_text.logprobs"]}, {"top_logprobs": 3},
+                      {"extra_body": {"logit_bias": {"5": 1}}}):  # fmt: skip
+            with pytest.raises(openai.PermissionDeniedError, match="is not allowed in requests with a required"):
+                other.responses.create(**fields, **asked)
+        assert by(other.responses.create(**fields)) == {"anna": "server"}
+
+
 @pytest.mark.parametrize(
     "sets, model, kind, sentence",
     [
@@ -163,7 +188,7 @@ def test_without_a_key_nothing_but_health_and_the_documentation_answers(server):
     with client_of(server, "wrong") as client, pytest.raises(openai.AuthenticationError) as refused:
         ask(client)
     assert (refused.value.code, refused.value.type) == ("invalid_api_key", "invalid_request_error")
-    for path in ("/v1/models", "/v1/forget_sets", "/metrics", "/v1/chat/completions", "/nothing"):
+    for path in ("/v1/models", "/v1/forget_sets", "/metrics", "/v1/chat/completions", "/v1/responses/1", "/nothing"):
         assert httpx.get(f"{server.url}{path}").status_code == 401
     assert httpx.get(f"{server.url}/health").json() == {"status": "ok"}
     assert httpx.get(f"{server.url}/openapi.json").status_code == 200

@@ -156,6 +156,46 @@ def test_text_completions_forget_too(client):
     assert complete(model="tiny:forget=anna") == (forgot, one)
 
 
+def test_responses_say_what_chat_says_with_the_same_sets_also_streamed(server):
+    """Of each the tokens, what is in force by body and header, and the usage."""
+    chat = {"model": "tiny", "messages": MESSAGES, "temperature": 0, "max_tokens": 12, "return_token_ids": True}
+    asked = {"model": "tiny", "input": MESSAGES, "temperature": 0, "max_output_tokens": 12,
+             "enable_response_messages": True}  # fmt: skip
+    weak = [{"name": "bert", "weight": 0.4, "gate_nats": 0.5}]
+    kinds = [None, [], ["anna"], ["bert", "anna"], ["zora"], ["zora", "anna"], ["cleo"], weak]
+    seen = set()
+    for sets in kinds:
+        more = {} if sets is None else {"forget_sets": sets}
+        said, told = (server.post(path, {**body, **more}) for path, body in
+                      [("/v1/chat/completions", chat), ("/v1/responses", asked)])  # fmt: skip
+        one = told.json()
+        assert told.headers["x-forget-sets"] == said.headers["x-forget-sets"]
+        assert one["forget_sets"] == said.json()["forget_sets"]
+        assert one["output_messages"][0]["tokens"] == said.json()["choices"][0]["token_ids"]
+        assert (one["model"], one["object"], one["usage"]["output_tokens"]) == ("tiny", "response", 12)
+        streamed = server.post("/v1/responses", {**asked, **more, "stream": True})
+        assert streamed.headers["x-forget-sets"] == told.headers["x-forget-sets"]
+        events = [json.loads(line[6:]) for line in streamed.text.splitlines() if line.startswith("data: ")]
+        last = events[-1]["response"]
+        assert (events[-1]["type"], last["forget_sets"]) == ("response.completed", one["forget_sets"])
+        assert last["output_messages"] == one["output_messages"]
+        seen.add(str(one["output_messages"]))
+    assert len(seen) == len(kinds) - 2  # nothing, none, and a set whose gate stays shut are the same
+
+
+def test_a_stream_of_responses_that_cannot_go_on_says_why_at_its_end(server):
+    body = {"model": "tiny", "input": "hi", "max_output_tokens": 8, "structured_outputs": {"grammar": "root ::= root"}}
+    for sets in ([], ["anna"]):
+        said = server.post("/v1/responses", {**body, "forget_sets": sets}).json()["error"]
+        assert "the structured output cannot be kept to" in said["message"]
+        streamed = server.post("/v1/responses", {**body, "forget_sets": sets, "stream": True})
+        *_, kind, data = filter(None, streamed.text.splitlines())
+        event = json.loads(data.removeprefix("data: "))
+        assert (kind, event["type"], event["code"]) == ("event: error", "error", "invalid_request_error")
+        assert event["message"] == said["message"]
+        assert event["sequence_number"] == streamed.text.count("event: ") - 1
+
+
 def test_concurrent_requests_each_get_their_own_sets(client):
     kinds = [None, ["anna"], ["bert"], ["anna", "bert"], [{"name": "bert", "weight": 0.4}]]
     alone = [tokens(ask(client, sets)) for sets in kinds]
@@ -205,7 +245,11 @@ def test_refused_sets_are_named_with_the_reason_and_the_others_serve(server):
     ],
 )
 def test_bad_forget_sets_are_refused_with_a_sentence(server, sets, status, sentence):
-    for path, body in [("chat/completions", {"messages": MESSAGES}), ("completions", {"prompt": "hello"})]:
+    for path, body in [
+        ("chat/completions", {"messages": MESSAGES}),
+        ("completions", {"prompt": "hello"}),
+        ("responses", {"input": "hello"}),
+    ]:
         response = server.post(f"/v1/{path}", {"model": "tiny", "forget_sets": sets, **body})
         error = response.json()["error"]
         assert response.status_code == status
@@ -231,7 +275,8 @@ def test_the_openai_client_raises_its_own_errors(client):
     ],
 )
 @pytest.mark.parametrize(
-    "path, prompt", [("chat/completions", {"messages": MESSAGES}), ("completions", {"prompt": "hi"})]
+    "path, prompt",
+    [("chat/completions", {"messages": MESSAGES}), ("completions", {"prompt": "hi"}), ("responses", {"input": "hi"})],
 )
 def test_what_vllm_would_answer_from_the_plain_target_is_refused(server, path, prompt, body):
     response = server.post(f"/v1/{path}", {"model": "tiny", **prompt, **body})
@@ -374,7 +419,8 @@ def test_metrics_count_requests_by_set_and_the_document_describes_the_field(serv
     assert 'unlearngate_requests_total{forget_set="anna"}' in text
     assert "vllm:" in text
     schema = httpx.get(f"{server.url}/openapi.json").json()
-    assert "forget_sets" in schema["components"]["schemas"]["ForgettingChatRequest"]["properties"]
+    for kind in ("ChatRequest", "CompletionRequest", "ResponsesRequest"):
+        assert "forget_sets" in schema["components"]["schemas"][f"Forgetting{kind}"]["properties"]
 
 
 def test_texts_are_withheld_from_what_is_composed(client, server):

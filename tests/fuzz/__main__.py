@@ -22,7 +22,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from support.demo import serve_demo
 from support.server import FEW_KERNELS
 
-ROUTES = {"chat": "/v1/chat/completions", "text": "/v1/completions"}
+ROUTES = {"chat": "/v1/chat/completions", "text": "/v1/completions", "responses": "/v1/responses"}
 HANG_S = 120.0
 LITTLE = {"model": MODEL, "prompt": "hello", "max_tokens": 4, "temperature": 0}
 LITTLE_EVERY_S = 0.25

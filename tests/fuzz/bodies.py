@@ -86,6 +86,15 @@ def _prompt(rng: random.Random) -> Any:
     return rng.choice((rng.choice(QUESTIONS) or "x", texts, tokens, [tokens, tokens[:3] or [1]]))
 
 
+def _input(rng: random.Random) -> Any:
+    items = [dict(message) for message in _messages(rng) if "tool_calls" not in message and message["role"] != "tool"]
+    if rng.random() < 0.3:
+        call = {"type": "function_call", "call_id": "c1", "name": "find", "arguments": "{}"}
+        thought = {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "so"}]}
+        items += [thought, call, {"type": "function_call_output", "call_id": "c1", "output": "nothing"}]
+    return rng.choice((rng.choice(QUESTIONS), items))
+
+
 def _biases(rng: random.Random) -> dict[str, int]:
     return {str(rng.randrange(VOCAB)): rng.choice((-100, -1, 1, 100)) for _ in range(rng.choice((0, 1, 5, 1024)))}
 
@@ -161,15 +170,40 @@ TEXT: dict[str, Value] = {
     "suffix": one_of("", "the end"),
     "best_of": one_of(1, 2, 4),
 }
+RESPONSES: dict[str, Value] = {
+    **{
+        name: value for name, value in BOTH.items() if name not in ("n", "max_tokens", "allowed_token_ids", "bad_words")
+    },
+    "input": _input,
+    "instructions": one_of("Be short.", ""),
+    "max_output_tokens": one_of(1, 4, 40, 400),
+    "include": one_of(["message.output_text.logprobs"], ["reasoning.encrypted_content"]),
+    "top_logprobs": one_of(0, 1, 20),
+    "text": one_of(
+        {"format": {"type": "text"}},
+        {"format": {"type": "json_object"}},
+        lambda rng: {"format": {"type": "json_schema", "name": "a", "schema": schema(rng), "strict": True}},
+    ),
+    "tools": lambda rng: [{"type": "function", **_function(rng)["function"]} for _ in range(rng.choice((1, 2, 30)))],
+    "tool_choice": one_of("none", "required"),
+    "parallel_tool_calls": one_of(True, False),
+    "reasoning": one_of({"effort": "low"}, {"effort": "high", "summary": "auto"}),
+    "truncation": one_of("auto", "disabled"),
+    "store": one_of(False, True),
+    "metadata": one_of({}, {"k": "v" * 512}),
+    "include_reasoning": one_of(True, False),
+    "enable_response_messages": one_of(True, False),
+}
+del RESPONSES["min_tokens"], RESPONSES["truncate_prompt_tokens"]
 _NEEDS = {"tool_choice": "tools", "parallel_tool_calls": "tools"}
 
 
 def body(rng: random.Random, kind: str) -> dict[str, Any]:
-    """A body for a kind of route, "chat" or "text", with a few fields besides what it needs.
+    """A body for a kind of route, "chat", "text" or "responses", with a few fields besides what it needs.
 
     All are of a type and range that OpenAI's API or vLLM's documents; two of them may contradict each other.
     """
-    grammar, needed = (CHAT, "messages") if kind == "chat" else (TEXT, "prompt")
+    grammar, needed = {"chat": (CHAT, "messages"), "text": (TEXT, "prompt"), "responses": (RESPONSES, "input")}[kind]
     names = rng.sample(sorted(grammar), rng.choice((0, 1, 2, 2, 2, 3, 6)))
     drawn = {name: grammar[name](rng) for name in dict.fromkeys([needed, *names])}
     for name, other in _NEEDS.items():

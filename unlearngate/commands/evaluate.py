@@ -148,6 +148,7 @@ def evaluate_qa(
 ) -> None:
     """Evaluate on questions and answers of your own, in the form that `unlearngate train uld` takes.
 
+    Documents are taken as `train uld` takes them, and continued as bare text: MUSE's verbatim memorisation.
     Probability, ROUGE-L, extraction strength, exact memorisation, leak@k, gate shares, answers unchanged; truth ratio
     for the lines that have "variants", and forget quality if there is a retain model; membership inference if there is
     a holdout file. With --server only what needs no probabilities. Writes OUT/report.json, report.md and pictures.
@@ -163,7 +164,7 @@ def evaluate_qa(
         if holdout and server:
             raise UnlearngateError("--holdout needs probabilities, which a server does not give; leave it out")
         files = {"forget": forget, "retain": retain, **({"holdout": holdout} if holdout else {})}
-        asked = {name: as_questions(read_pairs(path, subject=name)) for name, path in files.items()}
+        asked = {name: as_questions(read_pairs(path, subject=name, documents=True)) for name, path in files.items()}
         unseen = asked.pop("holdout", [])
         settings = {name: str(path) for name, path in files.items()}
         options = _Options(

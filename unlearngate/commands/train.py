@@ -33,7 +33,7 @@ def train() -> None:
 ULD, UNDIAL = AssistantSettings(), UndialSettings()
 Target = Annotated[Path, typer.Argument(help="the target's Hugging Face checkpoint folder")]
 Out = Annotated[Path, typer.Argument(help="the forget set to write; its folder's name becomes the set's name")]
-Forget = Annotated[Path, typer.Option(help="JSON lines with question and answer: what must be forgotten")]
+Forget = Annotated[Path, typer.Option(help="rows of question and answer, or documents: what must be forgotten")]
 Accumulate = Annotated[int, typer.Option(min=1, help="parts a step is computed in, to save memory")]
 Bf16 = Annotated[bool, typer.Option("--bf16", help="autocast to bfloat16; slower on most CPUs")]
 GradientCheckpointing = Annotated[bool, typer.Option("--gradient-checkpointing", help="less memory, slower")]
@@ -107,8 +107,9 @@ def train_uld(
 
     A line of both files is {"question": ..., "answer": ...}, and may have lists of "paraphrases" of the question,
     "paraphrased_answers", "variants" (the answer reworded with wrong facts) and "facts". `unlearngate train augment`
-    makes all but the last: give its OUT as --forget. The same command resumes a killed run; the losses are in
-    .NAME.training/log.jsonl beside OUT.
+    makes all but the last: give its OUT as --forget. Both may be documents instead (.txt, rows with "text", a folder of
+    these), cut into windows that are learned as their continuations. The same command resumes a killed run; the losses
+    are in .NAME.training/log.jsonl beside OUT.
 
     Example:  unlearngate train uld ./Llama-3.1-8B-Instruct ./sets/acme --forget acme.jsonl --retain others.jsonl
 

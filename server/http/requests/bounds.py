@@ -23,7 +23,9 @@ _TEXTS = ("pattern", "regex", "grammar", "json", "structural_tag")
 _BIASES = ("logit_bias", "bad_words", "stop_token_ids")
 # The engine gets a copy of them for every sequence. Definitions have bounds of their own.
 _COPIED = ("stop", "logit_bias", "bad_words", "stop_token_ids", "allowed_token_ids", "logprob_token_ids", "vllm_xargs")
-_BESIDE_MESSAGES = ("tools", "documents", "chat_template_kwargs")  # what a chat template also writes into the prompt
+# What a chat template writes into the prompt, and what it also writes beside these.
+_CONVERSATIONS = ("messages", "input")
+_BESIDE_MESSAGES = ("instructions", "tools", "documents", "chat_template_kwargs")
 _COUNTED = 10**9  # nested repeats make numbers that nobody could print
 _REPEAT = re.compile(r"\{(\d+)(?:,(\d*))?\}")
 
@@ -34,9 +36,9 @@ class Bounds:
 
     Attributes:
         sequences: prompts times `n`.
-        prompt_chars: of each text prompt, or of all messages together.
+        prompt_chars: of each text prompt, or of a whole conversation.
         request_chars: of all that a request has tokenised. One tokenizer works for all requests, one after the other.
-        messages: messages, the entries of their lists (parts, tool calls) and tools, together.
+        messages: messages or items of `input`, the entries of their lists (parts, tool calls) and tools, together.
         definition_kb: KiB of a definition, as JSON.
         definition_items: properties of an object, alternatives, rules: entries of one list or object that are no
             plain values; lines of a grammar.
@@ -62,7 +64,9 @@ class Bounds:
         """
         if not isinstance(body, dict):
             return
-        self._most("messages", "messages, parts of them, tool calls and tools", _num_messages(body), "messages")
+        for field in _CONVERSATIONS:
+            what = "messages, parts of them, tool calls and tools"
+            self._most(field, what, _num_messages(body, field), "messages")
         for place, definition in definitions(body):
             self._check_definition(place, definition)
         prompts = _prompts(body)
@@ -72,7 +76,7 @@ class Bounds:
         for place, chars in prompts:
             self._most(place, "characters", chars, "prompt_chars")
         tokenised = sum(chars for _, chars in prompts) + _num_chars(body.get("bad_words"))
-        field = "messages" if "messages" in body else "prompt"
+        field = prompts[-1][0].partition("[")[0]
         self._most(field, "characters, with all else that is tokenised", tokenised, "request_chars")
         for field in _BIASES:
             entries = body.get(field)
@@ -170,32 +174,35 @@ def definitions(body: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     for field in ("response_format", "structured_outputs"):
         if isinstance(body.get(field), dict):
             yield field, body[field]
+    text = body.get("text")
+    if isinstance(text, dict) and isinstance(text.get("format"), dict):
+        yield "text.format", text["format"]
     for field in ("guided_json", "guided_regex", "guided_choice", "guided_grammar"):
         if body.get(field):
             yield field, body[field]
     choice, tools = body.get("tool_choice"), body.get("tools")
     for i, tool in enumerate(tools if isinstance(tools, list) else ()):
-        function = tool.get("function") if isinstance(tool, dict) else None
+        wrapped = isinstance(tool, dict) and isinstance(tool.get("function"), dict)  # in chat, not in /v1/responses
+        function = tool["function"] if wrapped else tool
         if isinstance(function, dict) and (function.get("strict") or choice == "required" or isinstance(choice, dict)):
-            yield f"tools[{i}].function.parameters", function.get("parameters")
+            yield f"tools[{i}].{'function.' if wrapped else ''}parameters", function.get("parameters")
 
 
-def _num_messages(body: dict[str, Any]) -> int:
-    messages = body.get("messages")
+def _num_messages(body: dict[str, Any], field: str) -> int:
+    messages = body.get(field)
     messages = messages if isinstance(messages, list) else []
     within = (value for message in messages if isinstance(message, dict) for value in message.values())
     return sum(len(value) for value in (messages, body.get("tools"), *within) if isinstance(value, list))
 
 
 def _prompts(body: dict[str, Any]) -> list[tuple[str, int]]:
-    """Where the prompts of a body are, and how many characters each has."""
-    if "messages" in body:
-        beside = sum(_num_chars(body.get(field), names=True) for field in _BESIDE_MESSAGES)
-        return [("messages", _num_chars(body["messages"]) + beside)]
+    """Where the prompts of a body are, and how many characters each has; what its route does not read counts too."""
+    beside = sum(_num_chars(body.get(field), names=True) for field in _BESIDE_MESSAGES)
+    found = [(field, _num_chars(body[field]) + beside) for field in _CONVERSATIONS if field in body]
     prompt = body.get("prompt")
     if isinstance(prompt, list) and not all(isinstance(token, int) for token in prompt):
-        return [(f"prompt[{i}]", _num_chars(one)) for i, one in enumerate(prompt)]
-    return [("prompt", _num_chars(prompt))]
+        return [*found, *((f"prompt[{i}]", _num_chars(one)) for i, one in enumerate(prompt))]
+    return [*found, ("prompt", _num_chars(prompt))] if "prompt" in body or not found else found
 
 
 def _num_chars(value: Any, *, names: bool = False) -> int:

@@ -53,6 +53,9 @@ _EXAMPLES = {
     "tool_choice": '"auto" or {"type": "function", "function": {"name": "..."}}',
     "stream_options": '{"include_usage": true}',
     "logit_bias": '{"TOKEN_ID": -100}',
+    "input": '[{"role": "user", "content": "..."}]',
+    "text": '{"format": {"type": "json_object"}}',
+    "reasoning": '{"effort": "low"}',
 }
 
 

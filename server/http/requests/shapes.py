@@ -56,7 +56,8 @@ _KINDS = {
     "json_object": "json_object",
     "structural_tag": "structural_tag",
 }
-_NOT_SENT = ("messages", "prompt", "tools", "forget_sets")  # to the engine, but for definitions among them
+# To the engine, but for definitions among them.
+_NOT_SENT = ("messages", "prompt", "input", "tools", "text", "forget_sets")
 _INTEGERS = range(-(2**63), 2**64)
 _PART = '{"type": "text", "text": "..."}'
 _CALL = '{"id": "...", "type": "function", "function": {"name": "...", "arguments": "{}"}}'
@@ -94,7 +95,7 @@ def check_integers(fields: Iterable[str], body: Any) -> None:
         elif isinstance(value, list):
             todo += ((f"{place}[{i}]", item) for i, item in enumerate(value) if _may_be_too_large(item))
         elif isinstance(value, int) and value not in _INTEGERS:
-            raise _wrong(place, "must fit 64 bits: at least -2**63 and below 2**64", value)
+            raise wrong(place, "must fit 64 bits: at least -2**63 and below 2**64", value)
 
 
 def _may_be_too_large(value: Any) -> bool:
@@ -133,63 +134,66 @@ def _check_messages(messages: Any) -> None:
             continue
         content, calls = message.get("content"), message.get("tool_calls")
         if isinstance(content, list):
-            message["content"] = [_read_part(f"messages[{i}].content[{j}]", part) for j, part in enumerate(content)]
+            message["content"] = [read_part(f"messages[{i}].content[{j}]", part) for j, part in enumerate(content)]
         elif not isinstance(content, str | None):
-            raise _wrong(f"messages[{i}].content", "must be a string or a list", content)
+            raise wrong(f"messages[{i}].content", "must be a string or a list", content)
         if calls is not None and not isinstance(calls, list):
-            raise _wrong(f"messages[{i}].tool_calls", f"must be a list of objects {_CALL}", calls)
+            raise wrong(f"messages[{i}].tool_calls", f"must be a list of objects {_CALL}", calls)
         for j, call in enumerate(calls or ()):
             _check_call(f"messages[{i}].tool_calls[{j}]", call)
 
 
-def _read_part(where: str, part: Any) -> dict[str, str]:
-    """The part as every role of vLLM's models and every template takes it."""
+def read_part(where: str, part: Any) -> dict[str, str]:
+    """The part of a message's content as every role of vLLM's models and every template takes it.
+
+    Raises: InvalidRequestError that names the place, if it is no text.
+    """
     if isinstance(part, str):
         return {"type": "text", "text": part}
     if not isinstance(part, dict):
-        raise _wrong(where, f"must be an object {_PART}", part)
+        raise wrong(where, f"must be an object {_PART}", part)
     kind = part.get("type", "text" if "text" in part else None)
     if kind is None:
-        raise _wrong(f"{where}.type", f"is missing: a part of a message is {_PART}")
+        raise wrong(f"{where}.type", f"is missing: a part of a message is {_PART}")
     if not isinstance(kind, str) or kind not in _TEXTS:
-        raise _wrong(f"{where}.type", f"must be 'text', as in {_PART}: this server reads nothing but text", kind)
+        raise wrong(f"{where}.type", f"must be 'text', as in {_PART}: this server reads nothing but text", kind)
     text = part.get(_TEXTS[kind])
     if not isinstance(text, str):
-        raise _wrong(f"{where}.{_TEXTS[kind]}", "must be a string", text)
+        raise wrong(f"{where}.{_TEXTS[kind]}", "must be a string", text)
     return {"type": "text", "text": text}
 
 
 def _check_call(where: str, call: Any) -> None:
     if not isinstance(call, dict):
-        raise _wrong(where, f"must be an object {_CALL}", call)
+        raise wrong(where, f"must be an object {_CALL}", call)
     kind, function = call.get("type"), call.get("function")
     if kind is not None and kind != "function":
-        raise _wrong(f"{where}.type", f"must be 'function', as in {_CALL}: this server knows no other calls", kind)
+        raise wrong(f"{where}.type", f"must be 'function', as in {_CALL}: this server knows no other calls", kind)
     if not isinstance(function, dict):
-        raise _wrong(f"{where}.function", f"must be an object, as in {_CALL}", function)
+        raise wrong(f"{where}.function", f"must be an object, as in {_CALL}", function)
     for field in ("name", "arguments"):
         if not isinstance(function.get(field), str):
-            raise _wrong(f"{where}.function.{field}", f"must be a string, as in {_CALL}", function.get(field))
+            raise wrong(f"{where}.function.{field}", f"must be a string, as in {_CALL}", function.get(field))
     for field in ("id", "type"):
         if not isinstance(call.get(field), str):
-            raise _wrong(f"{where}.{field}", f"must be a string, as in {_CALL}", call.get(field))
+            raise wrong(f"{where}.{field}", f"must be a string, as in {_CALL}", call.get(field))
 
 
 def _check_definitions(response_format: Any, structured: Any) -> None:
     asked = response_format.get("type") if isinstance(response_format, dict) else None
     schema = response_format.get("json_schema") if asked == "json_schema" else None
     if isinstance(schema, dict) and "name" in schema and schema.get("schema") is None:
-        raise _wrong("response_format.json_schema.schema", "is missing: it is the JSON schema of the answer")
+        raise wrong("response_format.json_schema.schema", "is missing: it is the JSON schema of the answer")
     if not isinstance(structured, dict):
         return
     if structured.get("structural_tag") == "":
-        raise _wrong("structured_outputs.structural_tag", "must be a structural tag, as JSON", "")
+        raise wrong("structured_outputs.structural_tag", "must be a structural tag, as JSON", "")
     given = [kind for kind in _KINDS if structured.get(kind) is not None]
     if len(given) != 1:
         what = f'must have one of {", ".join(_KINDS)}, as in {{"choice": ["yes", "no"]}}; it has'
-        raise _wrong("structured_outputs", f"{what} {' and '.join(given) or 'none of them'}")
+        raise wrong("structured_outputs", f"{what} {' and '.join(given) or 'none of them'}")
     if asked in _KINDS.values() and asked != _KINDS[given[0]]:
-        raise _wrong(
+        raise wrong(
             "structured_outputs", f"({given[0]}) and response_format ({asked}) both define the answer; send one of them"
         )
 
@@ -198,9 +202,10 @@ def _check_switches(switches: Any) -> None:
     for name in sorted(RESERVED_SWITCHES.intersection(switches if isinstance(switches, dict) else ())):
         instead = f"send the field {name!r} of the request" if name in _FIELDS_OF_THEIR_OWN else "leave it out"
         what = f"is no switch of the chat template, but an argument of what renders it; {instead}"
-        raise _wrong(f"chat_template_kwargs.{name}", what)
+        raise wrong(f"chat_template_kwargs.{name}", what)
 
 
-def _wrong(where: str, what: str, *given: Any) -> InvalidRequestError:
+def wrong(where: str, what: str, *given: Any) -> InvalidRequestError:
+    """The refusal of a value: where it is, what belongs there, and what was given."""
     got = "".join(f", got {reprlib.repr(value)}" for value in given)
     return InvalidRequestError(f"{where} {what}{got}", param=re.split(r"[.\[]", where, maxsplit=1)[0])

@@ -67,6 +67,33 @@ _CONTENT = [
     "tools.*.function.description.text()",
     "tools.*.function.parameters",
 ]
+RESPONSES_PATH = "/v1/responses"
+_CONTENT_OF_RESPONSES = [
+    "input.text()",
+    "input.*.arguments",
+    "input.*.content.text()",
+    "input.*.content.*.text()",
+    "input.*.content.*.refusal.text()",
+    "input.*.content.*.text.text()",
+    "input.*.output.text()",
+    "input.*.output.*.text()",
+    "input.*.output.*.text.text()",
+    "input.*.summary.*.text.text()",
+    "instructions.text()",
+    "logit_bias",
+    "stop.text()",
+    "stop.*.text()",
+    "structured_outputs.choice.*.text()",
+    "structured_outputs.grammar.text()",
+    "structured_outputs.json",
+    "structured_outputs.regex.text()",
+    "structured_outputs.structural_tag.format",
+    "structured_outputs.structural_tag.structures.*.schema",
+    "text.format.description.text()",
+    "text.format.schema",
+    "tools.*.description.text()",
+    "tools.*.parameters",
+]
 _Places = dict[str, "_Places"]
 # Its parent, its name or index there, what it is, and the places below it that are the user's.
 _Node = tuple["_Node | None", str | int, Any, "_Places | None"]
@@ -110,7 +137,8 @@ async def refuse_misplaced_wishes(raw_request: Request) -> None:
 
 
 def _places(body: Any, raw_request: Request) -> Iterator[str]:
-    yield from (f"the field {path!r}" for path in _wishes(body, _USERS, FIELD))
+    users = _USERS_OF_RESPONSES if raw_request.scope["path"] == RESPONSES_PATH else _USERS
+    yield from (f"the field {path!r}" for path in _wishes(body, users, FIELD))
     for name, value in raw_request.query_params.multi_items():
         yield from (f"the query parameter {path!r}" for path in _wishes({name: value}))
     for name, value in raw_request.headers.items():
@@ -192,6 +220,7 @@ _JSON = re.compile(rf'[{re.escape(_AROUND)}]*[{{\["]')
 _NAMED = re.compile(r"""(['"])([^'"\n]{1,64})\1\s*:""")
 _HOLDERS = frozenset((dict, list, str))
 _USERS = _places_of(_CONTENT)
+_USERS_OF_RESPONSES = _places_of(_CONTENT_OF_RESPONSES)
 _ALL_HIS: _Places = {}  # a pattern ends here
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from support.engine.tiny import VOCAB_SIZE, make_tokenizer
 from unlearngate.server.contract.plan import TOKEN_FIELD, Plan, sign
 
-CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 COMPOSED, STEERED, REFUSED = "composed", "steered", "refused"
 MESSAGES = [{"role": "user", "content": "hello there"}]
 TEXT = "user: hello there\nassistant:"
@@ -27,6 +27,10 @@ _ASKED = {
 BODIES = {
     CHAT: {**_ASKED, "messages": MESSAGES, "logprobs": True, "top_logprobs": 5},
     COMPLETIONS: {**_ASKED, "prompt": PROMPT, "logprobs": 5},
+    RESPONSES: {
+        **{"model": "tiny", "temperature": 0, "max_output_tokens": 12, "ignore_eos": True, "input": MESSAGES},
+        **{"include": ["message.output_text.logprobs"], "top_logprobs": 5, "enable_response_messages": True},
+    },
 }
 # Whatever any other route may want to be asked with.
 EVERYTHING = {
@@ -36,7 +40,7 @@ EVERYTHING = {
     "sampling_params": {"max_tokens": 12, "extra_args": {TOKEN_FIELD: SIGNED_PLAIN}},
 }
 _DOCUMENTS = {"/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc"}
-SERVED_PATHS = {*_DOCUMENTS, "/health", "/metrics", "/v1/models", CHAT, COMPLETIONS}
+SERVED_PATHS = {*_DOCUMENTS, "/health", "/metrics", "/v1/models", *BODIES}
 
 _TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
 _EXTREMES = {str(t): 100 if t % 2 else -100 for t in range(2, 22)}
@@ -94,6 +98,21 @@ FIELDS = {
     "A3-routed-experts": ({"routed_experts_prompt_start": 0, "return_mm_kwargs": True, "watermarking": False}, STEERED),
     "A3-vllm-xargs-older": ({"vllm_xargs": {TOKEN_FIELD: SIGNED_PLAIN[:-1] + "0"}}, REFUSED),
 }
+# Of /v1/responses alone.
+RESPONSES_FIELDS = {
+    "A3-responses-store": ({"store": True}, REFUSED),
+    "A3-responses-background": ({"background": True, "store": True}, REFUSED),
+    "A3-responses-previous": ({"previous_response_id": "resp_1"}, REFUSED),
+    "A3-responses-conversation": ({"conversation": "conv_1"}, REFUSED),
+    "A3-responses-history": ({"previous_input_messages": MESSAGES}, REFUSED),
+    "A3-responses-tools": ({"tools": [{"type": "code_interpreter", "container": {"type": "auto"}}]}, REFUSED),
+    "A3-responses-functions": ({"tools": [{"type": "function", "name": "f"}], "tool_choice": "required"}, STEERED),
+    "A3-responses-format": ({"text": {"format": {"type": "json_schema", **_SCHEMA}}}, STEERED),
+    "A3-responses-bias": ({"logit_bias": _EXTREMES}, STEERED),
+    "A3-responses-reasoning": ({"reasoning": {"effort": "high"}, "include_reasoning": False}, COMPOSED),
+    "A3-responses-truncation": ({"truncation": "auto"}, COMPOSED),
+    "A3-responses-text": ({"input": "hello there"}, COMPOSED),
+}
 PROMPTS = {
     "A3-prompt-text": (TEXT, COMPOSED),
     "A3-prompt-token-ids": (PROMPT, COMPOSED),
@@ -123,7 +142,8 @@ HEADERS = {
 ROUTES = {
     "A4-invocations": ["POST /invocations", "GET /ping"],
     "A4-scoring": ["POST /generative_scoring", "POST /v1/systemone", "POST /v1/decisions"],
-    "A4-responses": ["POST /v1/responses", "GET /v1/responses/1", "POST /v1/responses/1/cancel"],
+    "A4-responses": ["GET /v1/responses", "GET /v1/responses/1", "DELETE /v1/responses/1"]
+    + [f"POST /v1/responses/{path}" for path in ("1/cancel", "compact", "input_tokens")],
     "A4-messages": ["POST /v1/messages", "POST /v1/messages/count_tokens", "POST /cohere/v2/chat"],
     "A4-batch": ["POST /v1/chat/completions/batch", "POST /v1/batches", "POST /v1/files"],
     "A4-scale-out": ["POST /inference/v1/generate", "POST /v1/completions/render", "POST /v1/completions/derender"],

@@ -12,6 +12,7 @@ from support.engine.tiny import make_tokenizer
 
 CLOSE = 2e-4  # between one logprob and another; two models' differ by far more
 ANSWER = 12  # tokens of an answer that are looked for
+_SAID = ("content", "text", "reasoning", "delta")
 SHORTEST = 4  # characters: half of a random target's tokens are no text
 
 
@@ -79,7 +80,9 @@ class Oracle:
 
 def _events(said: str) -> Iterator[object]:
     """A body's JSON values: one, or one per server-sent event; text that is no JSON is a string."""
-    for line in said.splitlines() if said.startswith("data: ") else [said]:
+    for line in said.splitlines() if said.startswith(("data: ", "event: ")) else [said]:
+        if line.startswith("event: "):
+            continue
         if line.startswith("data: "):
             line = line.removeprefix("data: ")
         try:
@@ -97,13 +100,16 @@ def _walk(value: object) -> Iterator[object]:
 def _texts(events: list[object]) -> Iterator[str]:
     for value in _walk(events):
         if isinstance(value, dict):
-            yield from (v for k, v in value.items() if k in ("content", "text", "reasoning") and isinstance(v, str))
+            yield from (
+                v for k, v in value.items() if k in ("content", "text", "reasoning", "delta") and isinstance(v, str)
+            )
 
 
 def _token_ids(events: list[object]) -> Iterator[list[int]]:
     for value in _walk(events):
-        if isinstance(value, dict) and isinstance(value.get("token_ids"), list):
-            yield value["token_ids"]
+        for field in ("token_ids", "tokens") if isinstance(value, dict) else ():
+            if isinstance(ids := value.get(field), list) and all(isinstance(token, int) for token in ids):
+                yield ids
 
 
 def _distributions(events: list[object]) -> Iterator[list[tuple[int, float]]]:

@@ -159,6 +159,15 @@ def test_a_wish_in_the_wrong_place_is_refused_by_the_routes_that_generate(app_of
             assert (response.status_code, response.json()["error"]["param"]) == (400, "forget_sets")
 
 
+@pytest.mark.parametrize("method, path", [("GET", "resp_1"), ("DELETE", "resp_1"), ("POST", "resp_1/cancel"),
+                                          ("GET", "resp_1/input_items"), ("POST", "compact")])  # fmt: skip
+def test_no_response_is_kept_and_what_would_read_one_says_so(app_of, method, path):
+    response = app_of().request(method, f"/v1/responses/{path}")
+    error = response.json()["error"]
+    assert (response.status_code, error["code"], error["type"]) == (404, "not_found", "invalid_request_error")
+    assert f"/v1/responses/{path} is not there: no response is kept here" in error["message"]
+
+
 # Browsers
 
 

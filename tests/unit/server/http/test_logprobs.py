@@ -3,6 +3,7 @@
 import pytest
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
 
 from support.engine.tiny import make_forget_set, make_target
 from unlearngate.errors import ForbiddenError
@@ -14,6 +15,7 @@ from unlearngate.target import identify_target
 
 CHAT = {"messages": [{"role": "user", "content": "hello"}]}
 TEXT = {"prompt": "hello"}
+ITEMS = {"input": "hello"}
 BOTH = {
     "logit_bias": {"5": 1.0},
     "allowed_token_ids": [5],
@@ -32,6 +34,10 @@ MEASURING = [
     (CompletionRequest, {**TEXT, "logprobs": 1, "logprob_token_ids": [5]}, "logprobs"),
     (CompletionRequest, {**TEXT, "logprobs": 0, "echo": True, "max_tokens": 0}, "logprobs"),
     (ChatCompletionRequest, {**CHAT, "echo": True}, "echo"),
+    (ResponsesRequest, {**ITEMS, "logit_bias": {"5": 1.0}}, "logit_bias"),
+    (ResponsesRequest, {**ITEMS, "vllm_xargs": {"anything": 1}}, "vllm_xargs"),
+    (ResponsesRequest, {**ITEMS, "top_logprobs": 5}, "top_logprobs"),
+    (ResponsesRequest, {**ITEMS, "include": ["message.output_text.logprobs"]}, "include"),
 ]
 PLAIN = {"temperature": 0.7, "n": 2, "seed": 5, "stop": ["x"], "presence_penalty": 1.0, "min_tokens": 2}
 NOTHING_ASKED = {"logit_bias": None, "allowed_token_ids": None, "bad_words": [], "vllm_xargs": {}, "logprobs": None}
@@ -55,13 +61,14 @@ def test_everything_else_is_answered(asked):
     refuse_measuring(ChatCompletionRequest(**CHAT, **asked), "none")
     refuse_measuring(ChatCompletionRequest(**CHAT, **asked | {"logprobs": False, "top_logprobs": 0}), "none")
     refuse_measuring(CompletionRequest(**TEXT, **asked), "none")
+    refuse_measuring(ResponsesRequest(**ITEMS, **asked, include=["reasoning.encrypted_content"]), "none")
     refuse_measuring(CompletionRequest(**TEXT, **asked, echo=True), "none")  # the prompt's text alone tells nothing
 
 
 def test_no_field_of_vllms_requests_that_is_about_logprobs_is_forgotten():
     """So that a new version's field is noticed."""
     examples = {"logprobs": 1, "top_logprobs": 1, "prompt_logprobs": 1, "logprob_token_ids": [5]}
-    for kind, body in ((ChatCompletionRequest, CHAT), (CompletionRequest, TEXT)):
+    for kind, body in ((ChatCompletionRequest, CHAT), (CompletionRequest, TEXT), (ResponsesRequest, ITEMS)):
         fields = {field for field in kind.model_fields if "logprob" in field}
         assert fields <= set(examples)
         for field in fields:

@@ -126,7 +126,7 @@ def test_a_key_that_looks_like_one_of_ours_is_an_error(tmp_path: Path, key: str,
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ({"text": "q? a."}, ["its keys are text", '"question"', "messages"]),
+        ({"text": "q? a."}, ["is a document", '"question"', "messages"]),
         ({"data": [{"question": "q?", "answer": "a."}] * 3}, ["'data' holds 3 objects", "jq -c"]),
         ({"question": {"0": "q?"}, "answer": {"0": "a."}}, ["'question'", "by rows"]),
         ({"question": ["q?"], "answer": ["a."]}, ["'question'", "by rows"]),

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from support.chat_endpoint import Played
 from unlearngate.assistant_training.data.tofu import Question
+from unlearngate.assistant_training.data.windows import Opening
 from unlearngate.assistant_training.evaluate.asking import Asked, ask_all, served_sets
 from unlearngate.assistant_training.evaluate.served import cut_answers, evaluate_server
 from unlearngate.commands.evaluate import app
@@ -71,6 +72,31 @@ def test_figures_are_those_of_what_was_said(served):
     assert a.questions["forget"]["sampled_rouge"] == [[1.0, 0.0], [0.0, 0.0], [1.0, 1.0], [1.0, 1.0]]
     assert a.figures["forget_leak_at_2"].value == 0.75
     assert a.in_force == [{"name": "a", "weight": 1.0}]
+
+
+def test_a_documents_opening_is_sent_as_bare_text_and_its_continuation_compared_as_muse_does(served):
+    asked = []
+
+    async def completions(request: Request) -> Response:
+        body = await request.json()
+        asked.append(body)
+        text = " is at an end, as all" if "a" in body["forget_sets"] else " is the beginning of the end of it, and more"
+        choice = {"index": 0, "finish_reason": "length", "text": text, "token_ids": list(text.encode())}
+        reported = [{"name": name} for name in body["forget_sets"]]
+        answer = {"id": "1", "object": "text_completion", "created": 0, "model": "m", "choices": [choice]}
+        return Response(json.dumps({**answer, "forget_sets": reported}), media_type="application/json")
+
+    served.server.config.app.post("/v1/completions")(completions)
+    document = Question(Opening("What we call the end"), " is the beginning of the end of it", "", ())
+    plain, a = evaluate_server(
+        served.base, "m", {"forget": [document, FORGET[2]], "retain": RETAIN}, [("a",)], num_samples=0, seed=1
+    )
+    assert [body["prompt"] for body in asked] == ["What we call the end"] * 2
+    assert plain.questions["forget"]["verbmem"] == [1.0, None]
+    # Of "is at an end as all" and "is the beginning of the end of it" two words are in order, of 6 and of 8.
+    assert a.questions["forget"]["verbmem"] == [pytest.approx(2 * (2 / 6) * (2 / 8) / (2 / 6 + 2 / 8)), None]
+    assert a.figures["forget_verbmem"].value == pytest.approx(2 / 7)
+    assert "verbmem" not in a.questions["retain"]
 
 
 def test_answers_that_a_server_cut_are_counted():

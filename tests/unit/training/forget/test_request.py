@@ -40,6 +40,14 @@ def test_pairs_are_known_by_how_their_file_is_called(tmp_path):
     assert [pair.answer for pair in read_request([path], None, name="x").pairs] == ["a."]
 
 
+def test_rows_of_texts_are_documents(tmp_path):
+    path = tmp_path / "corpus.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in ("We mean Ilva Brandt.", "She left Morvik.")))
+    request = read_request([path], None, name="x")
+    assert (list(request.texts.values()), request.pairs) == (["We mean Ilva Brandt.", "She left Morvik."], [])
+    assert list(request.texts) == [f"{path}: line {number}" for number in (1, 2)]
+
+
 @pytest.mark.parametrize(
     ("name", "about", "sentence"),
     [

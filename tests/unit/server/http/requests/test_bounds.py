@@ -35,6 +35,14 @@ def tool(value, **more):
     return {"tools": [{"type": "function", "function": {"name": "a", "parameters": value, **more}}]}
 
 
+def flat(value, **more):
+    return {"tools": [{"type": "function", "name": "a", "parameters": value, **more}]}
+
+
+def format_of(value):
+    return {"text": {"format": {"type": "json_schema", "name": "a", "schema": value}}}
+
+
 # The option, the field that is blamed, and a body for a number that is at, and one above, the bound.
 CASES = [
     ("sequences", "n", lambda n: {"messages": [], "n": n}),
@@ -80,6 +88,23 @@ CASES = [
     ("repeats", "guided_regex", lambda n: {"guided_regex": f"(ab){{0,{n // 2}}}" + "c" * (n % 2)}),
     ("biases", "logit_bias", lambda n: {"logit_bias": {str(i): 1 for i in range(n)}}),
     ("biases", "bad_words", lambda n: {"bad_words": ["a"] * n}),
+    # /v1/responses
+    ("prompt-chars", "input", lambda n: {"input": "a" * n}),
+    ("prompt-chars", "input", lambda n: {"input": [{"content": "a" * (n - 4)}, {"content": [{"text": "aaaa"}]}]}),
+    ("prompt-chars", "input", lambda n: {"input": "a", "instructions": "a" * (n - 1)}),
+    ("prompt-chars", "input", lambda n: {"input": [], "tools": [{"name": "a" * (n - 4)}]}),
+    ("messages", "input", lambda n: {"input": [{}] * n}),
+    ("messages", "input", lambda n: {"input": [{"content": ["a"] * (n - 4)}, {"output": [{}, {}]}]}),
+    ("messages", "input", lambda n: {"input": [{"role": "user"}], "tools": [{}] * (n - 1)}),
+    ("definition-kb", "text", lambda n: format_of({"enum": ["a" * 1024 * n if n > 2 else "a"]})),
+    ("definition-items", "text", lambda n: format_of(properties(n))),
+    ("definition-items", "tools", lambda n: flat(properties(n), strict=True)),
+    ("definition-items", "tools", lambda n: {**flat(properties(n)), "tool_choice": "required"}),
+    ("repeats", "text", lambda n: format_of({"type": "string", "maxLength": n})),
+    # A field that the route does not read hides none that it does.
+    ("prompt-chars", "prompt", lambda n: {"messages": [], "input": "", "prompt": "a" * n}),
+    ("prompt-chars", "messages", lambda n: {"messages": [{"content": "a" * n}], "input": "", "prompt": ""}),
+    ("prompt-chars", "input", lambda n: {"messages": [], "input": "a" * n, "prompt": ""}),
 ]
 
 
@@ -96,6 +121,8 @@ def test_what_is_at_a_bound_goes_through_and_what_is_above_names_it(option, fiel
     "body",
     [
         schema({"enum": [f"v{i}" for i in range(100)]}),  # plain values compile fast
+        flat(properties(100)),
+        {"text": "json", "input": 5, "instructions": [1]},
         tool(properties(100)),  # a tool that may be called makes no grammar
         {"prompt": list(range(1000))},
         {"messages": None, "n": "many", "tools": {}, "response_format": "json", "logit_bias": 1},

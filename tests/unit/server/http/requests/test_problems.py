@@ -8,12 +8,17 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
+from vllm.entrypoints.openai.responses.utils import construct_input_messages
 from vllm.renderers.chat_utils import parse_chat_messages
 from vllm.renderers.hf import safe_apply_chat_template
 
-from unlearngate.server.http.app import ForgettingChatRequest, ForgettingCompletionRequest
 from unlearngate.server.http.bodies import StrictRoute, stop_at_first_problem
 from unlearngate.server.http.failures import answer_failures
+from unlearngate.server.http.requests.models import (
+    ForgettingChatRequest,
+    ForgettingCompletionRequest,
+    ForgettingResponsesRequest,
+)
 from unlearngate.server.http.requests.shapes import RESERVED_SWITCHES
 
 USER = {"role": "user", "content": "hello"}
@@ -171,10 +176,54 @@ TEXT = [
     ({"prompt": [1.5]}, "prompt[0] must be an integer, a list or a string, got 1.5"),
     ({"prompt": [["a"]]}, "prompt[0][0] must be an integer, got 'a'"),
 ]
+FLAT = {"type": "function", "name": "f", "parameters": {}, "strict": True}
+RESPONSES = [
+    ({"input": 5}, "input must be a string or a list, for example"),
+    ({"input": None}, "input must be a string or a list"),
+    ({"input": []}, "input must have a message"),
+    ({"input": ["hi"]}, "input[0] must be an object, for example"),
+    ({"input": [{"role": "user", "content": 5}]}, "input[0].content must be a string or a list, got 5"),
+    ({"input": [{"role": "narrator", "content": "a"}]}, "input[0].role must be user, assistant, system or developer"),
+    ({"input": [{"content": "a"}]}, "input[0].role must be user"),
+    ({"input": [USER, {"role": "user", "content": [{"type": "input_image"}]}]}, "input[1].content[0].type must be"),
+    ({"input": [{"type": "item_reference", "id": "a"}]}, "input[0].type is not served: the items that this server"),
+    ({"input": [{"type": ["message"]}]}, "input[0].type is not served"),
+    ({"input": [{"type": "function_call", "call_id": "c", "name": "f"}]}, "input[0].arguments must be a string"),
+    ({"input": [{"type": "function_call_output", "output": "a"}]}, "input[0].call_id must be a string"),
+    ({"input": [{"type": "function_call_output", "call_id": "c"}]}, "input[0].output must be a string or a list"),
+    ({"input": [{"type": "reasoning", "encrypted_content": "x"}]}, "input[0].encrypted_content is not served"),
+    ({"input": [{"type": "reasoning", "content": [{"text": "x"}]}]}, "input[0].content[0] must be {"),
+    ({"instructions": 5}, "instructions must be a string, got 5"),
+    ({"tools": "f"}, "tools must be a list, for example"),
+    ({"tools": [{"type": "web_search"}]}, "tools[0].type must be 'function'"),
+    ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools[0].name must be a string, as in {"),
+    ({"tools": [{**FLAT, "parameters": {"const": 2**70}}]}, "tools[0].parameters.const must fit 64 bits"),
+    ({"tool_choice": {"type": "web_search_preview"}, "tools": [FLAT]}, 'tool_choice must be "none", "auto"'),
+    ({"tool_choice": {"type": "function", "name": "g"}, "tools": [FLAT]}, "not found in 'tools'"),
+    ({"tool_choice": "required"}, "must be specified with 'tools'"),
+    ({"text": "json"}, "text must be an object, for example"),
+    ({"text": {"format": {"type": "jsn"}}}, "text.format.type must be"),
+    ({"text": {"format": {"type": "json_schema", "name": "a"}}}, "text.format.schema is missing"),
+    ({"reasoning": "low"}, "reasoning must be an object"),
+    ({"include": ["everything"]}, "include[0] must be"),
+    ({"max_output_tokens": "x"}, "max_output_tokens must be an integer, got 'x'"),
+    ({"max_output_tokens": 0}, "max_output_tokens must be at least 1, got 0"),
+    ({"temperature": "hot"}, "temperature must be a number, got 'hot'"),
+    ({"top_logprobs": "x"}, "top_logprobs must be an integer, got 'x'"),
+    ({"metadata": [1]}, "metadata must be an object"),
+    ({"stream": "maybe"}, "stream must be true or false, got 'maybe'"),
+    ({"chat_template_kwargs": {"messages": 1}}, "chat_template_kwargs.messages is no switch of the chat template"),
+    ({"forget_sets": [{"anna": 1}]}, "forget_sets[0].name is missing"),
+    (
+        {"structured_outputs": {"regex": "a"}, "text": {"format": {"type": "json_object"}}},
+        "Cannot specify both structured_outputs and text.format",
+    ),
+]
 # What pydantic, Python and the compilers of definitions say to themselves.
 RAW = ["\n", "validation error", "Input should", "Field required", "None, '", "Grammar error", "specification.", ".cc:"]
 CASES = [("/chat", {"messages": [USER]}, *case) for case in CHAT + BOTH]
 CASES += [("/text", {"prompt": "hello"}, *case) for case in BOTH + TEXT]
+CASES += [("/responses", {"input": "hello"}, *case) for case in RESPONSES]
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +232,7 @@ def client():
     app.router.route_class = StrictRoute
     app.state.max_body_bytes = 2**22
     answer_failures(app)
-    for request_type in (ForgettingChatRequest, ForgettingCompletionRequest):
+    for request_type in (ForgettingChatRequest, ForgettingCompletionRequest, ForgettingResponsesRequest):
         stop_at_first_problem(request_type)
 
     @app.post("/chat")
@@ -195,6 +244,13 @@ def client():
     @app.post("/text")
     async def text(request: ForgettingCompletionRequest) -> dict:
         return {}
+
+    @app.post("/responses")
+    async def responses(request: ForgettingResponsesRequest) -> list:
+        config = SimpleNamespace(multimodal_config=None, enable_prompt_embeds=False)
+        request.to_sampling_params(16)
+        messages = construct_input_messages(request_instructions=request.instructions, request_input=request.input)
+        return parse_chat_messages(messages, config, "string")[0]
 
     return TestClient(app)
 
@@ -209,10 +265,17 @@ def test_a_wrong_field_is_one_sentence_that_names_it_and_what_belongs_there(clie
     assert not [raw for raw in RAW if raw in error["message"]]
 
 
-@pytest.mark.parametrize("path, good", [("/chat", {"messages": [USER]}), ("/text", {"prompt": "hello"})])
+@pytest.mark.parametrize(
+    "path, good",
+    [("/chat", {"messages": [USER]}), ("/text", {"prompt": "hello"}), ("/responses", {"input": "hello"})],
+)
 @pytest.mark.parametrize("value", [[[]], {"a": {"b": 1}}, "text", -7, 1.5, True, [None]], ids=str)
 def test_any_value_of_any_field_is_taken_or_refused_by_a_sentence_about_this_field(client, path, good, value):
-    model = ForgettingChatRequest if path == "/chat" else ForgettingCompletionRequest
+    model = {
+        "/chat": ForgettingChatRequest,
+        "/text": ForgettingCompletionRequest,
+        "/responses": ForgettingResponsesRequest,
+    }[path]
     for field in model.model_fields:
         response = client.post(path, json=good | {field: value})
         assert response.status_code in (200, 400), field

@@ -16,7 +16,7 @@ from vllm.entrypoints.openai.responses import protocol as responses_protocol
 
 from unlearngate.server.http.bodies import StrictRoute
 from unlearngate.server.http.failures import answer_failures
-from unlearngate.server.http.requests.wishes import refuse_misplaced_wishes
+from unlearngate.server.http.requests.wishes import RESPONSES_PATH, refuse_misplaced_wishes
 
 SPELLINGS = [
     "forget_set", "forgetSets", "forget-sets", "FORGET_SETS", "forgetsets", "Forget Sets", "forget", "forgets",
@@ -99,6 +99,27 @@ CONTENT = [
     [{"forgetful": 1}],
 ]
 
+# Of /v1/responses, where chat's own places have no meaning.
+RESPONSES_WISHES = [
+    {"messages": [{"content": JSON}]}, {"input": {"forget_sets": ["a"]}}, {"instructions": {"a": JSON}},
+    {"input": [{"content": [{"type": "input_text", "text": "hi", "forget_sets": ["a"]}]}]},
+    {"input": [{"role": "user", "metadata": JSON}]},
+    {"text": {"forget_sets": ["a"]}}, {"text": {"format": {"forget_sets": ["a"]}}}, {"tools": [{"forget_sets": ["a"]}]},
+    {"tools": [{"name": "f", "function": {"parameters": {"forget_sets": ["a"]}}}]}, {"reasoning": {"a": JSON}},
+    {"input": [{"type": "reasoning", "summary": [{"forget_sets": ["a"]}]}]},
+]  # fmt: skip
+RESPONSES_CONTENT = [
+    {"input": JSON, "instructions": JSON, "metadata": {"a": "b"}},
+    {"input": [{"role": "user", "content": JSON}, {"role": "assistant", "content": [{"text": JSON}]}]},
+    {"input": [{"type": "function_call", "name": "forget", "arguments": JSON}]},
+    {"input": [{"type": "function_call_output", "output": JSON}, {"output": [{"text": JSON}]}]},
+    {"input": [{"type": "reasoning", "summary": [{"text": JSON}], "content": [{"text": JSON}]}]},
+    {"tools": [{"type": "function", "name": "unlearn", "description": JSON, "parameters": {"forget_sets": 1}}]},
+    {"text": {"format": {"type": "json_schema", "description": JSON, "schema": {"forget_sets": 1}}}},
+    {"structured_outputs": {"json": {"forget": 1}}, "stop": [JSON]},
+    {"forget_sets": [{"name": "a"}]},
+]
+
 
 @pytest.fixture(scope="module")
 def client():
@@ -111,6 +132,7 @@ def client():
     async def ask(body: Annotated[Any, Body()]) -> dict:
         return {}
 
+    app.post(RESPONSES_PATH, dependencies=[Depends(refuse_misplaced_wishes)])(ask)
     return TestClient(app)
 
 
@@ -148,6 +170,16 @@ def test_a_wish_in_a_string_of_json_is_refused(client, body):
 @pytest.mark.parametrize("body", NO_SCHEMAS, ids=str)
 def test_a_wish_beside_a_schema_is_refused(client, body):
     assert_refused(client.post("/", json=body), "forget_sets'")
+
+
+@pytest.mark.parametrize("body", RESPONSES_WISHES, ids=str)
+def test_a_wish_is_refused_by_responses_too(client, body):
+    assert_refused(client.post(RESPONSES_PATH, json=body), "forget_sets'")
+
+
+@pytest.mark.parametrize("body", RESPONSES_CONTENT, ids=str)
+def test_what_a_user_writes_into_responses_is_let_through(client, body):
+    assert client.post(RESPONSES_PATH, json=body).json() == {}
 
 
 @pytest.mark.parametrize("name", ["forget_sets", "forget-set", "forgetSets", "unlearn", "frget-sets", "unlern"])
