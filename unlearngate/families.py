@@ -6,7 +6,7 @@ Each is in the parity tests. Its inner model is embeddings, decoder layers with 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 _QKV, _GATE_UP = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("mlp.gate_proj", "mlp.up_proj")
@@ -23,6 +23,7 @@ class Experts:
     number: the keys of config.json that may say how many there are.
     inner: the one that says how wide each is.
     linears: the linear maps of one: gate, up, down.
+    shared: the key of config.json that says how wide the one is that every token takes, too, behind a gate of its own.
     must_be: keys by which some layers would have none, with the only value that was tried.
     """
 
@@ -30,14 +31,21 @@ class Experts:
     number: tuple[str, ...]
     inner: str
     linears: tuple[str, str, str]
+    shared: str | None = None
     must_be: Mapping[str, object] = field(default_factory=dict)
 
-    def shapes(self, hidden: int, number: int, inner: int) -> dict[str, tuple[int, int]]:
+    def shapes(self, hidden: int, number: int, inner: int, shared: int) -> dict[str, tuple[int, int]]:
         """(out, in) features of the router and of each expert's linear maps, by their names inside a layer."""
-        sizes = zip(self.linears, [(inner, hidden), (inner, hidden), (hidden, inner)], strict=True)
-        each = [(f"{self.module}.experts.{{}}.{name}", size) for name, size in sizes]
-        router = {f"{self.module}.gate": (number, hidden)}
-        return router | {name.format(expert): size for expert in range(number) for name, size in each}
+        found = {f"{self.module}.gate": (number, hidden)}
+        for expert in range(number):
+            found |= self._mlp(f"experts.{expert}", hidden, inner)
+        if self.shared:
+            found |= self._mlp("shared_expert", hidden, shared) | {f"{self.module}.shared_expert_gate": (1, hidden)}
+        return found
+
+    def _mlp(self, name: str, hidden: int, inner: int) -> dict[str, tuple[int, int]]:
+        sizes = [(inner, hidden), (inner, hidden), (hidden, inner)]
+        return {f"{self.module}.{name}.{one}": size for one, size in zip(self.linears, sizes, strict=True)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +115,10 @@ _GEMMA_NORMS = (
     *("input_layernorm", "post_attention_layernorm"),
     *("pre_feedforward_layernorm", "post_feedforward_layernorm"),
 )
+_QWENS_EXPERTS = Experts(
+    *("mlp", ("num_experts", "num_local_experts"), "moe_intermediate_size", ("gate_proj", "up_proj", "down_proj")),
+    must_be={"mlp_only_layers": [], "decoder_sparse_step": 1},
+)
 _BOTH_WAYS = "use_bidirectional_attention"
 FAMILIES: dict[str, Family] = {
     "LlamaForCausalLM": Family(biased=_BY_SWITCHES),
@@ -146,19 +158,13 @@ FAMILIES: dict[str, Family] = {
     "MixtralForCausalLM": Family(
         experts=Experts("block_sparse_moe", ("num_local_experts",), "intermediate_size", ("w1", "w3", "w2"))
     ),
+    "Qwen2MoeForCausalLM": Family(
+        biased={ALWAYS: _QKV},
+        must_be={"qkv_bias": True, "use_sliding_window": False},
+        experts=replace(_QWENS_EXPERTS, shared="shared_expert_intermediate_size"),
+    ),
     "Qwen3MoeForCausalLM": Family(
-        biased={"attention_bias": _ATTENTION},
-        head_norms=_QK_NORMS,
-        head_dim=128,
-        experts=Experts(
-            *(
-                "mlp",
-                ("num_experts", "num_local_experts"),
-                "moe_intermediate_size",
-                ("gate_proj", "up_proj", "down_proj"),
-            ),
-            must_be={"mlp_only_layers": [], "decoder_sparse_step": 1},
-        ),
+        biased={"attention_bias": _ATTENTION}, head_norms=_QK_NORMS, head_dim=128, experts=_QWENS_EXPERTS
     ),
 }
 TARGET_ARCHITECTURES = tuple(FAMILIES)
@@ -167,15 +173,16 @@ QUANTISATIONS = {"compressed-tensors": "compressed-tensors", "auto_awq": "awq", 
 # How a target's rotary embedding may be stretched, by names in config.json: each is in the parity tests, too.
 ROTARY = ("default", "linear", "llama3", "yarn", "longrope", "dynamic")
 
-_EXPERTS = (
-    "its experts have a shared one beside them, biases or sinks, which were not tried; Mixtral and Qwen3-MoE were"
+_OSS = (
+    "vLLM chooses its attention's window by a layer's number, which a branch counts anew; its sinks, its experts' "
+    "biases and weights in MXFP4 were not tried"
 )
 _LATENT = "its attention keeps no keys and values by head"
 _STATE = "its layers keep a state that a branch would change"
 _PICTURES = "it sees pictures or hears; the text model in it must be a checkpoint of its own"
 # Why some that people serve are refused.
 _REASONS = {
-    **dict.fromkeys(("Qwen2MoeForCausalLM", "GptOssForCausalLM"), _EXPERTS),
+    "GptOssForCausalLM": _OSS,
     **dict.fromkeys(("GraniteMoeHybridForCausalLM", "Qwen3NextForCausalLM", "MambaForCausalLM"), _STATE),
     **dict.fromkeys(("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM"), _LATENT),
     "Glm4ForCausalLM": "a trial gave wrong tokens: its rotary embedding is partial and its adapters' names differ",

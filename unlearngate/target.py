@@ -321,7 +321,8 @@ def _experts(path: Path, config: Mapping[str, Any], identity: TargetIdentity) ->
         return {}
     number_key = next((key for key in one.number if key in config), one.number[0])
     number, inner = _count(path, config, number_key), _count(path, config, one.inner)
-    return one.shapes(identity.hidden_size, number, inner)
+    shared = _count(path, config, one.shared) if one.shared else 0
+    return one.shapes(identity.hidden_size, number, inner, shared)
 
 
 def _count(path: Path, config: Mapping[str, Any], key: str, default: int | None = None) -> int:

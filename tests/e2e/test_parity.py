@@ -20,10 +20,10 @@ MOST_DRAWS = 3  # of requests, until a run has exercised all that it is to
 COMPILED = ["--default-compilation", "--layers", "3", "--branch-layers", "1"]  # each layer takes seconds to compile
 # Of each property some, in pairs: family, tap, kind of set, way to run. Compiled code without a tap serves the demo.
 RUNS = {
-    "gemma2-undial": ["--family", "gemma2", "--undial"],
     "mistral-tapped": ["--family", "mistral", "--tap", "1"],
     "qwen2-yarn-tapped": ["--family", "qwen2", "--tap", "1", "--rope", "yarn"],
     "qwen3-undial-tapped": ["--family", "qwen3", "--undial", "--tap", "2"],
+    "gemma2-undial": ["--family", "gemma2", "--undial"],
     "gemma3-undial-tapped": ["--family", "gemma3", "--undial", "--tap", "1"],
     "granite-undial": ["--family", "granite", "--undial"],
     "llama-llama3-undial-tapped-default": [
@@ -35,6 +35,7 @@ RUNS = {
     "phi3-longrope-v2": ["--family", "phi3", "--v2", "--rope", "longrope-partial"],
     "olmo2-undial-tapped": ["--family", "olmo2", "--undial", "--tap", "1"],
     "mixtral-tapped": ["--family", "mixtral", "--tap", "1"],
+    "qwen2moe-undial-tapped": ["--family", "qwen2moe", "--undial", "--tap", "1"],
     "qwen3moe-undial": ["--family", "qwen3moe", "--undial"],
     "smollm3-undial-speculation": ["--family", "smollm3", "--undial", "--v2", "--speculate", "3"],
     # Families with and without packed maps, and one whose layers differ; kernels of vLLM's that pack weights for a CPU.

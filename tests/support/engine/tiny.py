@@ -21,6 +21,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
+    Qwen2MoeConfig,
     Qwen3Config,
     Qwen3MoeConfig,
     SmolLM3Config,
@@ -60,6 +61,7 @@ FAMILY_NAMES = (
     "olmo3",
     "smollm3",
     "mixtral",
+    "qwen2moe",
     "qwen3moe",
 )
 WINDOW = 96  # of sliding attention: shorter than many prompts
@@ -150,9 +152,11 @@ def _config(family: str, num_layers: int, vocab_size: int) -> PreTrainedConfig:
         return SmolLM3Config(**{**wide, "tie_word_embeddings": True}, no_rope_layer_interval=2)
     if family == "mixtral":
         return MixtralConfig(**wide, num_local_experts=4, num_experts_per_tok=2)
+    experts = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
+    if family == "qwen2moe":  # weights of the experts that do not sum to 1, as Qwen1.5's and Qwen2's
+        return Qwen2MoeConfig(**wide, **experts, shared_expert_intermediate_size=96, norm_topk_prob=False)
     if family == "qwen3moe":
-        experts = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "norm_topk_prob": True}
-        return Qwen3MoeConfig(**wide, **experts, head_dim=32)
+        return Qwen3MoeConfig(**wide, **experts, norm_topk_prob=True, head_dim=32)
     raise ValueError(f"unknown family {family!r}")
 
 
