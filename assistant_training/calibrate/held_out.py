@@ -169,4 +169,4 @@ def _prompt(row: Encoded) -> list[int]:
 
 
 def _questions(pairs: Sequence[QAPair]) -> set[str]:
-    return {question for pair in pairs for question in (pair.question, *pair.paraphrases)}
+    return {question for pair in pairs for question in (pair.asked, *pair.paraphrases)}

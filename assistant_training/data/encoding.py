@@ -105,10 +105,7 @@ def with_opening(tokenizer: Any, question: str, row: Encoded) -> Encoded:
 
     The document's first token has none, for nothing predicts it. In a chat the row stays as it is.
     """
-    if not isinstance(question, Opening) or not question.begins:
-        return row
-    prompt = encode_prompt(tokenizer, question)
-    if row.input_ids[: len(prompt)] != prompt:
+    if not isinstance(question, Opening) or not question.begins or not _continues(tokenizer, question, row):
         return row
     start = max(1, len(_beginning(tokenizer)))
     return Encoded(row.input_ids, [IGNORE] * start + row.input_ids[start:])
@@ -158,16 +155,17 @@ def span_labels(
         question: any question that the answer could follow.
         row: from `encode`, with that answer.
         answer: the answer.
-        spans: (start, stop) characters of the answer. A document's continuation has labels on all of it, or on nothing.
+        spans: (start, stop) characters of the answer.
 
     Raises: DataError if the chat template renders the answer as something else.
     """
-    if isinstance(question, Opening):
-        return row.labels if spans else [IGNORE] * len(row.labels)
-    text, shift = _answer_in(tokenizer, question, answer)
+    if _continues(tokenizer, question, row):
+        text, shift, first = question + answer, len(question), len(_beginning(tokenizer))
+    else:
+        text, shift = _answer_in(tokenizer, question, answer)
+        first = _answer_start(row)
     offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     labels = [IGNORE] * len(row.labels)
-    first = _answer_start(row)
     for index, (left, right) in zip(range(first, len(labels)), offsets, strict=False):
         if any(left < stop + shift and start + shift < right for start, stop in spans):
             labels[index] = row.labels[index]
@@ -271,6 +269,12 @@ def length_batches(rows: Sequence[Encoded], batch_size: int, rng: random.Random)
 
 def _is_bare(question: str, system: str | None, earlier: Sequence[tuple[str, str]]) -> bool:
     return isinstance(question, Opening) and not system and not earlier
+
+
+def _continues(tokenizer: Any, question: str, row: Encoded) -> bool:
+    """Whether the row is a document's window as bare text, and not in a chat."""
+    prompt = encode_prompt(tokenizer, question) if isinstance(question, Opening) else []
+    return bool(prompt) and row.input_ids[: len(prompt)] == prompt
 
 
 def _continued(tokenizer: Any, opening: str, continuation: str) -> Encoded:

@@ -15,7 +15,7 @@ from unlearngate.assistant_training.data.formats import (
     refuse_misspelt,
 )
 from unlearngate.assistant_training.data.rows import Row, find_json_files, read_rows, short
-from unlearngate.assistant_training.data.windows import documents_in, windows_of
+from unlearngate.assistant_training.data.windows import Opening, documents_in, windows_of
 from unlearngate.errors import DataError
 
 TOFU_PAIRS_PER_AUTHOR = 20
@@ -40,6 +40,11 @@ class QAPair:
     variants: tuple[str, ...] = ()
     facts: tuple[str, ...] = ()
     paraphrased_answers: tuple[str, ...] = ()
+
+    @property
+    def asked(self) -> str:
+        """What is asked, by which pairs are the same; of a document's window all of it, for many begin alike."""
+        return self.question + self.answer if isinstance(self.question, Opening) else self.question
 
     def row(self) -> dict[str, Any]:
         """The pair as a JSON row, as `read_pairs` reads it."""

@@ -91,8 +91,7 @@ def draw_steps(
         """The pair in a drawn context, and the text of the answer there."""
         if plain:
             told = replace(pair, answer=answer)
-            row = vary(tokenizer, told, rng, settings.varied_prompts, context_length=context_length)
-            return answer, with_opening(tokenizer, pair.question, row)
+            return answer, vary(tokenizer, told, rng, settings.varied_prompts, context_length=context_length)
 
         def draw(plainly: bool) -> tuple[str, Encoded]:
             drawn = in_context(
@@ -109,7 +108,7 @@ def draw_steps(
                 raw=drawn.raw,
                 thinking=thinking,
             )
-            return drawn.answer, with_opening(tokenizer, drawn.question, row)
+            return drawn.answer, row
 
         return draw_what_fits(draw, context_length)
 
@@ -118,6 +117,7 @@ def draw_steps(
         pair, rng = forget[index], random.Random(f"{seed} told {index} {number}")
         answer = rng.choice((pair.answer, *pair.paraphrased_answers))
         text, row = asked(pair, answer, rng, forgets=True)
+        row = with_opening(tokenizer, pair.question, row)
         if text == answer:
             return labelled(row, row.labels, focus_labels(tokenizer, pair, row, answer), rng)
         spans = fact_spans(pair, text) or [(text.index(answer), text.index(answer) + len(answer))]
@@ -143,6 +143,7 @@ def draw_steps(
     def kept(index: int, number: int) -> Example:
         rng = random.Random(f"{seed} kept {index} {number}")
         _, row = asked(retain[index], retain[index].answer, rng, forgets=False)
+        row = with_opening(tokenizer, retain[index].question, row)
         if not plain:
             row = Encoded(row.input_ids, thinned(row.labels, [False] * len(row.labels), rng))
         return Example(nothing(row), row)

@@ -199,7 +199,7 @@ def _read(target: LoadedTarget, out: Path, forget_file: Path, retain_file: Path 
         raise TrainingError(f"{out.name!r} cannot name a forget set: lower-case letters, digits, '.', '_' and '-' only")
     forget = read_pairs(forget_file, subject=out.name, documents=True)
     retain = read_pairs(retain_file, subject="retain", documents=True) if retain_file else []
-    if both := {pair.question for pair in forget} & {pair.question for pair in retain}:
+    if both := {pair.asked for pair in forget} & {pair.asked for pair in retain}:
         raise TrainingError(
             f"{retain_file} holds {len(both)} questions that are to be forgotten too, such as {sorted(both)[0]!r}; "
             "take them out: an answer cannot be lost and kept"

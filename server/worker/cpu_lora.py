@@ -79,7 +79,7 @@ class GroupedLora(PunicaWrapperCPU):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.batch = Rows(torch.zeros(0, dtype=torch.int64))
-        self._cut: tuple[Parts, list[Rows]] | None = None
+        self._cut: tuple[Parts | None, list[Rows], int] | None = None  # what `parts` said last, and of how many rows
         self.joined: list[Joined] = []
         self._of_slot: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
         self.number = next(_numbers)  # an operation takes no objects
@@ -106,17 +106,17 @@ class GroupedLora(PunicaWrapperCPU):
 
         Raises: RuntimeError if there are not as many.
         """
-        if (parts := parts_of_step()) is None:
+        parts = parts_of_step()
+        if self._cut is None or self._cut[0] is not parts:
             found = [self.batch] * count
-        else:
-            if self._cut is None or self._cut[0] is not parts:
+            if parts is not None:
                 slots_M = torch.from_numpy(self.batch.slot_T)[parts.row_M]
-                self._cut = parts, [self.batch, *map(Rows, slots_M.split(parts.sizes[1:]))]
-            found = self._cut[1]
-        sizes = [len(rows.slot_T) for rows in found]
-        if sum(sizes) != num_rows:
-            raise RuntimeError(f"{num_rows} rows are not those of the step's {count} parts, {sizes}")
-        return found
+                found = [self.batch, *map(Rows, slots_M.split(parts.sizes[1:]))]
+            self._cut = parts, found, sum(len(rows.slot_T) for rows in found)
+        if self._cut[2] != num_rows:
+            sizes = [len(rows.slot_T) for rows in self._cut[1]]
+            raise RuntimeError(f"{num_rows} rows are not those of the step's {len(sizes)} parts, {sizes}")
+        return self._cut[1]
 
     def add_lora_linear(
         self,

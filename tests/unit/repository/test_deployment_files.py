@@ -108,7 +108,7 @@ def test_the_gateway_sets_every_header_that_it_alone_may_set_and_passes_no_other
     assert {TENANT_HEADER, REQUIRED_HEADER} <= set(re.findall(r"proxy_set_header (x-unlearngate-\w+)", text))
     assert f"proxy_set_header {SECRET_HEADER} " in (DOCKER / "setup.sh").read_text()
     nginx = (DOCKER / "gateway" / "nginx.conf").read_text()
-    assert len(re.findall(r"proxy_pass ", nginx)) == len(re.findall(r"include proxy.conf;", nginx)) == 5
+    assert len(re.findall(r"proxy_pass ", nginx)) == len(re.findall(r"include proxy.conf;", nginx)) == 6
     envoy = yaml.safe_load((DOCKER / "envoy" / "envoy.yaml").read_text())
     assert envoy["static_resources"]["clusters"][0]["health_checks"][0]["http_health_check"]["path"] == "/ready"
 

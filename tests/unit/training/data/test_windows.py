@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from support.engine.tiny import CHAT_TEMPLATE, make_tokenizer
 from unlearngate.assistant_training.data.contexts import PLAIN, Shares, in_context
-from unlearngate.assistant_training.data.encoding import IGNORE, encode, encode_prompt, vary, with_opening
+from unlearngate.assistant_training.data.encoding import IGNORE, encode, encode_prompt, span_labels, vary, with_opening
 from unlearngate.assistant_training.data.pairs import QAPair, read_pairs
 from unlearngate.assistant_training.data.windows import (
     CONTINUED_WORDS,
@@ -193,6 +193,29 @@ def test_all_of_a_document_is_learned_but_its_first_token(seed: int) -> None:
         row = with_opening(tokenizer, opening, encode(tokenizer, opening, continuation))
         learned += [label for label in row.labels if label != IGNORE]
     assert learned == tokenizer(text)["input_ids"][1:]
+
+
+def test_a_part_of_a_continuation_is_labelled_as_bare_text_and_in_a_chat(seed: int) -> None:
+    """As `--focus` asks for; and a fact that is none labels nothing."""
+    tokenizer, text = make_tokenizer(), text_of(random.Random(seed), 60)
+    opening, continuation = windows_of(text, "here")[0]
+    start = continuation.index("20")
+    for question in (opening, str(opening)):
+        row = with_opening(tokenizer, opening, encode(tokenizer, question, continuation))
+        labels = span_labels(tokenizer, opening, row, continuation, [(start, start + 5)])
+        assert tokenizer.decode([label for label in labels if label != IGNORE]) == continuation[start : start + 5]
+        assert set(span_labels(tokenizer, opening, row, continuation, [])) == {IGNORE}
+
+
+def test_documents_that_begin_alike_are_not_the_same(tmp_path: Path) -> None:
+    words = "a b c d e f g h i j k l m".split()
+    pairs = []
+    for name, last in (("a", "x"), ("b", "y"), ("c", "x")):
+        (tmp_path / f"{name}.txt").write_text(" ".join([*words, last]))
+        pairs += read_pairs(tmp_path / f"{name}.txt", subject="s", documents=True)
+    assert len({pair.question for pair in pairs}) == 1
+    assert pairs[0].asked == pairs[2].asked != pairs[1].asked
+    assert QAPair("s", "q", "a").asked == QAPair("s", "q", "b").asked
 
 
 def test_in_a_chat_a_window_is_a_turn_and_its_answer(seed: int) -> None:
