@@ -318,6 +318,7 @@ def watch_branch_rows() -> Iterator[dict[str, int]]:
     def watched(layer, query, *rest):
         branch, _, name = layer.partition(".layers.")
         if name.startswith("0."):
+            branch = branch.partition(".")[0]  # before the name of a Transformers backend's model
             rows[branch] = rows.get(branch, 0) + len(query)
         return attend(layer, query, *rest)
 
