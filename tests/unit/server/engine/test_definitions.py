@@ -58,7 +58,7 @@ def test_only_a_large_definition_is_tried_and_only_once(tokenizer):
             assert not compilers()
             await tried.admit(asked(json=large(100)))
             (process,) = compilers()
-            assert process.nice() == 10
+            assert process.nice() == min(19, psutil.Process().nice() + 10)
             await tried.admit(asked(grammar="root ::= " + "x" * 3000))  # does not compile: the engine says so
             await tried.admit(asked(regex="[a-z]{2,100}"))
             process.kill()
