@@ -32,7 +32,8 @@ from unlearngate.errors import DataError
 
 _ANSWER_TOKENS = 48
 _LIST_TOKENS = 160
-_WITH_SET = 1.3  # times as long as an answer in asking: half of the answers are composed, some prompts are longer
+_ENDING = 0.06  # of what training may take: its last check, its canaries, and writing the set
+_WITH_SET = 1.45  # times as long as an answer in asking: half of the answers are composed, some prompts are longer
 
 
 class Outcome(NamedTuple):
@@ -199,14 +200,14 @@ def _deadline(
     asked = case.done("asked")
     num_answers = 2 * num_prompts(asked["forget_held_out"], asked["retain_held_out"])  # without the set and with it
     measuring_s = _WITH_SET * num_answers * seconds.get("ask what it knows", 0.0) / max(1, asked["answers"])
-    deadline = started + wanted.budget_s - measuring_s
+    training_s = max(0.0, started + wanted.budget_s - measuring_s - time.monotonic())
     progress.console.print(
-        f"of the budget of {wanted.budget_s:.0f} s training may take {max(0.0, deadline - time.monotonic()):.0f}, and "
-        f"measuring about {measuring_s:.0f}",
+        f"of the budget of {wanted.budget_s:.0f} s training may take {training_s:.0f}, and measuring about "
+        f"{measuring_s:.0f}",
         highlight=False,
         soft_wrap=True,
     )
-    return deadline
+    return time.monotonic() + (1 - _ENDING) * training_s
 
 
 def _answers_digest(target: LoadedTarget) -> str:

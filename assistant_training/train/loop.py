@@ -98,8 +98,9 @@ def run_steps(
         prepare: called with this process's rows of the steps to come, before the first of them.
         prepare_every: for so many steps at a time, as training may end before the last; None: for all at once.
         is_enough: called after every step with the number of steps done; True ends the training there.
-        deadline: of time.monotonic(): the step after which it has passed is the last of this call; the next call goes
-            on from there. For one process.
+        deadline: of time.monotonic(): the step after which it has passed is the last of this call, or the one before
+            a preparation that would pass it, as long as the one before took; the next call goes on from there. For one
+            process.
 
     Returns: the number of steps the weights have been trained for.
     Raises: TrainingError if a loss or gradient is not finite, the disk is full, or the checkpoint is of another run.
@@ -135,7 +136,9 @@ def run_steps(
         done += 1
         plateau.add(figures["loss"])
         ended = is_enough(done) or plateau.reached
-        late = deadline is not None and time.monotonic() >= deadline
+        # A step is not begun whose preparation would not end in time.
+        next_s = prepare_s if (index + 1) % window == 0 else 0.0
+        late = deadline is not None and time.monotonic() + next_s >= deadline
         shown = ", ".join(f"{key} {value:.2f}" for key, value in figures.items())
         progress.update(bar, completed=done, description=f"{name}: {shown}")
         if done == len(steps) - len(todo) + _TIMED_STEPS and processes.is_main:

@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -48,7 +49,7 @@ def tensors_of_one_weight(monkeypatch):
     monkeypatch.setattr(loop, "load_adapter_tensors", lambda model, t: model.weight.data.copy_(t["weight"]))
 
 
-def run(folder, *, patience=2, fail_at=None, deadline=None, **files):
+def run(folder, *, patience=2, fail_at=None, deadline=None, prepare=lambda _: None, prepare_every=None, **files):
     """Train along LOSSES; returns the steps done and the weight."""
     adapted = Adapted()
 
@@ -68,6 +69,8 @@ def run(folder, *, patience=2, fail_at=None, deadline=None, **files):
             progress=progress,
             run=RunFiles(folder, {}, checkpoint_every=3, **files),
             deadline=deadline,
+            prepare=prepare,
+            prepare_every=prepare_every,
         )
     return done, adapted.weight.item()
 
@@ -89,6 +92,22 @@ def test_a_run_that_is_out_of_time_is_gone_on_with(tmp_path):
     short = [run(tmp_path / "short", deadline=0.0)[0] for _ in range(3)]
     assert short == [1, 2, 3]  # each call makes a step
     assert run(tmp_path / "short") == whole
+
+
+def test_no_preparation_is_begun_that_would_not_end_in_time(tmp_path, monkeypatch):
+    now, prepared = [0.0], []
+
+    def prepare(steps):
+        prepared.append([number for ((number,),) in zip(steps, strict=True)])
+        now[0] += 10.0
+
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    times = {"prepare": prepare, "prepare_every": 3}
+    whole = run(tmp_path / "whole")
+    for done in (3, 6):  # one preparation takes 10 s of the 19, and another one would be too late
+        assert run(tmp_path / "short", deadline=now[0] + 19.0, **times)[0] == done
+    assert prepared == [[0, 1, 2], [3, 4, 5]]
+    assert run(tmp_path / "short", deadline=now[0] + 99.0, **times) == whole
 
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf])
