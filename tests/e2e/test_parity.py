@@ -14,8 +14,8 @@ from support.engine.tiny import FAMILY_NAMES
 pytestmark = pytest.mark.e2e
 
 IN_FULL = "PARITY_REQUESTS" in os.environ  # `make test-parity`
-REQUESTS = int(os.environ.get("PARITY_REQUESTS", "60"))  # of each run
-INTERPRETED, SPECULATING = 14, 12  # a request takes the interpreter seconds, and each draft token is a row
+REQUESTS = int(os.environ.get("PARITY_REQUESTS", "48"))  # of each run
+INTERPRETED, SPECULATING = 10, 8  # a request takes the interpreter seconds, and each draft token is a row
 MOST_DRAWS = 3  # of requests, until a run has exercised all that it is to
 COMPILED = ["--default-compilation", "--layers", "3", "--branch-layers", "1"]  # each layer takes seconds to compile
 # Of each property some, in pairs: family, tap, kind of set, way to run. Compiled code without a tap serves the demo.
@@ -146,6 +146,6 @@ def test_every_token_is_the_one_the_formula_chooses(name, tmp_path, print_figure
             break
     assert figures["unexercised"] == [], f"UNLEARNGATE_SEED={figures['seed']}"
     if name == AGAIN:
-        _, log = run(name, tmp_path, 60, print_figures, figures["seed"])
+        _, log = run(name, tmp_path, number, print_figures, figures["seed"])
         assert log.count("Directly load AOT compilation") == 2  # the target, alone and in lockstep
         assert "Compiling model again" not in log

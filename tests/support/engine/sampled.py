@@ -29,7 +29,10 @@ LENGTH = 3
 PROMPT = [0, 1, 2, 1, 0, 2, 0, 1, 1, 2, 2, 0, 0]  # of the three tokens: each is followed by each
 WEIGHT, KEEP_RATIO = 3.0, 0.001
 UNLIKELY = 1e-6
-APART, MOST_LIKELY = 0.4, 0.4  # the two distributions at least, and an answer at most
+# How likely answers exactly as the composed distribution expects them are under the target's own. Chance then brings no
+# p-value near UNLIKELY: at 10 bins that is 4.6 standard deviations of the statistic away.
+APART = 1e-30
+MOST_LIKELY = 0.4  # an answer
 FEWEST = 5  # expected of an answer: those that are fewer count together
 
 
@@ -58,7 +61,9 @@ def run(args: argparse.Namespace) -> dict:
     flatten(target)
     forget_set = make_forget_set(args.work / "sets" / "anna", target, seed=args.seed + 1, scale=0.3)
     reference = Reference(target, {"anna": forget_set.folder})
-    tokens, composed, plain = choose_tokens(reference, [Term("anna", WEIGHT, 0.0)], random.Random(args.seed))
+    tokens, composed, plain = choose_tokens(
+        reference, [Term("anna", WEIGHT, 0.0)], random.Random(args.seed), args.requests
+    )
     look_up_in_python()
     shape = {"family": "llama", "quantised": None, "undial": False, "default_compilation": False, "tensor_parallel": 1}
     engine, registry = start_engine(SimpleNamespace(**shape, work=args.work, speculate=LENGTH - 1), target, target)
@@ -92,12 +97,13 @@ def flatten(target: Path) -> None:
     save_file(tensors, file, metadata={"format": "pt"})
 
 
-def choose_tokens(reference, terms: list, rng: random.Random):
+def choose_tokens(reference, terms: list, rng: random.Random, num_requests: int):
     """Three tokens whose answers the sets make likely or unlikely, and none certain; and how likely each answer is."""
     for _ in range(200):
         tokens = rng.sample(range(2, 512), 3)
         composed, plain = (distribution(reference, tokens, of, KEEP_RATIO if of else 0.0) for of in (terms, []))
-        if variation(composed, plain) > APART and max(composed.values()) < MOST_LIKELY:
+        expected = {answer: part * num_requests for answer, part in composed.items()}
+        if likelihood(expected, plain) < APART and max(composed.values()) < MOST_LIKELY:
             return tokens, composed, plain
     raise AssertionError("no three tokens are of use")
 
@@ -150,7 +156,7 @@ def sample(engine, registry, tokens: list[int], num_requests: int) -> list[tuple
     return answers
 
 
-def likelihood(counts: dict[tuple[int, ...], int], expected: dict[tuple[int, ...], float]) -> float:
+def likelihood(counts: dict[tuple[int, ...], float], expected: dict[tuple[int, ...], float]) -> float:
     """The p-value of Pearson's chi-squared test."""
     from scipy.stats import chisquare
 
