@@ -32,6 +32,7 @@ from unlearngate.assistant_training.model.in_force import LoadedSet
 from unlearngate.assistant_training.model.loaded_sets import with_sets
 from unlearngate.assistant_training.model.loaded_target import LoadedTarget, load_target
 from unlearngate.assistant_training.reproduce.baselines import METHODS, unlearn
+from unlearngate.commands._shared import cache_folder
 from unlearngate.progress import shown_progress
 
 DATA = Path(__file__).parents[1] / "examples" / "real_model"
@@ -69,7 +70,7 @@ def main(
     out: Annotated[Path, typer.Option(help="where table.md and figures.json go")] = Path("build/quantised"),
 ) -> None:
     """Ask the target, the target with the set, and the tuned copies in three precisions, and write one table."""
-    folder = target or Path.home() / ".cache" / "unlearngate" / "models" / MODEL
+    folder = target or cache_folder() / "models" / MODEL
     loaded = load_target(folder)
     forget, retain = (read_pairs(DATA / f"{name}.jsonl", subject="") for name in (f"{TOPIC}.forget", "retain"))
     asked = [
