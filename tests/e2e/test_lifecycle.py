@@ -4,6 +4,7 @@ import json
 import random
 import re
 import shutil
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle
@@ -189,40 +190,43 @@ def test_requests_name_a_pinned_version_by_its_digest(server, made, reference, p
 def test_no_request_is_dropped_and_each_keeps_its_version_while_versions_are_replaced(
     server, reference, seed, print_figures
 ):
-    rng = random.Random(seed)
-    drawn = [
-        (
-            [rng.randrange(2, VOCAB_SIZE) for _ in range(rng.randint(1, 100))],
-            rng.choice([["anna"], ["anna", "bert"], ["anna"], ["bert"], []]),
-            rng.randint(1, 60),
-            rng.random() < 0.5,
-        )
-        for _ in range(60)
-    ]
+    enough = threading.Event()
+    answered, versions = [], set()
+
+    def keep_asking(rng):
+        while not enough.is_set():
+            prompt = [rng.randrange(2, VOCAB_SIZE) for _ in range(rng.randint(1, 100))]
+            sets = rng.choice([["anna"], ["anna", "bert"], ["anna"], ["bert"], []])
+            max_tokens = rng.randint(1, 60)
+            answer = (stream if rng.random() < 0.5 else ask)(server, prompt, sets, max_tokens)
+            answered.append((prompt, sets, max_tokens, *answer))
+            versions.update(s for s in answer[1] if s.startswith("anna@"))
+
     with ThreadPoolExecutor(8) as pool:
-        running = [
-            pool.submit(stream if streamed else ask, server, prompt, sets, max_tokens)
-            for prompt, sets, max_tokens, streamed in drawn
-        ]
-        replaced = 0
-        for version in cycle("123"):
-            if all(answer.done() for answer in running):
-                break
-            change(server, "replace", path=f"anna-{version}")
-            replaced += 1
-            time.sleep(rng.uniform(0, 0.1))
-    seen, tokens, ties = set(), 0, 0
-    for (prompt, sets, max_tokens, _), answer in zip(drawn, running, strict=True):
-        generated, in_force = answer.result()
+        clients = [pool.submit(keep_asking, random.Random(seed + i)) for i in range(8)]
+        rng, replaced, deadline = random.Random(seed), 0, time.monotonic() + 120
+        try:
+            for version in cycle("123"):
+                change(server, "replace", path=f"anna-{version}")
+                replaced += 1
+                time.sleep(rng.uniform(0, 0.1))
+                seen_enough = len(answered) >= 60 and replaced >= 6 and len(versions) == 3
+                if seen_enough or time.monotonic() > deadline or any(client.done() for client in clients):
+                    break
+        finally:
+            enough.set()
+        for client in clients:
+            client.result()
+    tokens = ties = 0
+    for prompt, sets, max_tokens, generated, in_force in answered:
         assert len(generated) == max_tokens and [s.partition("@")[0] for s in in_force] == sets
         verdict = check(reference, prompt, generated, in_force)
-        seen |= {s for s in in_force if s.startswith("anna@")}
         tokens, ties = tokens + verdict.tokens, ties + verdict.ties
     print_figures(
-        f"lifecycle: {len(drawn)} requests while a set was replaced {replaced} times, {tokens} tokens of {len(seen)} "
-        f"versions, {ties} ties, 0 wrong, 0 dropped, seed {seed}"
+        f"lifecycle: {len(answered)} requests while a set was replaced {replaced} times, {tokens} tokens of "
+        f"{len(versions)} versions, {ties} ties, 0 wrong, 0 dropped, seed {seed}"
     )
-    assert replaced >= 5 and len(seen) == 3
+    assert len(answered) >= 60 and replaced >= 6 and len(versions) == 3
 
 
 def test_a_stream_outlives_its_sets_retirement_and_new_requests_fail(server, made, reference, prompt):
