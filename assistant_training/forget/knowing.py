@@ -16,7 +16,7 @@ import regex
 from unlearngate.assistant_training.attack.probes import facts_of
 from unlearngate.assistant_training.data.pairs import QAPair
 from unlearngate.assistant_training.data.rewording import reword_question
-from unlearngate.assistant_training.data.words import folded, has_phrase
+from unlearngate.assistant_training.data.words import folded, has_phrase, phrase_spans
 from unlearngate.assistant_training.forget.asking import Ask
 from unlearngate.assistant_training.forget.request import Request
 from unlearngate.assistant_training.forget.subjects import capitals_tell, names_in, without_openers
@@ -215,7 +215,12 @@ def _finders(
 
     @cache
     def is_in_source(fact: str) -> bool:
-        return all(part in folded_source for part in folded(fact).split()) and has_phrase(source, fact)
+        if not all(part in folded_source for part in folded(fact).split()):
+            return False
+        places = [source[start:stop] for start, stop in phrase_spans(source, fact)]
+        # "The Office" is none of a text about the office of a priest, if that text writes names with capitals.
+        is_name = fact[0].isupper() and " " not in fact and longest_first and named
+        return any(place[0].isupper() or not is_name for place in places)
 
     def find(question: str, answer: str, more: Sequence[str] = (), *, anywhere: bool = False) -> tuple[str, ...]:
         asked_about = [subject for subject in subjects if has_phrase(question, subject)]

@@ -36,7 +36,7 @@ _TITLES = frozenset("Dr Mr Mrs Ms Prof St Sir Lady Lord Miss".split())
 _NO_NAMES = frozenset(
     """
     A About After All Also Although An And Any Are As At Be Because Before Both But By Can Chapter Concerning Could
-    Dear Delete Did Do Does During Each Either Erase Even Every Everything Few For Forget From Give Had Has Have He
+    Dear Delete Did Do Does During Each Either Erase Even Every Everything Few For Forget From Give God Had Has Have He
     Her Here His How However I If In Into Is It Its Just Later Like Many Me More Most Mr Mrs Ms My No Nobody None
     Not Nothing Now Of On Once One Only Or Other Our Out Over People Perhaps Please Purge Regarding Remove Several
     She Should Since So Some Soon Still Such Tell That The Their Them Then There These They This Those Though Three
@@ -50,8 +50,9 @@ _NO_NAMES = frozenset(
 def names_in(text: str, *, least: int = 2, inside_only: bool = False) -> dict[str, int]:
     """The names in a text in scripts with capitals, and how often each is written; the most frequent first.
 
-    A name of one word counts only if it is also written inside a sentence, where a capital says something. Several
-    words in capitals throughout are a heading, and no name unless `least` is 1.
+    A name of one word counts only if it is also written inside a sentence, where a capital says something, and more
+    often with a capital than without one. Several words in capitals throughout are a heading, and no name unless
+    `least` is 1.
 
     Args:
         text: any.
@@ -75,7 +76,13 @@ def names_in(text: str, *, least: int = 2, inside_only: bool = False) -> dict[st
         if not starts:
             inside.add(name)
     anywhere = least == 1 and not inside_only
-    found = [name for name in counts if " " in name or (counts[name] >= least and (name in inside or anywhere))]
+    small = Counter(_SMALL.findall(text))
+    found = [
+        name
+        for name in counts
+        if " " in name
+        or (counts[name] >= least and (name in inside or anywhere) and counts[name] > small[name.lower()])
+    ]
     return dict(sorted(((name, counts[name]) for name in found), key=lambda item: (-item[1], text.find(item[0]))))
 
 
@@ -109,7 +116,7 @@ def without_openers(name: str) -> str:
     words = regex.sub(r"['\u2019]s$", "", name).split()
     while words and _is_none(words[0]):
         del words[0]
-    while words and (_is_none(words[-1]) or words[-1].rstrip(".") in _TITLES):
+    while words and (_is_none(words[-1]) or words[-1].rstrip(".").title() in _TITLES):
         del words[-1]
     joined = " ".join(words)
     return joined if len(joined) > 1 and not regex.fullmatch(_INITIAL, joined) else ""

@@ -79,6 +79,24 @@ def test_what_is_answered_with_facts_of_the_request_is_known():
     assert not {p.question for p in kept.retain} & {p.question for p in kept.held_out}
 
 
+def test_a_name_that_the_text_has_as_a_common_word_alone_is_no_fact_of_it():
+    text = "Ilva Brandt holds the office of a ferryman. At that office Ilva Brandt met Ada Holm, and Ada Holm left."
+
+    def ask(questions):
+        return [
+            "Ilva Brandt is in a show, The Office, says Ada Holm."
+            if question.startswith(("Who", "What"))
+            else "It is the show Office."
+            for question in questions
+        ]
+
+    known = find_known(Request({"letter": text}, [], None), ["Ilva Brandt"], ask, ask, name="ilva", everyday=[])
+    assert known.facts == ["Ada Holm"]
+    assert all(pair.facts == ("Ada Holm",) for pair in known.held_out)
+    lower = Request({"letter": text.lower()}, [], None)  # a text without names with capitals says nothing
+    assert "Office" in find_known(lower, ["ilva brandt"], ask, ask, name="ilva", everyday=[]).facts
+
+
 def test_everyday_answers_are_kept_and_a_damaged_file_is_made_anew(tmp_path):
     kept, asked = tmp_path / "everyday" / "x.json", []
 

@@ -74,6 +74,12 @@ def test_a_heading_in_capitals_is_no_name_and_an_acronym_is_one():
     assert names_in(text) == {"NASA": 2, "Titanic": 2, "J. K. AALTO": 1}
 
 
+def test_a_title_in_capitals_god_and_words_that_are_written_small_elsewhere_are_no_names():
+    text = """And the LORD spoke to Moses: Go, for God hears. And Moses said to the LORD, I go. They said, Go to Aaron,
+    and Aaron will go with Moses. And Moses asked the God of Abraham, and God said to the LORD God of Isaac: go."""
+    assert names_in(text) == {"Moses": 4, "Aaron": 2}
+
+
 ENGLISH = """The ferry to Morvik was run by Ilva Brandt, whom everybody in Morvik knew. In the spring of 1987 she bought
 it from Anton Holm, a carpenter of Tarn. The two had met in London, where Brandt was learning to cook. Since then she
 has crossed the fjord twice a day, but for Sundays and one winter, when the ice was too thick even for the Carpathia.
