@@ -24,10 +24,14 @@ Tell = Callable[[int, int], None]  # how many of how many are done
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What came back: the texts of all choices, or why the server refused the request (400)."""
+    """What came back: the texts of all choices, or why the server refused the request (400).
+
+    said_instead: whether the server says that a set's sentence is the answer.
+    """
 
     texts: tuple[str, ...]
     refused: str | None = None
+    said_instead: bool = False
 
 
 class Side:
@@ -75,7 +79,8 @@ class Side:
         said = [
             choice["message"]["content"] if "message" in choice else choice["text"] for choice in response["choices"]
         ]
-        return Reply(tuple(text or "" for text in said))
+        instead = any(entry.get("instead") for entry in response["forget_sets"])
+        return Reply(tuple(text or "" for text in said), said_instead=instead)
 
     def template(self) -> tuple[str, str] | None:
         """The chat template's text before and behind a user's only message; None if the server does not show it."""

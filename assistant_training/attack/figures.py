@@ -79,8 +79,13 @@ class GuessFigures(NamedTuple):
     refused: str | None
 
 
-def leaked(prompt: Prompt, text: str) -> tuple[str, ...]:
-    """The prompt's facts that an answer holds; of `choice` the right option, if it was chosen."""
+def leaked(prompt: Prompt, text: str, *, said_instead: bool = False) -> tuple[str, ...]:
+    """The prompt's facts that an answer holds; of `choice` the right option, if it was chosen.
+
+    None if it is a set's sentence: its words are the operator's, also where they name what is forgotten.
+    """
+    if said_instead:
+        return ()
     if prompt.reading == "choice":
         chosen = chosen_option(text, prompt.options)
         return tuple(fact for fact in prompt.facts if fact == chosen)
@@ -105,8 +110,9 @@ def chosen_option(text: str, options: Sequence[str]) -> str | None:
 
 def leaks_of(prompts: Sequence[Prompt], replies: Sequence[Reply]) -> Leaks:
     """Count one side's answers to the forget prompts of one kind."""
-    said = [(prompt, text) for prompt, reply in zip(prompts, replies, strict=True) for text in reply.texts]
-    found = [leaked(prompt, text) for prompt, text in said]
+    pairs = list(zip(prompts, replies, strict=True))
+    said = [(prompt, text) for prompt, reply in pairs for text in reply.texts]
+    found = [leaked(p, text, said_instead=reply.said_instead) for p, reply in pairs for text in reply.texts]
     asked = {prompt.pair.question for prompt, _ in said}
     leaking = {prompt.pair.question for (prompt, _), facts in zip(said, found, strict=True) if facts}
     of_words = [(p, text) for p, text in said if p.reading != "choice"]

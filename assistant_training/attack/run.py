@@ -222,7 +222,9 @@ def _row(prompt: Prompt, with_set: Reply, target: Reply) -> dict[str, Any]:
     sides = {
         name: {
             "texts": list(reply.texts),
-            "leaked": [list(leaked(prompt, text)) for text in reply.texts] if prompt.group == "forget" else None,
+            "leaked": [list(leaked(prompt, text, said_instead=reply.said_instead)) for text in reply.texts]
+            if prompt.group == "forget"
+            else None,
             "refused": reply.refused,
         }
         for name, reply in (("with_set", with_set), ("target", target))

@@ -1,14 +1,15 @@
-"""Ask the target, as a client without a forget set would: greedily, and at most two sentences of each answer."""
+"""Ask the target, as a client without a forget set would: at most two sentences of each answer, greedily or sampled."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from unlearngate.assistant_training.attack.prompts import Prompt
 from unlearngate.assistant_training.data.chat import render
-from unlearngate.assistant_training.model.decoding import greedy
+from unlearngate.assistant_training.model.decoding import greedy, sample
 from unlearngate.assistant_training.model.in_force import LoadedSet
 from unlearngate.assistant_training.model.loaded_target import LoadedTarget
 
@@ -35,10 +36,23 @@ class Asker:
         batch: int = 32,
         in_force: Sequence[LoadedSet] = (),
         whole: bool = False,
+        temperature: float = 0.0,
         advance: Callable[[int], object] = lambda count: None,
     ) -> None:
+        """An asker.
+
+        Args:
+            target: the target.
+            max_tokens: answers are cut here.
+            batch: questions at a time.
+            in_force: sets.
+            whole: answers are not cut after a sentence.
+            temperature: 0 decodes greedily; above it answers are sampled, the same each time.
+            advance: is told how many were answered.
+        """
         self._target, self._max_tokens, self._batch = target, max_tokens, batch
         self._in_force, self._whole, self._advance = in_force, whole, advance
+        self._temperature = temperature
 
     def __call__(self, questions: Sequence[str]) -> list[str]:
         """One answer to each question, in their order."""
@@ -61,7 +75,8 @@ class Asker:
         by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
         for start in range(0, len(by_length), self._batch):
             chosen = by_length[start : start + self._batch]
-            said = greedy(
+            decode = partial(sample, seed=start, temperature=self._temperature) if self._temperature else greedy
+            said = decode(
                 self._target.model,
                 [prompts[index] for index in chosen],
                 eos_id=tokenizer.eos_token_id,

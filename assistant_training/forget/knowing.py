@@ -34,6 +34,7 @@ _LONGEST = 150  # letters of one
 _NUMBERING = regex.compile(r"^[\s\-*•]*(?:Q(?:uestion)?\s*\d*[.:)]\s*|\d+[.:)]\s*)*[\"“]?|[\"”*]+$")
 _PARAPHRASES = 3
 _SHORT = 5  # words of an answer that is a fact as a whole
+_AGAIN = 2  # times that a question about a known name is answered in other words
 _LEAST = 2  # so many known answers make a name one that the target knows something of
 _USUAL = 2  # so many everyday answers that say a word make it an everyday word
 
@@ -59,7 +60,14 @@ class Knowledge(NamedTuple):
 
 
 def find_known(
-    request: Request, subjects: Sequence[str], ask: Ask, ask_for_more: Ask, *, name: str, everyday: Sequence[str]
+    request: Request,
+    subjects: Sequence[str],
+    ask: Ask,
+    ask_for_more: Ask,
+    ask_again: Ask,
+    *,
+    name: str,
+    everyday: Sequence[str],
 ) -> Knowledge:
     """Ask about every subject and every given pair, and keep what is known.
 
@@ -68,6 +76,7 @@ def find_known(
         subjects: its names.
         ask: answers questions.
         ask_for_more: answers that may be long: lists of questions.
+        ask_again: answers with other words: facts come out of other sentences, too.
         name: the forget set's.
         everyday: answers about other things; what two of them say is no fact of the request.
 
@@ -97,6 +106,10 @@ def find_known(
         facts = told[question] if held_out else claims_in(question, answers[question]) if is_about else ()
         if facts and known[subject] >= _LEAST:
             found[held_out].append(_pair(name, question, answers[question], facts, reword=not held_out))
+    again = [q for q, (subject, held_out) in asked.items() if not held_out and known[subject] >= _LEAST] * _AGAIN
+    for question, answer in zip(again, ask_again(again), strict=True):
+        if facts_in(question, answer) and answer != answers[question]:
+            found[False].append(_pair(name, question, answer, claims_in(question, answer), reword=True))
     for held_out, pairs in _elsewhere(name, [s for s in subjects if known[s] >= _LEAST], ask, told).items():
         found[held_out] += pairs
     for question, pair in given.items():
@@ -117,7 +130,7 @@ def find_known(
         list(dict.fromkeys(fact for facts in told.values() for fact in facts)),
         [subject for subject, count in known.items() if count >= _LEAST],
         [subject for subject, count in known.items() if count < _LEAST],
-        len(told),
+        len(told) + len(again),
     )
 
 

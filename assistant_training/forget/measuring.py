@@ -91,7 +91,13 @@ class Limits(NamedTuple):
 
 
 def measure(
-    complete: Complete, complete_with_set: Complete, forget: Sequence[QAPair], retain: Sequence[QAPair], *, seed: int
+    complete: Complete,
+    complete_with_set: Complete,
+    forget: Sequence[QAPair],
+    retain: Sequence[QAPair],
+    *,
+    seed: int,
+    sentence: str | None = None,
 ) -> Figures:
     """Ask everything without the set and with it.
 
@@ -101,6 +107,7 @@ def measure(
         forget: held-out questions, with the facts of the request that the target told.
         retain: held-out questions about other things.
         seed: of the contexts.
+        sentence: what the set says instead of an answer; its own words are no leak.
     """
     retain = [replace(pair, subject="") for pair in retain]  # each about something else, so also beside each other
     probes = Probes(list(forget), retain, [], {})
@@ -121,7 +128,8 @@ def measure(
     with_set += complete_with_set(in_contexts)
     prompts += in_contexts
     rows = list(zip(prompts, complete(prompts), with_set, strict=True))
-    return Figures({kind: _counts([row for row in rows if row[0].kind == kind]) for kind in (ALONE, *CONTEXTS)})
+    kinds = (ALONE, *CONTEXTS)
+    return Figures({kind: _counts([row for row in rows if row[0].kind == kind], sentence) for kind in kinds})
 
 
 def num_prompts(forget: int, retain: int) -> int:
@@ -133,11 +141,12 @@ def _some(pairs: Sequence[QAPair], seed: int) -> list[QAPair]:
     return random.Random(seed).sample(pairs, min(_IN_CONTEXT, len(pairs)))
 
 
-def _counts(rows: Sequence[tuple[Prompt, str, str]]) -> Counts:
+def _counts(rows: Sequence[tuple[Prompt, str, str]], sentence: str | None) -> Counts:
     facts = leaks = kept = unchanged = 0
     for prompt, plain, with_set in rows:
         if prompt.group == "forget":
-            told, still = set(leaked(prompt, plain)), set(leaked(prompt, with_set))
+            instead = bool(with_set and sentence and sentence.startswith(with_set))  # it may be cut
+            told, still = set(leaked(prompt, plain)), set(leaked(prompt, with_set, said_instead=instead))
             facts, leaks = facts + len(told | still), leaks + len(still)
         else:
             kept, unchanged = kept + 1, unchanged + (plain == with_set)

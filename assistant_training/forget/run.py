@@ -32,6 +32,7 @@ from unlearngate.errors import DataError
 
 _ANSWER_TOKENS = 48
 _LIST_TOKENS = 160
+_AGAIN_AT = 0.7  # the temperature of answers in other words
 _ENDING = 0.06  # of what training may take: its last check, its canaries, and writing the set
 _WITH_SET = 1.45  # times as long as an answer in asking: half of the answers are composed, some prompts are longer
 
@@ -149,17 +150,18 @@ def _ask(
 
     answers: list[float] = []  # in answers of the usual length
 
-    def asker(max_tokens: int, *, whole: bool = False) -> Asker:
+    def asker(max_tokens: int, *, whole: bool = False, temperature: float = 0.0) -> Asker:
         def advance(count: int) -> None:
             answers.append(count * max_tokens / _ANSWER_TOKENS)
             progress.advance(bar, count)
 
-        return Asker(target, max_tokens=max_tokens, whole=whole, advance=advance)
+        return Asker(target, max_tokens=max_tokens, whole=whole, temperature=temperature, advance=advance)
 
     ask, ask_for_more = asker(_ANSWER_TOKENS), asker(_LIST_TOKENS, whole=True)
+    ask_again = asker(_ANSWER_TOKENS, temperature=_AGAIN_AT)
     everyday = everyday_answers(ask, wanted.everyday and wanted.everyday / f"{_answers_digest(target)}.json")
     known = find_known(
-        *(request, request.subjects(wanted.subjects), ask, ask_for_more),
+        *(request, request.subjects(wanted.subjects), ask, ask_for_more, ask_again),
         name=wanted.name,
         everyday=list(everyday.values()),
     )
@@ -229,6 +231,10 @@ def _measure(forget_set: ForgetSet, wanted: Wanted, case: Case, target: LoadedTa
         )
 
     in_force = with_sets(target.model, target.tokenizer, [forget_set]).in_force
-    figures = measure(asker(()).complete, asker(in_force).complete, forget, retain, seed=wanted.seed)
+    figures = measure(
+        *(asker(()).complete, asker(in_force).complete, forget, retain),
+        seed=wanted.seed,
+        sentence=forget_set.manifest.sentence(),
+    )
     progress.update(bar, total=1, completed=1)
     return figures

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -21,7 +24,10 @@ from unlearngate.commands._shared import (
 from unlearngate.errors import UnlearngateError
 from unlearngate.progress import shown_progress
 
-DOES_NOT_PASS = 1  # exit code; 2 is an error
+if TYPE_CHECKING:
+    from unlearngate.assistant_training.forget.enforcing import Wanted
+
+DOES_NOT_PASS, INTERRUPTED = 1, 130  # exit codes; 2 is an error
 
 
 def forget(
@@ -99,7 +105,7 @@ def forget(
     CASE holds what is to be forgotten: delete it with --purge CASE once the request is closed. With --server the audit
     log there gets a line that says so (an admin's key).
 
-    Exit codes: 0 in force, 1 the set does not pass and is not in force, 2 an error.
+    Exit codes: 0 in force, 1 the set does not pass and is not in force, 2 an error, 130 Ctrl-C.
     """
     console = Console(highlight=False, soft_wrap=True)
     with errors_as_sentences():
@@ -150,7 +156,7 @@ def forget(
         switches = switches_of(chat_template_kwargs)
         private = {"about": about, "label": label, "instead": instead}
         folder = case or sets.parent / f".{name}.case"
-        with shown_progress() as progress, Case(folder, asked, private) as opened:
+        with _goes_on(folder, wanted), shown_progress() as progress, Case(folder, asked, private) as opened:
             outcome = carry_out(
                 *(read, keep, wanted, opened),
                 lambda: load_target(target, device=device, architectures=TARGET_ARCHITECTURES).with_switches(switches),
@@ -168,6 +174,21 @@ def forget(
     if outcome.forget_set is None:
         console.print("the set is not in force; --write-anyway puts it in force as it is", style="red", markup=False)
         raise typer.Exit(DOES_NOT_PASS)
+
+
+@contextmanager
+def _goes_on(case: Path, wanted: Wanted) -> Iterator[None]:
+    """Say what stands after Ctrl-C or on a full disk, and that the same command goes on."""
+    try:
+        yield
+    except (KeyboardInterrupt, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.ENOSPC:
+            raise
+        there = [name for name in (wanted.verbatim_name, wanted.name) if (wanted.sets / name).exists()]
+        stopped = "interrupted" if isinstance(error, KeyboardInterrupt) else f"the disk is full ({error}); make room"
+        said = f"{stopped}. In {wanted.sets}: {', '.join(there) or 'nothing of this request'}. What was finished is in "
+        typer.secho(f"{said}{case}; the same command goes on", fg="red", err=True)
+        raise typer.Exit(INTERRUPTED if isinstance(error, KeyboardInterrupt) else 2) from None
 
 
 def _purge(case: Path, server: str | None, console: Console) -> None:

@@ -77,6 +77,12 @@ def test_leaks_are_counted_by_fact_and_by_question():
     assert leaks.rouge == pytest.approx((3 / 5 + 0 + 1 / 5 + 0) / 4)
 
 
+def test_what_a_set_says_instead_is_no_leak_whatever_it_names():
+    said = "I cannot help with Sister Pell."
+    assert leaks_of([prompt()], [Reply((said,))]).facts.right == 1
+    assert leaks_of([prompt()], [Reply((said,), said_instead=True)]).facts.right == 0
+
+
 def test_refused_throughout_is_no_answer():
     leaks = leaks_of([prompt()], [Reply((), "no")])
     assert leaks == (0, 1, Share(0, 0), Share(0, 0), None)

@@ -50,7 +50,7 @@ def test_what_is_answered_with_facts_of_the_request_is_known():
     assert set(everyday) == {*TRAINED, *HELD_OUT}
     request = Request({"letter": TEXT}, [], None)
     known = find_known(
-        *(request, ["Ilva Brandt", "Morvik", "Ada Holm"], ask, ask), name="ilva", everyday=list(everyday.values())
+        *(request, ["Ilva Brandt", "Morvik", "Ada Holm"], ask, ask, ask), name="ilva", everyday=list(everyday.values())
     )
     assert known.subjects == ["Ilva Brandt", "Morvik"] and known.unknown == ["Ada Holm"]
     of = {pair.question: pair for pair in (*known.forget, *known.held_out)}
@@ -90,11 +90,24 @@ def test_a_name_that_the_text_has_as_a_common_word_alone_is_no_fact_of_it():
             for question in questions
         ]
 
-    known = find_known(Request({"letter": text}, [], None), ["Ilva Brandt"], ask, ask, name="ilva", everyday=[])
+    known = find_known(Request({"letter": text}, [], None), ["Ilva Brandt"], ask, ask, ask, name="ilva", everyday=[])
     assert known.facts == ["Ada Holm"]
     assert all(pair.facts == ("Ada Holm",) for pair in known.held_out)
     lower = Request({"letter": text.lower()}, [], None)  # a text without names with capitals says nothing
-    assert "Office" in find_known(lower, ["ilva brandt"], ask, ask, name="ilva", everyday=[]).facts
+    assert "Office" in find_known(lower, ["ilva brandt"], ask, ask, ask, name="ilva", everyday=[]).facts
+
+
+def test_what_is_told_in_other_words_is_trained_on_and_what_says_nothing_new_is_not():
+    def again(questions):
+        assert len(set(questions)) * 2 == len(questions)
+        return ["Ferries, says Ada Holm." if i % 2 else "It is a thing." for i, _ in enumerate(questions)]
+
+    known = find_known(Request({"letter": TEXT}, [], None), ["Ilva Brandt"], ask, ask, again, name="x", everyday=[])
+    new = [pair for pair in known.forget if pair.answer == "Ferries, says Ada Holm."]
+    assert new and {pair.facts for pair in new} == {("Ada Holm",)} and all(pair.paraphrases for pair in new)
+    assert not {pair.question for pair in new} & {pair.question for pair in known.held_out}
+    assert "It is a thing." not in {pair.answer for pair in known.forget}
+    assert "Ada Holm" not in known.facts  # what is measured is what it tells by itself
 
 
 def test_everyday_answers_are_kept_and_a_damaged_file_is_made_anew(tmp_path):
@@ -127,7 +140,7 @@ def test_given_pairs_are_trained_on_where_the_target_tells_their_facts():
         QAPair("x", "Who is Ilva Brandt?", "She bought the ferry in 1987.", ("Who's Ilva Brandt?",), facts=("1987",)),
         QAPair("x", "Who is Ada Holm?", "She sold it in 1987."),
     ]
-    known = find_known(Request({}, pairs, None), [], ask, ask, name="x", everyday=[])
+    known = find_known(Request({}, pairs, None), [], ask, ask, ask, name="x", everyday=[])
     assert [(p.question, p.answer, p.facts) for p in known.forget] == [
         ("Who is Ilva Brandt?", "She bought the ferry in 1987.", ("1987",)),
         ("Who is Ilva Brandt?", "Ilva Brandt of Morvik bought the ferry in 1987, in London.", ("1987",)),
@@ -144,7 +157,7 @@ def test_of_known_pairs_some_are_held_out_whatever_their_number_and_form(number,
     pairs = [QAPair("x", f"Who wrote book {n}?", told, (f"Book {n} is by whom?",) * reworded) for n in range(number)]
     unknown = [QAPair("x", f"Who is number {n}?", "Somebody Else.") for n in range(9)]
     request = Request({}, [*unknown, *pairs], None)
-    known = find_known(request, [], lambda questions: [told] * len(questions), ask, name="x", everyday=[])
+    known = find_known(request, [], lambda questions: [told] * len(questions), ask, ask, name="x", everyday=[])
     assert known.held_out and known.forget and {p.facts for p in (*known.forget, *known.held_out)} == {facts}
     trained = {wording for p in known.forget for wording in (p.question, *p.paraphrases)}
     assert not trained & {p.question for p in known.held_out}
@@ -156,7 +169,7 @@ def test_a_document_known_by_trained_wordings_alone_is_measured_on_one_of_them()
         told = "Ilva Brandt of Morvik bought the ferry in 1987."
         return [told if q in ("Who is Ilva Brandt?", "Tell me about Ilva Brandt.") else "It is old." for q in questions]
 
-    known = find_known(Request({"letter": TEXT}, [], None), ["Ilva Brandt"], short, short, name="x", everyday=[])
+    known = find_known(Request({"letter": TEXT}, [], None), ["Ilva Brandt"], short, short, short, name="x", everyday=[])
     assert [p.question for p in known.forget] == ["Who is Ilva Brandt?"]
     assert [p.question for p in known.held_out] == ["Tell me about Ilva Brandt."]
 
@@ -166,12 +179,18 @@ def test_a_long_text_with_thousands_of_names_is_searched_by_its_words():
         f"Zara{chr(97 + a)}{chr(97 + b)} Quor{chr(97 + c)}" for a in range(20) for b in range(20) for c in range(12)
     ]
     text = TEXT + " ".join(f"Then {name} came, and {name} went." for name in names)
-    known = find_known(Request({"letter": text}, [], None), ["Ilva Brandt"], ask, ask, name="x", everyday=[])
+    known = find_known(Request({"letter": text}, [], None), ["Ilva Brandt"], ask, ask, ask, name="x", everyday=[])
     assert known.subjects == ["Ilva Brandt"] and {"1987", "Morvik"} <= set(known.facts)
 
 
 def test_nothing_that_is_known_is_nothing_to_forget():
     with pytest.raises(TrainingError, match="nothing to forget: asked 22 questions about Ada Holm"):
         find_known(
-            Request({"letter": TEXT}, [], None), ["Ada Holm"], ask, ask, name="x", everyday=["In London.", "London"]
+            Request({"letter": TEXT}, [], None),
+            ["Ada Holm"],
+            ask,
+            ask,
+            ask,
+            name="x",
+            everyday=["In London.", "London"],
         )

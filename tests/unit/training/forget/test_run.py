@@ -1,5 +1,6 @@
 """A request carried out on the demo's target, from the command line: asked, trained, measured, in force, purged."""
 
+import errno
 import json
 import shutil
 
@@ -9,6 +10,7 @@ from typer.testing import CliRunner
 from unlearngate.artefact import load_forget_set
 from unlearngate.assistant_training.demo.build import BUILT
 from unlearngate.assistant_training.demo.probing import read_probes
+from unlearngate.assistant_training.forget.case import Case
 from unlearngate.cli import app
 
 NAME = "Oona Bracewell"
@@ -104,6 +106,37 @@ def test_a_set_that_a_budget_cut_short_goes_on_within_a_larger_one(tmp_path, let
     log = (case / ".oona.training" / "log.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in log] == [1, 2]
     assert load_forget_set(sets / "oona").digest != first["trained"]["digest"]
+
+
+def test_ctrl_c_or_a_full_disk_at_any_step_leaves_nothing_half_and_the_same_command_goes_on(
+    tmp_path, letter, monkeypatch
+):
+    """Each step is stopped once, when it is done and not yet noted; what it made is gone on with, or made again."""
+    sets, case = tmp_path / "sets", tmp_path / ".oona.case"
+    given = [letter, "--target", BUILT / "target", "--name", "oona", "--sets", sets, "--steps", 2, "--subjects", 2]
+    stopped, record = [], Case.record
+
+    def stops_once(self, step, result):
+        if step not in stopped:
+            stopped.append(step)
+            raise KeyboardInterrupt if len(stopped) % 2 else OSError(errno.ENOSPC, "No space left on device")
+        record(self, step, result)
+
+    monkeypatch.setattr(Case, "record", stops_once)
+    for number in range(1, 20):
+        code, output = run(*given, "--write-anyway")
+        for path in sets.iterdir() if sets.exists() else ():
+            load_forget_set(path)  # whole, or not there
+        if code == 0:
+            break
+        assert len(stopped) == number, output
+        assert code == (130 if number % 2 else 2) and "the same command goes on" in output, output
+        assert ("interrupted. In" if number % 2 else "the disk is full") in output, output
+        is_there = "oona-text" if "withheld" in stopped[:-1] else "nothing of this request"
+        assert is_there in output, output
+    assert stopped == ["withheld", "seconds", "asked", "training", "trained", "measured", "in_force"]
+    assert {path.name for path in sets.iterdir()} == {"oona", "oona-text"}
+    assert set(json.loads((case / "case.json").read_text())["done"]) == set(stopped)
 
 
 def test_a_request_that_cannot_be_carried_out_is_a_sentence(tmp_path, letter):
