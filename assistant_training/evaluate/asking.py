@@ -96,19 +96,6 @@ def ask_all(
             raise
 
 
-def served_sets(url: str) -> list[str]:
-    """The names of the sets that a server has.
-
-    Raises: openai.OpenAIError if it does not answer; UnlearngateError if it is not an unlearngate server.
-    """
-    with connect(url) as client:
-        listed = client.get("/forget_sets", cast_to=object)
-    try:
-        return [str(entry["id"]) for entry in listed["data"]]  # type: ignore[index]
-    except (TypeError, KeyError) as error:
-        raise UnlearngateError(f"{url}/v1/forget_sets lists no forget sets; is it an unlearngate server?") from error
-
-
 def connect(url: str, key: str | None = None) -> OpenAI:
     """A client of a server, with an API key if it wants one, that tries again while the server is busy."""
     return OpenAI(base_url=f"{url.rstrip('/')}/v1", api_key=key or "none", max_retries=_RETRIES)

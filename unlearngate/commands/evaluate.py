@@ -268,8 +268,8 @@ def _ask(options: _Options, asked: Benchmark | dict[str, list[Question]]) -> tup
     from openai import OpenAIError
 
     from unlearngate.assistant_training.evaluate import run as evaluation_run
-    from unlearngate.assistant_training.evaluate.asking import served_sets
     from unlearngate.assistant_training.evaluate.served import cut_answers, evaluate_server
+    from unlearngate.served import ServedSets
 
     in_process = options.target or options.sets or options.retain_model or options.mode != ModeChoice.scoring
     if in_process or not options.server or not options.model:
@@ -279,7 +279,8 @@ def _ask(options: _Options, asked: Benchmark | dict[str, list[Question]]) -> tup
         )
     answers, asking = options.out / "answers.jsonl", False
     try:
-        chosen = evaluation_run.combinations(options.combinations, served_sets(options.server))
+        there = [card["id"] for card in ServedSets(options.server).cards()]
+        chosen = evaluation_run.combinations(options.combinations, there)
         options.out.mkdir(parents=True, exist_ok=True)
         asking = True
         with answers.open("w", encoding="utf-8", buffering=1) as kept, shown_progress() as progress:

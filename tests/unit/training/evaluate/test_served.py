@@ -5,7 +5,6 @@ import math
 from collections import Counter
 from typing import ClassVar
 
-import openai
 import pytest
 from fastapi import Request, Response
 from typer.testing import CliRunner
@@ -13,7 +12,7 @@ from typer.testing import CliRunner
 from support.chat_endpoint import Played
 from unlearngate.assistant_training.data.tofu import Question
 from unlearngate.assistant_training.data.windows import Opening
-from unlearngate.assistant_training.evaluate.asking import Asked, ask_all, served_sets
+from unlearngate.assistant_training.evaluate.asking import Asked, ask_all
 from unlearngate.assistant_training.evaluate.served import cut_answers, evaluate_server
 from unlearngate.commands.evaluate import app
 from unlearngate.errors import UnlearngateError
@@ -29,7 +28,7 @@ class Served(Played):
     def __init__(self):
         super().__init__()
         self.report = lambda names: [{"name": name, "weight": 1.0} for name in names]
-        self.server.config.app.get("/v1/forget_sets")(lambda: {"data": [{"id": "a"}, {"id": "b"}]})
+        self.server.config.app.get("/v1/forget_sets")(lambda: {"data": [{"id": name, "digest": name} for name in "ab"]})
         self.base = self.url.removesuffix("/v1")
 
     async def chat(self, request: Request) -> Response:
@@ -137,12 +136,6 @@ def test_an_error_ends_the_rest(served):
     with pytest.raises(UnlearngateError):
         ask_all(served.base, "m", [Asked(FORGET[0].question)] * 500, max_tokens=4, concurrency=2)
     assert len(served.bodies) < 50
-
-
-def test_what_a_server_refuses_is_the_clients_error(served):
-    assert served_sets(served.base) == ["a", "b"]
-    with pytest.raises(openai.NotFoundError):
-        served_sets(f"{served.base}/elsewhere")
 
 
 class Multilingual(Served):
