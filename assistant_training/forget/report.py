@@ -38,6 +38,7 @@ def report(
     digest: str | None,
     withheld: Mapping[str, Any] | None,
     probes: Path,
+    instead: str | None = None,
 ) -> str:
     """The report as Markdown.
 
@@ -53,11 +54,12 @@ def report(
         withheld: the set of the texts' words: its `reference`, the `letters` of a run, `of` how many, its
             `seconds`, and how many texts were `too_short`.
         probes: the held-out questions.
+        instead: the sentence that the set says, if it says one.
     """
     total = figures.total
     state = f"In force: {name}@{digest[:12]}, in {sets}." if digest else "**Not in force.**"
     why = ["", "It does not pass:" if problems else "", *(f"- {problem}" for problem in problems)] if problems else []
-    names_of_sets = [name, *([withheld["reference"].partition("@")[0]] if withheld else [])]
+    placed = [*([name] if digest else []), *([withheld["reference"].partition("@")[0]] if withheld else [])]
     rows = [
         ("what it was asked about", ", ".join(names["subjects"])),
         ("of these names the target told nothing", ", ".join(names["unknown"]) or "-"),
@@ -94,13 +96,31 @@ def report(
             "",
             "## What to do next",
             "",
-            f"    unlearngate attack --server URL --set {name} --probes {probes}    # what still comes out, 29 ways",
-            f"    unlearngate keys add keys.json --id ID --tenant T --require {name}    # in force for this key",
-            *(f"    unlearngate sets remove {one} {sets}    # lift it" for one in names_of_sets),
+            *(_of_a_set_in_force(name, probes) if digest else _of_a_set_that_is_not(instead)),
+            *(f"    unlearngate sets remove {one} {sets}    # lift it" for one in placed),
             f"    unlearngate forget --purge {probes.parent}    # delete texts, questions and answers; the set stays",
             "",
         ]
     )
+
+
+def _of_a_set_in_force(name: str, probes: Path) -> list[str]:
+    return [
+        f"    unlearngate attack --server URL --set {name} --probes {probes}    # what still comes out, 29 ways",
+        f"    unlearngate keys add keys.json --id ID --tenant T --require {name}    # in force for this key",
+    ]
+
+
+def _of_a_set_that_is_not(instead: str | None) -> list[str]:
+    sentence = (
+        "- The same with `--instead SENTENCE` and another `--case`: less comes out where the answer is a sentence."
+    )
+    return [
+        "- The same command with a larger `--budget`, or without one, goes on with a training that the budget ended.",
+        *([] if instead else [sentence]),
+        "- `--write-anyway` puts the set in force as it is.",
+        "",
+    ]
 
 
 def _of_the_words(withheld: Mapping[str, Any] | None, sets: Path) -> list[str]:

@@ -120,6 +120,7 @@ def carry_out(
         digest=placed.digest if placed else None,
         withheld=withheld,
         probes=case.folder / PROBES,
+        instead=forget_set.manifest.instead,
     )
     case.write(REPORT, text)
     if placed:

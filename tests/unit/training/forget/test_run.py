@@ -63,7 +63,8 @@ def test_a_letter_becomes_a_set_in_force_and_its_words_are_gone_after_a_purge(tm
     assert forget_set.reference in output and "It does not pass" in output
     assert load_forget_set(sets / "oona-text").digest == withheld.digest and withheld.reference in output
     forget = (case / "forget.jsonl").read_text()
-    assert NAME in forget and "Not covered" in (case / "report.md").read_text()
+    report = (case / "report.md").read_text()
+    assert NAME in forget and "Not covered" in report and "sets remove oona " in report and "SENTENCE" not in report
 
     code, output = run(*given)  # it is in force, and the command does not say otherwise
     assert code == 0 and "does not pass, and is in force" in output, output
@@ -85,7 +86,11 @@ def test_a_letter_becomes_a_set_in_force_and_its_words_are_gone_after_a_purge(tm
     code, output = run(*given, "--case", tmp_path / "second", "--budget", "1s")
     assert code == 2 and "larger --budget goes on" in output, output
     assert load_forget_set(sets / "oona-text").digest == withheld.digest
-    assert run(*given, "--write-anyway")[0] == 0  # lifted by hand: the first case puts it back
+    code, output = run(*given)  # lifted by hand: it does not pass, and is not put back
+    report = (case / "report.md").read_text()
+    assert code == 1 and "the set is not in force" in output and "`--instead SENTENCE`" in report
+    assert "sets remove oona-text" in report and "sets remove oona " not in report
+    assert run(*given, "--write-anyway")[0] == 0
 
     code, output = run("--purge", case)
     assert code == 0 and "are deleted" in output
