@@ -57,7 +57,7 @@ test-kernels: install ## The Triton kernels: in Triton's interpreter, or compile
 
 .PHONY: test-parity
 test-parity: install ## The engine against Hugging Face + PEFT, token for token, with more requests than in `make test`
-	PARITY_REQUESTS=200 $(PYTEST) tests/e2e/test_parity.py
+	PARITY_REQUESTS=200 $(PYTEST) tests/e2e/test_parity.py tests/e2e/kinds/test_speculation.py
 
 .PHONY: test-clients
 test-clients: install clients ## Other people's clients against the served demo

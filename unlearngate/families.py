@@ -64,6 +64,7 @@ class Family:
     by_layer: keys of config.json that have a value for each layer.
     must_be: keys of config.json that vLLM does not read, or that were not tried, with the only value that may stand.
     experts: what it has in place of an MLP; LoRA then sits on the attention alone.
+    drafted: whether drafters that read its hidden states (EAGLE, EAGLE-3) were tried.
     """
 
     packed: bool = False
@@ -78,6 +79,7 @@ class Family:
     by_layer: tuple[str, ...] = ("layer_types",)
     must_be: Mapping[str, object] = field(default_factory=dict)
     experts: Experts | None = None
+    drafted: bool = False
 
     def linear_shapes(self, hidden: int, inner: int, queries: int, keys: int) -> dict[str, tuple[int, int]]:
         """(out, in) features of each linear map that LoRA may sit on, by its name inside a decoder layer.
@@ -121,10 +123,10 @@ _QWENS_EXPERTS = Experts(
 )
 _BOTH_WAYS = "use_bidirectional_attention"
 FAMILIES: dict[str, Family] = {
-    "LlamaForCausalLM": Family(biased=_BY_SWITCHES),
-    "MistralForCausalLM": Family(),
-    "Qwen2ForCausalLM": Family(biased={ALWAYS: _QKV}),
-    "Qwen3ForCausalLM": Family(biased={"attention_bias": _ATTENTION}, head_norms=_QK_NORMS, head_dim=128),
+    "LlamaForCausalLM": Family(biased=_BY_SWITCHES, drafted=True),
+    "MistralForCausalLM": Family(drafted=True),
+    "Qwen2ForCausalLM": Family(biased={ALWAYS: _QKV}, drafted=True),
+    "Qwen3ForCausalLM": Family(biased={"attention_bias": _ATTENTION}, head_norms=_QK_NORMS, head_dim=128, drafted=True),
     "Gemma2ForCausalLM": Family(
         biased={"attention_bias": _ATTENTION},
         norms=_GEMMA_NORMS,

@@ -55,6 +55,7 @@ class Plan:
     sequences are recorded (tally.py). 0 is none.
     keep_ratio is composition.md's tau, tail_ratio its rho.
     verbatim has the sets whose texts must not come out; they need no adapter.
+    adapts_target: whether a set of kind `undial` is among the adapter's.
     """
 
     adapter_id: int = 0
@@ -64,6 +65,7 @@ class Plan:
     lease: int = 0
     tail_ratio: float = 0.0
     verbatim: tuple[VerbatimSet, ...] = ()
+    adapts_target: bool = False
 
     def __post_init__(self) -> None:
         if self.adapter_id < 0 or (self.terms and self.adapter_id == 0):

@@ -13,11 +13,10 @@ from typing import Any
 from unlearngate.errors import UnsupportedDeploymentError
 from unlearngate.families import QUANTISATIONS, TARGET_ARCHITECTURES, longest_alike, refusal
 from unlearngate.server.contract.branches import CONFIG_FIELD, MAX_BRANCHES, BranchOptions
+from unlearngate.server.contract.speculation import speculation_checks
 
 # The tests run 0.32. 0.33 has the same extension points, as far as its source was read.
 SUPPORTED_VERSIONS = ("0.32", "0.33")
-# Drafts are looked up in the sequence's own tokens; on the V2 runner both names mean the same.
-SPECULATION_METHODS = ("ngram", "ngram_gpu")
 PROCESSOR = "unlearngate.server.worker.processor:ComposeLogitsProcessor"
 ANY_VERSION_VARIABLE = "UNLEARNGATE_ANY_VLLM"
 _FORBIDDEN_VARIABLES = {
@@ -128,37 +127,6 @@ def _rotary_checks(model: Any) -> list[tuple[bool, str]]:
     ]
 
 
-def _speculation_checks(config: Any) -> list[tuple[bool, str]]:
-    """What would show draft tokens that the composition did not choose, and what was never tried."""
-    speculation = config.speculative_config
-    if speculation is None:
-        return []
-    if not config.use_v2_model_runner:
-        return [(True, "speculative decoding drops the logits processor on vLLM's V1 runner")]
-    method, accepting = speculation.method, getattr(speculation, "rejection_sample_method", "standard")
-    return [
-        (
-            method not in SPECULATION_METHODS,
-            f"speculative decoding by {method!r} was never tried (tried: {', '.join(SPECULATION_METHODS)}): a drafter "
-            "that reads hidden states would be given the assistants' beside the target's, and one with a model would "
-            "run it beside the branches",
-        ),
-        (
-            accepting == "synthetic",
-            "rejection_sample_method is 'synthetic', which shows draft tokens that were not verified",
-        ),
-        (
-            accepting not in ("standard", "synthetic"),
-            f"rejection_sample_method is {accepting!r}, which was never tried (tried: standard)",
-        ),
-        (
-            getattr(speculation, "num_speculative_tokens_per_batch_size", None) is not None
-            or getattr(speculation, "enable_adaptive_verification", False),
-            "a number of draft tokens that changes from step to step was never tried",
-        ),
-    ]
-
-
 def _config_reasons(config: Any) -> list[str]:
     model, parallel, lora = config.model_config, config.parallel_config, config.lora_config
     options = getattr(model.hf_config, CONFIG_FIELD, None)
@@ -194,7 +162,7 @@ def _config_reasons(config: Any) -> list[str]:
         ),
         (model.runner_type != "generate", f"runner_type is {model.runner_type}: only 'generate' is composed"),
         *_rotary_checks(model),
-        *_speculation_checks(config),
+        *speculation_checks(config, branches.target_architecture),
         (parallel.pipeline_parallel_size > 1, "pipeline parallelism would split the branches from the target"),
         (getattr(parallel, "data_parallel_size", 1) > 1, "data parallelism was never tried"),
         (

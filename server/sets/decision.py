@@ -61,7 +61,14 @@ class Decision:
             for forget_set in self.sets
             if forget_set.manifest.kind == "verbatim"
         )
-        return Plan(adapter_id, keep_ratio, terms, tail_ratio=tail_ratio, verbatim=verbatim)
+        return Plan(
+            adapter_id,
+            keep_ratio,
+            terms,
+            tail_ratio=tail_ratio,
+            verbatim=verbatim,
+            adapts_target=len(branches) < len(self.bound),
+        )
 
     @property
     def speaking(self) -> list[str]:

@@ -22,6 +22,7 @@ class Batch(NamedTuple):
     branch_N: Tensor
     place_N: Tensor  # of each pair's assistant among all S * R, branch by branch
     leases: np.ndarray  # (R,) int64: where the rows' open gates are recorded
+    adapted_R: Tensor  # bool: whose target has LoRA
     sentences: Sentences | None = None
 
     @classmethod
@@ -40,7 +41,9 @@ class Batch(NamedTuple):
         )
         branch_N = torch.tensor([term.branch for _, term in terms], dtype=torch.int64, device=device)
         place_N = branch_N * len(slots) + pairs.row_N
-        return cls(slots, pairs, branch_N, place_N, np.array([plan.lease for plan in plans], dtype=np.int64))
+        leases = np.array([plan.lease for plan in plans], dtype=np.int64)
+        adapted_R = torch.tensor([plan.adapts_target for plan in plans], dtype=torch.bool, device=device)
+        return cls(slots, pairs, branch_N, place_N, leases, adapted_R)
 
 
 class Parts(NamedTuple):

@@ -54,6 +54,7 @@ __all__ = [
     "remember_attention_of_steps",
     "run_in_parts",
     "score_prompts_by",
+    "show_drafters_the_target",
     "starts_of_requests",
     "steers",
     "tell_rows_of_requests",
@@ -441,20 +442,41 @@ def _score_on_v2(head: PromptHead) -> None:
 
 
 @cache
+def show_drafters_the_target() -> None:
+    """Let the V2 runner give a drafter that reads final hidden states the target's alone, once for this process.
+
+    The model's have the branches' behind them. Those of single layers (EAGLE-3) the model cuts itself.
+    """
+    from vllm.v1.worker.gpu import model_runner
+
+    def of_target(model: Any, hidden_states: torch.Tensor) -> torch.Tensor:
+        return hidden_states[:, : model.hidden_size]
+
+    model_runner.get_drafter_hidden_states = of_target
+
+
+@cache
 def tell_rows_of_requests() -> None:
     """Let the V2 runner's rejection sampler tell whose rows are whose, once for this process.
 
     With draft tokens a request has several rows. `LogitsContext` has their number on the device alone, and nothing here
     waits for the device. A processor with `expect_rows` gets it, and is told by `keep_rows` which rows gave a token.
+    By `allow_drafts` it rejects some: where a draft is -1 vLLM samples from the row as if there were none.
 
     The sampler verifies the rows of a step in parts of 1 GiB; here it takes all at once, as they were computed.
     """
     from vllm.v1.worker.gpu.spec_decode import rejection_sampler
 
-    verify = rejection_sampler.RejectionSampler.__call__
+    verify, choose = rejection_sampler.RejectionSampler.__call__, rejection_sampler.rejection_sample
+    told: list[Any] = []
+
+    def choosing(logits: Any, draft_logits: Any, draft_R: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        for processor in told:
+            draft_R = processor.allow_drafts(draft_R)
+        return choose(logits, draft_logits, draft_R, *args, **kwargs)
 
     def telling(self: Any, logits: Any, input_batch: Any, *args: Any, **kwargs: Any) -> Any:
-        told = [one for one in self.sampler.logits_processors if hasattr(one, "expect_rows")]
+        told[:] = [one for one in self.sampler.logits_processors if hasattr(one, "expect_rows")]
         for processor in told:
             processor.expect_rows(np.diff(input_batch.cu_num_logits_np))
         try:
@@ -466,5 +488,5 @@ def tell_rows_of_requests() -> None:
             for processor in told:
                 processor.expect_rows(None)
 
-    rejection_sampler.RejectionSampler.__call__ = telling
+    rejection_sampler.RejectionSampler.__call__, rejection_sampler.rejection_sample = telling, choosing
     rejection_sampler.get_max_chunk_logits = lambda vocab_size: sys.maxsize

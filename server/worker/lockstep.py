@@ -77,7 +77,7 @@ class Lockstep(nn.Module):
         positions: Tensor,
         inputs_embeds: Tensor | None = None,
         row_M: Tensor | None = None,
-    ) -> Tensor:
+    ) -> Tensor | tuple[Tensor, list[Tensor]]:
         """Run a step.
 
         Args:
@@ -86,15 +86,18 @@ class Lockstep(nn.Module):
             inputs_embeds: see input_ids.
             row_M: (M,) int64, where branches are cut: which of the T rows each of the branches' is, branch by branch.
 
-        Returns: final hidden states, the target's first: (T + M, H), or (T, (1 + S) H) where branches are not cut.
+        Returns: final hidden states, the target's first: (T + M, H), or (T, (1 + S) H) where branches are not cut. With
+            them, if a drafter reads some of the target's layers, (T, H) of each: the target's own, and no branch's.
         """
         target: Any = self._target[0]
+        read = Read(len(positions), getattr(target, "aux_hidden_state_layers", ()))
         embed = target.embed_tokens if self._is_hugging_faces else target.embed_input_ids
         hidden = embed(input_ids) if inputs_embeds is None else inputs_embeds
         if self._multiplier != 1.0:
             hidden = hidden * self._multiplier
         residual: Tensor | None = None
-        hidden, residual = self._run(target.layers[: self._tap_layer], 0, positions, hidden, residual)
+        read.before(0, hidden, residual)
+        hidden, residual = self._run(target.layers[: self._tap_layer], 0, positions, hidden, residual, read)
         copies = [len(positions)] * len(self._branches) if row_M is None else [len(row_M)]
         sizes = [len(positions), *copies]
 
@@ -102,27 +105,35 @@ class Lockstep(nn.Module):
             return torch.cat([x_T, *([x_T] * len(copies) if row_M is None else [x_T[row_M]])])
 
         hidden, residual = stack(hidden), None if residual is None else stack(residual)
-        hidden, residual = self._run(self._stacked, self._tap_layer, stack(positions), hidden, residual)
+        hidden, residual = self._run(self._stacked, self._tap_layer, stack(positions), hidden, residual, read)
         hiddens = hidden.split(sizes)
         residuals = (None,) * len(sizes) if residual is None else residual.split(sizes)
         hidden, residual = hiddens[0], residuals[0]
         after = self._tap_layer + len(self._stacked)
-        hidden, residual = self._run(target.layers[after:], after, positions, hidden, residual)
+        hidden, residual = self._run(target.layers[after:], after, positions, hidden, residual, read)
         ends = [(hidden, residual), *zip(hiddens[1:], residuals[1:], strict=True)]
         finals = [target.norm(h) if r is None else target.norm(h, r)[0] for h, r in ends]
-        return torch.cat(finals, dim=-1 if row_M is None else 0)
+        final = torch.cat(finals, dim=-1 if row_M is None else 0)
+        return (final, read.hidden) if read.layers else final
 
     def _run(
-        self, layers: Iterable[nn.Module], first: int, positions: Tensor, hidden: Tensor, residual: Tensor | None
+        self,
+        layers: Iterable[nn.Module],
+        first: int,
+        positions: Tensor,
+        hidden: Tensor,
+        residual: Tensor | None,
+        read: Read,
     ) -> tuple[Tensor, Tensor | None]:
         """Some layers in a row, of which one is the target's number `first`."""
         if self._is_hugging_faces:
             return self._run_hugging_faces(layers, first, positions[None], hidden[None]), None
-        for layer in layers:
+        for number, layer in enumerate(layers, first):
             if self._has_residual:
                 hidden, residual = layer(positions, hidden, residual)
             else:
                 hidden = layer(positions, hidden)
+            read.before(number + 1, hidden, residual)
         return hidden, residual
 
     def _run_hugging_faces(self, layers: Iterable[nn.Module], first: int, positions: Tensor, hidden: Tensor) -> Tensor:
@@ -133,6 +144,24 @@ class Lockstep(nn.Module):
             embedded = angles[self._kinds[number]] if self._kinds else shared
             hidden = layer(hidden, attention_mask=None, position_ids=positions, position_embeddings=embedded)
         return hidden[0]
+
+
+class Read:
+    """The target's hidden states that a drafter reads, as they are before some of its layers.
+
+    The target's T rows are the first of all, also where layers are stacked.
+    """
+
+    def __init__(self, num_rows: int, layers: tuple[int, ...]) -> None:
+        self.layers = layers
+        self.hidden: list[Tensor] = []
+        self._num_rows = num_rows
+
+    def before(self, layer: int, hidden: Tensor, residual: Tensor | None) -> None:
+        """Layer `layer`, counted from 0, is next; the number of layers means that none is."""
+        if layer in self.layers:
+            own = hidden[: self._num_rows]
+            self.hidden.append(own if residual is None else own + residual[: self._num_rows])
 
 
 def _rotary(target: nn.Module) -> nn.Module:

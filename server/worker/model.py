@@ -30,7 +30,7 @@ from transformers import PreTrainedModel
 from vllm.compilation.backends import set_model_tag
 from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.model_executor.layers.linear import LinearBase
-from vllm.model_executor.models.interfaces import SupportsLoRA
+from vllm.model_executor.models.interfaces import SupportsEagle3, SupportsLoRA
 from vllm.model_executor.models.utils import init_vllm_registered_model
 
 from unlearngate.families import FAMILIES
@@ -46,6 +46,7 @@ from unlearngate.server.worker.compat import (
     remember_attention_of_steps,
     run_in_parts,
     score_prompts_by,
+    show_drafters_the_target,
     starts_of_requests,
     undo_discarded_draws,
     with_plain_experts,
@@ -112,7 +113,7 @@ class Composer(Protocol):
         """(N,) int64: the assistants' rows that will be composed, as places among all S * R, branch by branch."""
 
 
-class UnlearningForCausalLM(nn.Module, SupportsLoRA):
+class UnlearningForCausalLM(nn.Module, SupportsLoRA, SupportsEagle3):
     """An out-of-tree vLLM model; `hf_config.unlearngate` holds its BranchOptions."""
 
     embedding_modules: dict[str, str] = {}  # noqa: RUF012 - the name and form vLLM reads
@@ -126,6 +127,8 @@ class UnlearningForCausalLM(nn.Module, SupportsLoRA):
         load_compiled_code()
         undo_discarded_draws()
         score_prompts_by(PROMPT_HEAD, v2=vllm_config.use_v2_model_runner)
+        if vllm_config.use_v2_model_runner:
+            show_drafters_the_target()
         self.config = vllm_config.model_config.hf_config
         self.options = BranchOptions(**getattr(self.config, CONFIG_FIELD))
         self.hidden_size: int = self.config.hidden_size
@@ -165,14 +168,21 @@ class UnlearningForCausalLM(nn.Module, SupportsLoRA):
         """(T,) int -> (T, H): the target's embeddings, which the branches share."""
         return self.target.embed_input_ids(input_ids)
 
+    def get_language_model(self) -> nn.Module:
+        """The target, where vLLM looks for what a drafter shares and reads: embeddings, head, hidden states."""
+        return self.target
+
     def forward(
         self,
         input_ids: Tensor | None,
         positions: Tensor,
         intermediate_tensors: Any = None,
         inputs_embeds: Tensor | None = None,
-    ) -> Tensor:
-        """(T,) scheduled tokens -> (T, (1 + k) * H) final hidden states of the target and k branches, in this order."""
+    ) -> Tensor | tuple[Tensor, list[Tensor]]:
+        """(T,) scheduled tokens -> (T, (1 + k) * H) final hidden states of the target and k branches, in this order.
+
+        With them, if a drafter reads some of the target's layers, (T, H) of each, the target's alone.
+        """
         parts = self._parts_to_run(len(positions))
         if not self._ran:
             # vLLM compiles and measures memory with the first batch, so it does all that later ones may do.
@@ -185,9 +195,9 @@ class UnlearningForCausalLM(nn.Module, SupportsLoRA):
             if parts:
                 self.target(input_ids, positions, intermediate_tensors, inputs_embeds)
         if not parts:
-            return cast("Tensor", self.target(input_ids, positions, intermediate_tensors, inputs_embeds))
+            return self.target(input_ids, positions, intermediate_tensors, inputs_embeds)
         if not self._lockstep.cuts:
-            return cast("Tensor", self._lockstep(input_ids, positions, inputs_embeds))
+            return self._lockstep(input_ids, positions, inputs_embeds)
         with run_in_parts(parts, self._attention):
             return parts.unstack(self._lockstep(input_ids, positions, inputs_embeds, parts.row_M))
 

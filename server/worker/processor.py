@@ -24,6 +24,7 @@ from unlearngate.kernels.pairs import Pairs
 from unlearngate.kernels.scratch import Scratch
 from unlearngate.server.contract.branches import MAX_BRANCHES
 from unlearngate.server.contract.plan import TOKEN_FIELD, Plan, verify
+from unlearngate.server.contract.speculation import has_drafter
 from unlearngate.server.contract.tally import COUNTS, Tally
 from unlearngate.server.worker.batch import Batch, move
 from unlearngate.server.worker.compat import (
@@ -39,7 +40,14 @@ from unlearngate.server.worker.compat import (
 )
 from unlearngate.server.worker.prompts import first_eos, refuse_unscorable
 from unlearngate.server.worker.recorder import Composed, Recorder
-from unlearngate.server.worker.rows import kept_rows, output_positions, slots_of_rows, tokens_of_rows
+from unlearngate.server.worker.rows import (
+    acting_rows,
+    kept_rows,
+    output_positions,
+    slots_of_rows,
+    tokens_of_rows,
+    without_drafts_behind,
+)
 from unlearngate.server.worker.saying import Saying
 from unlearngate.server.worker.sequences import ListedTokens, Tokens
 from unlearngate.server.worker.verbatim import Followed, Verbatim
@@ -70,6 +78,8 @@ class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         from unlearngate.server.contract.refusals import refuse_unsupported
 
         refuse_unsupported(vllm_config)
+        self._has_drafter = has_drafter(vllm_config.speculative_config)
+        self._acting_R: Tensor | None = None  # rows of the step that a set has changed, if there is a drafter
         # V1 passes (device, is_pin_memory), V2 one object with the request states.
         self._device = torch.device(runner[0] if len(runner) == 2 else runner[0].device)
         if len(runner) == 1:
@@ -126,11 +136,20 @@ class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         """Take over a slot; True if its rows are to be composed."""
         self._cached = None
         plan = self._admit(req_idx, sampling_params)
-        return plan is None or bool(plan.terms or plan.verbatim)
+        acts = plan is None or bool(plan.terms or plan.verbatim)
+        return acts or (self._has_drafter and plan is not None and plan.adapts_target)
 
     def expect_rows(self, rows_of_requests: np.ndarray | None) -> None:
         """Draft tokens are going to be verified, and these are the rows of each request; None: that is over."""
-        self._rows_of_requests, self._composed = rows_of_requests, None
+        self._rows_of_requests, self._composed, self._acting_R = rows_of_requests, None, None
+
+    def allow_drafts(self, draft_R: Tensor) -> Tensor:
+        """(R,) the draft tokens of a step whose rows are composed; -1 for one that is to be rejected.
+
+        A drafter knows what the target knows. A client could make an answer say a guess, and learn from the time that
+        this takes whether the drafter has the same one. So where a set acts, no draft of a model is accepted.
+        """
+        return draft_R if self._acting_R is None else without_drafts_behind(self._acting_R, draft_R)
 
     def keep_rows(self, slots: np.ndarray, num_sampled: Tensor) -> None:
         """Of the rows that were expected as many of each request, from the first on, gave a token that is kept.
@@ -155,11 +174,14 @@ class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         num_rows = logits.shape[0]
         slots = tuple(range(num_rows)) if ctx is None else slots_of_rows(ctx, num_rows, self._rows_of_requests)
         batch = self._batch(slots, logits.shape[1])
+        open_N: Tensor | None = None
         if batch.branch_N.numel():
             started = self._recorder.now() if self._recorder else None
             open_N = self._compose(logits, batch, knows_rows=ctx is None)
             if self._recorder or batch.sentences:
                 self._follow(logits, batch, open_N, self._positions(slots, ctx), started)
+        if self._has_drafter:
+            self._acting_R = acting_rows(batch, open_N)
         if any(self._followed.get(slot) for slot in slots):
             self._withhold(logits, slots, ctx)
         # A row of an unknown request is as untrusted as one with a bad token.

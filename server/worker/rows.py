@@ -7,7 +7,7 @@ drafts d_1 ... d_j samples what follows them, as if they were in the answer.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,6 +15,9 @@ from torch import Tensor
 
 from unlearngate.server.worker.compat import LogitsContext
 from unlearngate.server.worker.sequences import SlotTokens
+
+if TYPE_CHECKING:
+    from unlearngate.server.worker.batch import Batch
 
 
 def slots_of_rows(ctx: LogitsContext, num_rows: int, rows_of_requests: np.ndarray | None) -> tuple[int, ...]:
@@ -57,6 +60,30 @@ def tokens_of_rows(states: Any, ctx: LogitsContext, slots: Sequence[int]) -> lis
         drafts = (*drafts, token) if behind else ()
         sequences.append(SlotTokens(states, slot, place + 1, token, drafts) if position >= 0 else None)
     return sequences
+
+
+def acting_rows(batch: Batch, open_N: Tensor | None) -> Tensor:
+    """(R,) bool, on the device: the rows whose logits a set has changed, or may have.
+
+    Args:
+        batch: of the step.
+        open_N: bool, which pairs were open; None if it has no pairs.
+    """
+    if open_N is None:
+        return batch.adapted_R
+    return batch.adapted_R.long().index_add_(0, batch.pairs.row_N, open_N.long()) > 0
+
+
+def without_drafts_behind(acting_R: Tensor, draft_R: Tensor) -> Tensor:
+    """(R,) the draft token that each row is behind, -1 in place of one that the row before it must not accept.
+
+    Args:
+        acting_R: (R,) bool, rows that must accept none.
+        draft_R: (R,) int, the tokens. A request's first row is behind no draft, and nobody reads what it has here.
+    """
+    behind_R = acting_R.roll(1)
+    behind_R[:1] = False
+    return draft_R.masked_fill(behind_R, -1)
 
 
 def kept_rows(counts: np.ndarray, num_sampled: Tensor, forgets: np.ndarray) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from support import preloaded
-from support.engine.tiny import FAMILY_NAMES
+from support.engine.tiny import FAMILY_NAMES, family_config
+from unlearngate.families import FAMILIES
 
 pytestmark = pytest.mark.e2e
 
@@ -37,7 +38,8 @@ RUNS = {
     "mixtral-tapped": ["--family", "mixtral", "--tap", "1"],
     "qwen2moe-undial-tapped": ["--family", "qwen2moe", "--undial", "--tap", "1"],
     "qwen3moe-undial": ["--family", "qwen3moe", "--undial"],
-    "smollm3-undial-speculation": ["--family", "smollm3", "--undial", "--v2", "--speculate", "3"],
+    "smollm3-undial-tapped": ["--family", "smollm3", "--undial", "--tap", "1"],
+    "llama-undial-eagle3": ["--family", "llama", "--undial", "--v2", "--speculate", "3", "--drafter", "eagle3"],
     # Families with and without packed maps, and one whose layers differ; kernels of vLLM's that pack weights for a CPU.
     "llama-tapped-w8a8": ["--family", "llama", "--tap", "1", "--quantised", "w8a8"],
     "phi3-undial-awq": ["--family", "phi3", "--undial", "--quantised", "awq"],
@@ -59,6 +61,18 @@ ALL_RUNS = RUNS | {
     for way, arguments in WAYS.items()
     for family in FAMILY_NAMES
     if f"{family}-{way}" not in RUNS
+}
+# And each with which drafters were tried, which read its hidden states.
+DRAFTED_WAYS = {
+    "eagle3": ["--v2", "--speculate", "3", "--drafter", "eagle3"],
+    "undial-tapped-eagle3": ["--undial", "--tap", "1", "--v2", "--speculate", "2", "--drafter", "eagle3"],
+    "undial-eagle": ["--undial", "--v2", "--speculate", "3", "--drafter", "eagle"],
+}
+ALL_RUNS |= {
+    f"{family}-{way}": ["--family", family, *arguments]
+    for way, arguments in DRAFTED_WAYS.items()
+    for family in FAMILY_NAMES
+    if all(FAMILIES[name].drafted for name in family_config(family).architectures)
 }
 # How config.json may stretch the rotary embedding, and a head with rows that no token has and vLLM pads to 64.
 VARIANTS = {

@@ -20,6 +20,7 @@ from types import SimpleNamespace
 
 import torch
 
+from support.engine.drafter import METHODS, drafts_where_a_set_acts, make_drafter, watch_drafter
 from support.engine.parity_requests import draw_prefixes, draw_request, draw_requests, sampling_params
 from support.engine.parity_verdict import is_half, judge
 from support.engine.speculation import METHOD, draft_counters, look_up_in_python, watch_rows
@@ -43,6 +44,7 @@ def main() -> int:
     parser.add_argument("--tensor-parallel", type=int, default=1)
     parser.add_argument("--v2", action="store_true", help="vLLM's V2 runner and the Triton kernels, interpreted")
     parser.add_argument("--speculate", type=int, default=0, help="draft tokens, looked up in the sequence; with --v2")
+    parser.add_argument("--drafter", choices=METHODS, help="a model that drafts; with --speculate")
     parser.add_argument("--quantised", help="serve a quantised child; its twin is the reference")
     parser.add_argument("--rope", help="of tiny.ROPES")
     parser.add_argument("--vocab-size", type=int, default=512, help="rows of the head; vLLM pads them to 64")
@@ -115,6 +117,10 @@ def run(args: argparse.Namespace) -> dict:
             )
     restore = remember_class(target)
     adapter_loads = watch_adapter_loads()
+    args.speculative, known, share = {**METHOD}, range(2, 512), 0.4
+    if args.drafter:
+        drafter = make_drafter(args.work / "drafter", target, args.drafter, seed=args.seed)
+        args.speculative, known, share, shown = drafter.options, drafter.tokens, 0.75, watch_drafter()
     if args.speculate:
         look_up_in_python()
         watched = watch_rows()
@@ -136,8 +142,8 @@ def run(args: argparse.Namespace) -> dict:
         requests[2] |= {"prompt": [rng.randrange(2, 512)], "prompt_logprobs": 1, "abort_after": None}
         for request in requests:
             request["steering"].pop("logit_bias", None)  # vLLM has no bias then
-            if rng.random() < 0.4:  # few tokens come again, and drafts are accepted
-                request["steering"] |= {"allowed_token_ids": rng.sample(range(2, 512), 3), "min_tokens": 500}
+            if rng.random() < share:  # few tokens come again, and drafts are accepted
+                request["steering"] |= {"allowed_token_ids": rng.sample(known, 3), "min_tokens": 500}
                 request["steering"].pop("bad_words", None)
     started = time.monotonic()
     drive(engine, requests, rng, tally)
@@ -163,7 +169,13 @@ def run(args: argparse.Namespace) -> dict:
     restore()
     reference = Reference(twin, folders, rounds_inputs=args.quantised == "w8a8")
     exact = Reference(twin, folders, rounds_inputs=args.quantised == "w8a8", dtype=torch.float64)
-    return judge(args, requests, reference, exact, counters, seconds, mode)
+    figures = judge(args, requests, reference, exact, counters, seconds, mode)
+    if args.drafter:
+        shown.check_its_modules(args.layers)
+        problems, figures["drafter_positions"] = shown.problems(requests, drafter, reference)
+        figures["problems"] += [*problems, *drafts_where_a_set_acts(requests)]
+        figures["unexercised"] += [] if figures["drafter_positions"] else ["nothing was shown to the drafter"]
+    return figures
 
 
 def remember_class(target: Path) -> Callable[[], None]:
@@ -228,7 +240,7 @@ def start_engine(args: argparse.Namespace, target: Path, parent: Path):
         enforce_eager=not args.default_compilation,
         tensor_parallel_size=args.tensor_parallel,
         disable_log_stats=False,
-        speculative_config={**METHOD, "num_speculative_tokens": args.speculate} if args.speculate else None,
+        speculative_config={**args.speculative, "num_speculative_tokens": args.speculate} if args.speculate else None,
         **options,
     ).create_engine_config()
     compat.fork_on_a_cpu(num_threads=1)
@@ -258,6 +270,7 @@ def drive(engine, requests: list[dict], rng: random.Random, tally, *, at_once: b
                 terms,
                 lease=request["lease"],
                 tail_ratio=request["tail_ratio"],
+                adapts_target=request["student"] is not None,
             )
             engine.add_request(
                 str(index),
@@ -273,6 +286,7 @@ def drive(engine, requests: list[dict], rng: random.Random, tally, *, at_once: b
         for output in engine.step():
             request = requests[int(output.request_id)]
             completion = output.outputs[0]
+            request["together"] = max(request["together"], len(completion.token_ids) - len(request["tokens"]))
             request["tokens"] = list(completion.token_ids)
             request["logprobs"] = [p[t].logprob for t, p in zip(completion.token_ids, completion.logprobs, strict=True)]
             if output.prompt_logprobs is not None:

@@ -6,7 +6,7 @@ import random
 from itertools import combinations
 
 # Of a request that is asked again.
-FRESH = ("max_tokens", "steering", "abort_after", "tokens", "logprobs", "prompt_logprobs", "scored")
+FRESH = ("max_tokens", "steering", "abort_after", "tokens", "together", "logprobs", "prompt_logprobs", "scored")
 
 
 def draw_prefixes(rng: random.Random) -> list[list[int]]:
@@ -74,6 +74,7 @@ def draw_request(rng: random.Random, registry, prefixes: list[list[int]]) -> dic
         "abort_after": rng.choice([0, rng.randint(1, 20)]) if rng.random() < 0.15 else None,
         "sentences": [draw_sentence(rng) for _ in names],
         "tokens": [],
+        "together": 0,  # tokens at most that came from one step
         "logprobs": [],
         "prompt_logprobs": rng.choice([None, 0, rng.randint(1, 5)]),
         "scored": None,

@@ -1,9 +1,12 @@
 """A real engine that samples at temperature 1 behind draft tokens, against the exact composed distribution.
 
-Run as a program, one engine per process:  python sampled.py --requests 600 --work DIR
+Run as a program, one engine per process:  python sampled.py --requests 600 --work DIR [--drafter eagle3 [--draws]]
 Every request has the same prompt and answers with three tokens out of three, so there are 27 answers. Hugging Face +
 PEFT say how likely each is; a chi-squared test says whether the engine's counts are. Its threshold is passed by one
 right run of a million. The same counts must not pass for the target's own distribution.
+
+Drafts are looked up, behind rows where a set acts always. A drafter knows the three tokens, and the set acts on about
+half of the rows that there may be: of the others drafts are accepted.
 
 Prints one JSON line with the figures; exits 1 if the counts are unlikely, or if the run shows nothing.
 """
@@ -22,8 +25,9 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from support.engine.drafter import METHODS, make_drafter
 from support.engine.parity import interpret_triton, start_engine
-from support.engine.speculation import draft_counters, look_up_in_python
+from support.engine.speculation import METHOD, draft_counters, look_up_in_python
 
 LENGTH = 3
 PROMPT = [0, 1, 2, 1, 0, 2, 0, 1, 1, 2, 2, 0, 0]  # of the three tokens: each is followed by each
@@ -39,6 +43,8 @@ FEWEST = 5  # expected of an answer: those that are fewer count together
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=600)
+    parser.add_argument("--drafter", choices=METHODS, help="a model that drafts, in place of looking up")
+    parser.add_argument("--draws", action="store_true", help="the drafter draws, and its probabilities count")
     parser.add_argument("--seed", type=int, default=int(os.environ.get("UNLEARNGATE_SEED", "0")))
     parser.add_argument("--work", type=Path, required=True)
     args = parser.parse_args()
@@ -54,20 +60,24 @@ def main() -> int:
 
 
 def run(args: argparse.Namespace) -> dict:
-    from support.engine.reference import Reference, Term
+    from support.engine.reference import Reference
     from support.engine.tiny import make_forget_set, make_target
 
     target = make_target(args.work / "target", seed=args.seed)
     flatten(target)
     forget_set = make_forget_set(args.work / "sets" / "anna", target, seed=args.seed + 1, scale=0.3)
     reference = Reference(target, {"anna": forget_set.folder})
-    tokens, composed, plain = choose_tokens(
-        reference, [Term("anna", WEIGHT, 0.0)], random.Random(args.seed), args.requests
-    )
+    chosen = choose_tokens(reference, random.Random(args.seed), args.requests, acts_always=args.drafter is None)
+    tokens, gate_nats, composed, plain = chosen
     look_up_in_python()
+    speculative: dict[str, str] = {**METHOD}
+    if args.drafter:
+        drafter = make_drafter(args.work / "drafter", target, args.drafter, seed=args.seed, tokens=sorted(tokens))
+        speculative = {**drafter.options, "draft_sample_method": "probabilistic" if args.draws else "greedy"}
     shape = {"family": "llama", "quantised": None, "undial": False, "default_compilation": False, "tensor_parallel": 1}
-    engine, registry = start_engine(SimpleNamespace(**shape, work=args.work, speculate=LENGTH - 1), target, target)
-    answers = sample(engine, registry, tokens, args.requests)
+    shape |= {"speculate": LENGTH - 1, "speculative": speculative}
+    engine, registry = start_engine(SimpleNamespace(**shape, work=args.work), target, target)
+    answers = sample(engine, registry, tokens, gate_nats, args.requests)
     counts = {answer: answers.count(answer) for answer in composed}
     problems = [] if sum(counts.values()) == args.requests else ["an answer has other tokens than are allowed"]
     likely, otherwise = (likelihood(counts, of) for of in (composed, plain))
@@ -80,6 +90,7 @@ def run(args: argparse.Namespace) -> dict:
     return {
         "requests": args.requests,
         "seed": args.seed,
+        "drafts": speculative["method"] + (" that draws" if args.draws else ""),
         "p_value": likely,
         "p_value_of_the_target": otherwise,
         "variation": variation(composed, {answer: count / args.requests for answer, count in counts.items()}),
@@ -97,15 +108,39 @@ def flatten(target: Path) -> None:
     save_file(tensors, file, metadata={"format": "pt"})
 
 
-def choose_tokens(reference, terms: list, rng: random.Random, num_requests: int):
-    """Three tokens whose answers the sets make likely or unlikely, and none certain; and how likely each answer is."""
+def choose_tokens(reference, rng: random.Random, num_requests: int, *, acts_always: bool):
+    """Three tokens whose answers the set makes likely or unlikely, and none certain; and how likely each answer is.
+
+    With them the set's gate.
+    """
+    from support.engine.reference import Term
+
     for _ in range(200):
         tokens = rng.sample(range(2, 512), 3)
+        gate_nats = 0.0 if acts_always else middle_evidence(reference, tokens)
+        terms = [Term("anna", WEIGHT, gate_nats)]
         composed, plain = (distribution(reference, tokens, of, KEEP_RATIO if of else 0.0) for of in (terms, []))
         expected = {answer: part * num_requests for answer, part in composed.items()}
         if likelihood(expected, plain) < APART and max(composed.values()) < MOST_LIKELY:
-            return tokens, composed, plain
+            return tokens, gate_nats, composed, plain
     raise AssertionError("no three tokens are of use")
+
+
+def middle_evidence(reference, tokens: list[int]) -> float:
+    """A gate that is open at half of the rows that there may be, and far from the evidence at any."""
+    from support.engine.reference import Term, compose_row
+
+    term, evidence = Term("anna", 1.0, 0.0), []
+    for length in range(LENGTH):
+        for answer in product(tokens, repeat=length):
+            target, assistants, _ = reference.logits(
+                [*(tokens[place] for place in PROMPT), *answer], [term], rows=slice(-1, None)
+            )
+            evidence += compose_row(target[0], [assistants[0][0]], [term], 0.0)[1]
+    ordered = sorted(evidence)
+    third = len(ordered) // 3
+    below = max(range(third, 2 * third), key=lambda place: ordered[place + 1] - ordered[place])
+    return (ordered[below] + ordered[below + 1]) / 2
 
 
 def variation(one: dict, other: dict) -> float:
@@ -128,7 +163,7 @@ def distribution(reference, tokens: list[int], terms: list, keep_ratio: float) -
     return likely
 
 
-def sample(engine, registry, tokens: list[int], num_requests: int) -> list[tuple[int, ...]]:
+def sample(engine, registry, tokens: list[int], gate_nats: float, num_requests: int) -> list[tuple[int, ...]]:
     """The answers of as many requests, in whatever batches come."""
     from vllm import SamplingParams
 
@@ -136,7 +171,7 @@ def sample(engine, registry, tokens: list[int], num_requests: int) -> list[tuple
     from unlearngate.server.engine.compat import LoRARequest
 
     binding = registry.bindings.bind([registry.get("anna")])
-    token = sign(Plan(binding.adapter_id, KEEP_RATIO, (Term(0, WEIGHT, 0.0),)))
+    token = sign(Plan(binding.adapter_id, KEEP_RATIO, (Term(0, WEIGHT, gate_nats),)))
     for number in range(num_requests):
         params = SamplingParams(
             temperature=1.0,

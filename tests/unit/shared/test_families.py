@@ -9,6 +9,7 @@ from e2e.test_parity import ALL_RUNS
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
+from support.engine.drafter import METHODS
 from support.engine.tiny import FAMILY_NAMES, ROPES, family_config, make_target
 from unlearngate import target
 from unlearngate.errors import ArtefactError
@@ -95,6 +96,9 @@ def test_every_architecture_is_in_the_parity_runs():
         own = [arguments for arguments in ALL_RUNS.values() if family in arguments]
         for word in ("--v2", "--tap", "--default-compilation", "--tensor-parallel", "--speculate"):
             assert any(word in arguments for arguments in own), f"{family} has no run with {word}"
+        drafters = {arguments[arguments.index("--drafter") + 1] for arguments in own if "--drafter" in arguments}
+        is_drafted = all(FAMILIES[name].drafted for name in family_config(family).architectures)
+        assert drafters == (set(METHODS) if is_drafted else set())
 
 
 @pytest.mark.parametrize(

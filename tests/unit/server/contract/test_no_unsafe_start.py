@@ -98,7 +98,11 @@ def test_a_field_that_a_gpu_could_set_is_refused(arguments, path, value, sentenc
         ),
         row("SU-block-verification", {"rejection_sample_method": "block"}, "'block', which was never tried"),
         row("SU-changing-drafts", {"num_speculative_tokens_per_batch_size": [(1, 64, 2)]}, "changes from step to step"),
-        row("SU-drafter", {"method": "suffix"}, "by 'suffix' was never tried"),
+        row("SU-drafter", {"method": "suffix"}, "by 'suffix' is not supported"),
+        row("SU-hidden-states", {"method": "extract_hidden_states"}, "writes the target's hidden states out"),
+        row("SU-mtp", {"method": "mtp"}, "of which none is a target here"),
+        row("SU-draft-model", {"method": "draft_model"}, "a second model beside the branches was never tried"),
+        row("SU-parallel-drafting", {"method": "eagle3", "parallel_drafting": True}, "parallel_drafting"),
     ],
 )
 def test_drafts_that_could_leak_are_refused(arguments, monkeypatch, changes, sentence):

@@ -25,6 +25,7 @@ plans = st.one_of(
         keep_ratio=st.floats(0, 1),
         tail_ratio=st.floats(0, 1),
         terms=st.lists(terms, max_size=8).map(tuple),
+        adapts_target=st.booleans(),
     ),
 )
 PLAN = Plan(3, 0.25, (Term(0, 1.5, 0.0), Term(1, 0.75, 2.0)))

@@ -481,6 +481,7 @@ def test_options_of_the_engine_are_the_operators(words):
     refuse_arguments(words, OURS)
 
 
+DRAFTED = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 SPECULATION = {"method": "ngram", "rejection_sample_method": "standard"}
 
 
@@ -491,15 +492,31 @@ def test_drafts_that_are_looked_up_are_verified_on_the_v2_runner(method):
     refuse_unsupported(config)
 
 
+@pytest.mark.parametrize("method", ["eagle", "eagle3"])
+@pytest.mark.parametrize("architecture", TARGET_ARCHITECTURES)
+def test_drafters_that_read_hidden_states_are_accepted_for_targets_that_were_tried(method, architecture):
+    config = with_options(architecture, 0, 2, 2)
+    config.speculative_config, config.use_v2_model_runner = SimpleNamespace(**{**SPECULATION, "method": method}), True
+    if architecture in DRAFTED:
+        refuse_unsupported(config)
+    else:
+        said = refusal(config)
+        assert f"by '{method}' was never tried with a target of architecture '{architecture}'" in said
+        assert all(name in said for name in DRAFTED)
+
+
 @pytest.mark.parametrize(
     "v2, changes, sentence",
     [
         (False, {}, "speculative decoding drops the logits processor on vLLM's V1 runner"),
+        (True, {"method": "mtp"}, "by 'mtp' is not supported: vLLM has such modules for other architectures"),
+        (True, {"method": "draft_model"}, "by 'draft_model' is not supported: a second model beside the branches"),
+        (True, {"method": "extract_hidden_states"}, "is not supported: it writes the target's hidden states out"),
         *(
-            (True, {"method": name}, f"by '{name}' was never tried")
-            for name in ("eagle", "eagle3", "mtp", "draft_model")
+            (True, {"method": name}, f"by '{name}' is not supported: it was never tried")
+            for name in ("medusa", "mlp_speculator", "suffix", "custom_class", "dflash", "dspark")
         ),
-        *((True, {"method": name}, f"by '{name}' was never tried") for name in ("medusa", "suffix", "custom_class")),
+        (True, {"method": "eagle3", "parallel_drafting": True}, "parallel_drafting"),
         (True, {"rejection_sample_method": "synthetic"}, "shows draft tokens that were not verified"),
         (True, {"rejection_sample_method": "block"}, "'block', which was never tried"),
         (True, {"num_speculative_tokens_per_batch_size": [(1, 8, 2)]}, "changes from step to step"),

@@ -240,7 +240,7 @@ def policy_of(registry, num_branches=2):
 def test_an_undial_set_alone_needs_its_adapter_and_composes_nothing(mixed):
     for registry in mixed.values():
         decision = policy_of(registry).decide(NAME, ["zora"], ANYBODY)
-        assert decision.plan(5) == Plan(5, 0.0, ())
+        assert decision.plan(5) == Plan(5, 0.0, (), adapts_target=True)
         assert decision.header() == f"{registry.get('zora').reference};weight=1;by=request"
 
 
@@ -248,7 +248,7 @@ def test_an_undial_set_alone_needs_its_adapter_and_composes_nothing(mixed):
 def test_an_undial_set_takes_no_branch_wherever_its_name_sorts(mixed, undial):
     keep = ForgetSetChoice(name="bert", keep_ratio=0.4, weight=0.5)
     decision = policy_of(mixed[0]).decide(NAME, [undial, keep, "anna"], ANYBODY)
-    assert decision.plan(5) == Plan(5, 0.4, (Term(0, 1.0, 0.0), Term(1, 0.5, 0.0)))
+    assert decision.plan(5) == Plan(5, 0.4, (Term(0, 1.0, 0.0), Term(1, 0.5, 0.0)), adapts_target=True)
     assert names(decision) == sorted(["anna", "bert", undial])
 
 

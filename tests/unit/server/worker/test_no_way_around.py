@@ -20,6 +20,7 @@ from vllm.exceptions import VLLMValidationError
 from vllm.v1.engine.input_processor import InputProcessor
 from vllm.v1.outputs import LogprobsLists
 from vllm.v1.sample.logits_processor import LogitsProcessors
+from vllm.v1.worker.gpu import model_runner
 from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsContext
 from vllm.v1.worker.gpu_input_batch import CachedRequestState, InputBatch
 
@@ -34,6 +35,8 @@ from unlearngate.server.engine.bindings import Bindings
 from unlearngate.server.worker import model as served
 from unlearngate.server.worker import plugin
 from unlearngate.server.worker.batch import Parts
+from unlearngate.server.worker.compat import show_drafters_the_target
+from unlearngate.server.worker.lockstep import Read
 from unlearngate.server.worker.processor import ComposeLogitsProcessor
 from unlearngate.server.worker.prompts import PROMPT_HEAD
 from unlearngate.target import file_digest
@@ -309,20 +312,53 @@ def drafts(vllm_config, token, counts):
         pos=rows,
         seq_lens_upper_bound_np=np.array([3]),
     )
-    return lambda: processor.apply(torch.randn(3, VOCAB_SIZE), context)
+    return processor, lambda: processor.apply(torch.randn(3, VOCAB_SIZE), context)
 
 
 @pytest.mark.parametrize("token", BAD_TOKENS.values(), ids=BAD_TOKENS)
 def test_every_row_behind_a_draft_token_of_a_refused_request_can_only_end(vllm_config, token):
     """A5-draft-rows."""
-    assert drafts(vllm_config, token(), np.array([3]))().softmax(-1)[:, EOS].tolist() == [1, 1, 1]
+    _, run = drafts(vllm_config, token(), np.array([3]))
+    assert run().softmax(-1)[:, EOS].tolist() == [1, 1, 1]
 
 
 @pytest.mark.parametrize("counts", [None, [2], [1, 2]])
 def test_rows_whose_request_is_not_known_are_not_guessed(vllm_config, counts):
     """A5-rows-without-owner: a vLLM that verifies drafts in another way than ours knows, or in parts."""
     with pytest.raises(RuntimeError, match="whose they are is not known"):
-        drafts(vllm_config, sign(PLAIN), counts and np.array(counts))()
+        drafts(vllm_config, sign(PLAIN), counts and np.array(counts))[1]()
+
+
+@pytest.mark.parametrize("method", ["eagle", "eagle3"])
+@pytest.mark.parametrize(
+    "plan, is_taken", [(PLAIN, True), (ANNA, False), (Plan(7, 0.0, (), adapts_target=True), False)], ids=str
+)
+def test_a_guess_that_an_answer_is_made_to_say_does_not_show_whether_the_drafter_has_it(
+    vllm_config, monkeypatch, method, plan, is_taken
+):
+    """A5-drafter-guess: with the right guess the answer would come faster. Where a set acts, no draft is accepted."""
+    stand_in = AssistantOf(torch.randn(3, VOCAB_SIZE))
+    monkeypatch.setattr(served, "_loaded", weakref.ref(stand_in))
+    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
+    monkeypatch.setattr(vllm_config, "speculative_config", SimpleNamespace(method=method))
+    processor, run = drafts(vllm_config, sign(plan), np.array([3]))
+    run()
+    guess = torch.tensor([2, 7, 9])  # what a mask, or a grammar, leaves of each row, and what was drafted
+    assert processor.allow_drafts(guess).tolist() == ([2, 7, 9] if is_taken else [2, -1, -1])
+
+
+def test_a_drafter_is_given_the_targets_hidden_states_alone():
+    """A5-drafter-sees: of the target's, branches behind it, the final ones and those before a layer."""
+    show_drafters_the_target()
+    target, branch, residual = torch.randn(3, 2, 8)
+    wide = torch.cat([target, branch], -1)
+    model = SimpleNamespace(hidden_size=8)
+    for hidden in (wide, target):  # a batch without any set has no branches
+        assert torch.equal(model_runner.get_drafter_hidden_states(model, hidden), target)
+    read = Read(2, (1, 3))
+    for layer in range(4):
+        read.before(layer, torch.cat([layer * target, branch]), torch.cat([residual, branch]) if layer else None)
+    assert torch.equal(torch.stack(read.hidden), torch.stack([target + residual, 3 * target + residual]))
 
 
 @pytest.mark.parametrize("kept", [1, 2])

@@ -34,6 +34,7 @@ from unlearngate.target import identify_target
 
 MAX_REQUESTS = 8
 CPU = torch.device("cpu")
+OPEN = (Term(0, 1.0, 0.0),)
 
 
 class Assistants:
@@ -302,6 +303,54 @@ def test_v2_composes_a_row_behind_each_draft_token(vllm_config, assistants, seed
         wanted = expected(logits, [by_slot[slot] for slot in rows], assistants)
         done = processor.apply(logits, replace(_context(rows), idx_mapping_np=np.array(slots)))
         torch.testing.assert_close(done, wanted, msg=lambda m: f"seed {seed}: {m}")
+
+
+@pytest.fixture
+def eagle(vllm_config, monkeypatch):
+    """The configuration with a drafter; vLLM has its V2 runner only where Triton is."""
+    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
+    monkeypatch.setattr(vllm_config, "speculative_config", SimpleNamespace(method="eagle3"), raising=True)
+    return vllm_config
+
+
+def test_a_drafters_token_is_rejected_behind_a_row_in_which_a_set_acts(eagle, assistants, seed):
+    rng = random.Random(seed)
+    processor = ComposeLogitsProcessor(eagle, SimpleNamespace(device=CPU))
+    student = Plan(3, 0.0, (), adapts_target=True)
+    plans = [Plan(1, 0.1, (Term(0, 1.0, 1.0), Term(1, 1.0, 0.5))), Plan(), student, replace(student, terms=OPEN)]
+    assert [processor.add_request(slot, params(plan)) for slot, plan in enumerate(plans)] == [True, False, True, True]
+    wanted, seen = {(0, True), (0, False), (1, False), (2, True), (3, True)}, set()
+    while not wanted <= seen:
+        slots = rng.sample(range(4), 3)
+        counts = [rng.randint(1, 4) for _ in slots]
+        rows = [slot for slot, count in zip(slots, counts, strict=True) for _ in range(count)]
+        assistants.num_rows = len(rows)
+        scales = torch.tensor([0.05, 1.0])[torch.randint(2, (len(rows), 2, 1))]
+        assistants.hidden_RSH = torch.randn(len(rows), 2, 16) * scales
+        processor.expect_rows(np.array(counts))
+        processor.apply(torch.randn(len(rows), VOCAB_SIZE), replace(_context(rows), idx_mapping_np=np.array(slots)))
+        drafts = torch.randint(2, VOCAB_SIZE, (len(rows),))
+        allowed = processor.allow_drafts(drafts)
+        acts = [
+            plans[slot].adapts_target or any(open_branches(plans[slot], assistants, r)) for r, slot in enumerate(rows)
+        ]
+        for row, slot in enumerate(rows[1:], 1):
+            if rows[row - 1] == slot:  # a request's first row is behind no draft
+                assert allowed[row] == (-1 if acts[row - 1] else drafts[row]), f"seed {seed}"
+                seen.add((slot, acts[row - 1]))
+        processor.expect_rows(None)
+        assert torch.equal(processor.allow_drafts(drafts), drafts)
+    assert seen == wanted
+
+
+def test_drafts_that_are_looked_up_are_accepted_wherever_a_row_has_them(vllm_config, assistants):
+    processor = ComposeLogitsProcessor(vllm_config, SimpleNamespace(device=CPU))
+    processor.add_request(0, params(Plan(1, 0.0, OPEN)))
+    assistants.num_rows = 3
+    processor.expect_rows(np.array([3]))
+    processor.apply(torch.randn(3, VOCAB_SIZE), replace(_context([0, 0, 0]), idx_mapping_np=np.array([0])))
+    drafts = torch.tensor([5, 6, 7])
+    assert torch.equal(processor.allow_drafts(drafts), drafts)
 
 
 def _context(slots: list[int], visible: int = 1) -> LogitsContext:
