@@ -1,8 +1,7 @@
 """The CPU kernels: a row is read, decided and written while it is in the cache, in a few passes that LLVM vectorises.
 
-No fast-math: sums are kept in LANES partial sums, which a compiler can vectorise without reordering, so a result
-depends on the numbers alone and not on where they lie in memory. A partial sum in fp32 covers at most _SPAN numbers;
-partial sums are added in fp64.
+Of fast-math only a product and a sum in one rounding: sums are kept in LANES partial sums, which need no reordering. A
+partial sum in fp32 covers at most _SPAN numbers; partial sums are added in fp64.
 
 Shape legend: V vocab; a row is V contiguous fp32 logits of an array that holds all of them.
 """
@@ -18,8 +17,11 @@ from numba import njit
 
 from unlearngate.kernels.pairs import CUT
 
-LANES = 128
-_SPAN = 64
+LANES = 256
+_BLOCK = 4  # logits of a block, LANES apart, of which the largest is kept in view
+_TILE = _BLOCK * LANES
+_SPAN = 32
+_FEW = 16  # partial sums that are added one by one
 
 _F = np.float32
 _NONE, _MOST = _F(-np.inf), _F(np.inf)
@@ -30,7 +32,10 @@ _LN2_LOW = _F(math.log(2) - 0.693359375)
 _LOWEST = _F(-87.0)  # below it exp is 0: negligible next to the 1 of the largest logit
 _ZERO, _ONE = _F(0), _F(1)
 _CUT = _F(CUT)
-_C2, _C3, _C4, _C5, _C6, _C7 = (_F(1 / math.factorial(k)) for k in range(2, 8))
+# What an open pair takes: where its assistant's row begins, and the numbers that centre, weigh and bound it from below
+# (0 for a set that only lowers).
+_OPEN = np.dtype([("start", "i8"), ("largest", "f4"), ("log_mean", "f4"), ("weight", "f4"), ("least", "f4")])
+_C2, _C3, _C4, _C5, _C6 = (_F(1 / math.factorial(k)) for k in range(2, 7))
 
 
 def compiled(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -47,13 +52,13 @@ def compiled(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any
 
 @njit(inline="always")
 def _exp(x: Any) -> Any:
-    """exp(x), x <= 0, to 2e-7 of itself: 2^n times a Taylor polynomial for what is left, at most ln(2) / 2."""
+    """exp(x), -87 <= x <= 0, to 2e-7 of itself: 2^n times a Taylor polynomial for what is left, at most ln(2) / 2."""
     rounded = x * _LOG2_E + _ROUND
     n = rounded - _ROUND
     r = (x - n * _LN2_HIGH) - n * _LN2_LOW
-    power = ((((((_C7 * r + _C6) * r + _C5) * r + _C4) * r + _C3) * r + _C2) * r + _ONE) * r + _ONE
+    power = (((((_C6 * r + _C5) * r + _C4) * r + _C3) * r + _C2) * r + _ONE) * r + _ONE
     bits = np.int32((np.float32(rounded).view(np.int32) + np.int32(127)) << np.int32(23))
-    return power * bits.view(np.float32) if x >= _LOWEST else (x if x != x else _ZERO)
+    return power * bits.view(np.float32)
 
 
 @compiled()
@@ -69,7 +74,7 @@ def _extremes(row_V: Any) -> Any:
     return largest_L.max(), smallest_L.min()
 
 
-@compiled()
+@compiled(fastmath={"contract"})
 def _moments(row_V: Any, largest: Any) -> Any:
     """The sums of exp(a - largest) and of exp(a - largest) (a - largest); NaN if any is."""
     total, product = 0.0, 0.0
@@ -82,10 +87,17 @@ def _moments(row_V: Any, largest: Any) -> Any:
             part = span[start : start + LANES]
             for lane in range(len(part)):
                 shifted = part[lane] - largest
+                shifted = _LOWEST if shifted < _LOWEST else shifted  # a NaN stays
                 e = _exp(shifted)
                 total_L[lane] += e
                 product_L[lane] += e * shifted
-        for lane in range(LANES):
+        width = LANES
+        while width > _FEW:
+            width //= 2
+            for lane in range(width):
+                total_L[lane] += total_L[lane + width]
+                product_L[lane] += product_L[lane + width]
+        for lane in range(_FEW):
             total += total_L[lane]
             product += product_L[lane]
     return total, product
@@ -93,11 +105,30 @@ def _moments(row_V: Any, largest: Any) -> Any:
 
 @compiled()
 def _read(row_V: Any) -> Any:
-    """An assistant's evidence, ln mean exp(a - max(a)), max(a) and min(a); the evidence is NaN if one is not finite."""
-    highest, lowest = _extremes(row_V)
-    if not (highest < _MOST and lowest > _NONE):
+    """An assistant's evidence, ln mean exp(a - max(a)), max(a) and min(a); the evidence is NaN if one is not finite.
+
+    Span by span, each while it is in the first cache, and relative to the largest so far.
+    """
+    total, product, highest, lowest = 0.0, 0.0, row_V[0], row_V[0]
+    for first in range(0, len(row_V), LANES * _SPAN):
+        span = row_V[first : first + LANES * _SPAN]
+        high, low = _extremes(span)
+        if not (high < _MOST and low > _NONE):
+            return math.nan, math.nan, high, low
+        lowest = min(lowest, low)
+        if high > highest:
+            further = float(highest) - high
+            factor = math.exp(further)
+            product = (product + total * further) * factor
+            total *= factor
+            highest = high
+        more, of_product = _moments(span, high)
+        further = float(high) - highest
+        factor = math.exp(further)
+        total += more * factor
+        product += (of_product + more * further) * factor
+    if not highest - lowest < _MOST:
         return math.nan, math.nan, highest, lowest
-    total, product = _moments(row_V, highest)
     # ln(total / V), not ln(total) - ln(V): all-equal logits then give ln(1) = 0 exactly.
     log_mean = math.log(total / len(row_V))
     # As fp32, which is what is returned and what a gate may have been set to.
@@ -105,15 +136,32 @@ def _read(row_V: Any) -> Any:
 
 
 @compiled()
-def _count(row_V: Any, threshold: Any) -> Any:
-    """How many are at least the threshold, and how many are below: a NaN is neither."""
-    kept_L, dropped_L = np.zeros(LANES, np.float32), np.zeros(LANES, np.float32)  # exact up to 2^24 each
-    for start in range(0, len(row_V), LANES):
-        part = row_V[start : start + LANES]
-        for lane in range(len(part)):
-            kept_L[lane] += _ONE if part[lane] >= threshold else _ZERO
-            dropped_L[lane] += _ONE if part[lane] < threshold else _ZERO
-    return np.int64(kept_L.sum()), np.int64(dropped_L.sum())
+def _take(
+    own_V: Any, assistant: Any, pair_P: Any, threshold: Any, scores: bool, finds_best: bool, composed_V: Any
+) -> Any:
+    """Into `composed_V`, which may be `own_V`: what is kept, less what open pairs take. Finds the largest, if asked."""
+    taken_L, lowered_L, best_L = np.empty(LANES, np.float32), np.empty(LANES, np.float32), np.full(LANES, _NONE)
+    for begin in range(0, len(own_V), LANES):
+        own = own_V[begin : begin + LANES]
+        taken_L[:] = _ZERO
+        for pair in pair_P:
+            high, mean, weight, least = pair.largest, pair.log_mean, pair.weight, pair.least
+            of_assistant = assistant[pair.start + begin : pair.start + begin + len(own)]
+            for lane in range(len(own)):
+                centred = (of_assistant[lane] - high) - mean
+                taken_L[lane] += (centred if centred > least else least) * weight
+        for lane in range(len(own)):
+            x = own[lane]
+            below = x if scores or x == _NONE else _CUT
+            lowered_L[lane] = x - taken_L[lane] if x >= threshold else below
+        if finds_best:
+            for lane in range(len(own)):
+                x = lowered_L[lane] if own[lane] >= threshold else _NONE
+                best_L[lane] = x if x > best_L[lane] else best_L[lane]
+        composed = composed_V[begin : begin + LANES]
+        for lane in range(len(own)):  # LLVM does not vectorise a loop that writes what it may have to read
+            composed[lane] = lowered_L[lane]
+    return best_L.max()
 
 
 @compiled()
@@ -145,51 +193,83 @@ def _add_changes(shown_V: Any, own_V: Any, composed_V: Any) -> None:
         shown_V[i] = composed_V[i] + (shown - own_V[i]) if shown > _NONE else _NONE
 
 
+@compiled()
+def _block_maxima(row_V: Any, largest_B: Any) -> bool:
+    """Into `largest_B`, -inf before: the largest of each block, which is not a NaN. Whether there is a NaN."""
+    nan_L = np.zeros(LANES, np.int32)
+    for tile in range(0, len(row_V), _TILE):
+        top_L = largest_B[tile // _BLOCK : tile // _BLOCK + LANES]
+        for start in range(tile, min(tile + _TILE, len(row_V)), LANES):
+            part = row_V[start : start + LANES]
+            for lane in range(len(part)):
+                x = part[lane]
+                top_L[lane] = x if x > top_L[lane] else top_L[lane]
+                nan_L[lane] |= np.int32(x != x)
+    return nan_L.max() != 0
+
+
+@compiled()
+def _keep_threshold(row_V: Any, largest_B: Any, ratio_threshold: Any, rank: int) -> Any:
+    """A threshold that keeps what min(ratio_threshold, the rank-th largest) of a row without NaN keeps, rank from 1.
+
+    The rank-th largest of the blocks' maxima, which `_block_maxima` found, is at most that of the row, and few logits
+    lie between the two: those are all that is searched. If there are few blocks, the row is.
+    """
+    pool = largest_B if 2 * rank <= len(largest_B) else row_V
+    if _count(pool, ratio_threshold) >= rank:
+        return ratio_threshold
+    low = _threshold_of_rank(pool, rank, rank // 4, _NONE)
+    chosen_B, num_chosen = np.empty(len(largest_B), np.int32), 0
+    for block in range(len(largest_B)):
+        chosen_B[num_chosen] = block
+        num_chosen += largest_B[block] >= low
+    candidate_C, num_candidates = np.empty(len(row_V), np.float32), 0
+    for block in chosen_B[:num_chosen]:
+        tile = block // LANES * _TILE
+        for i in range(tile + block % LANES, min(tile + _TILE, len(row_V)), LANES):
+            candidate_C[num_candidates] = row_V[i]
+            num_candidates += row_V[i] >= low
+    return min(ratio_threshold, _threshold_of_rank(candidate_C[:num_candidates], rank, 0, low))
+
+
+@compiled()
+def _threshold_of_rank(x: Any, rank: int, slack: int, least: Any) -> Any:
+    """A number, from `least` on, that `rank` of `x` reach, and at most rank + slack unless more are alike."""
+    low, high = _order(least), _order(_MOST) + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        count = _count(x, _number(middle))
+        if count < rank:
+            high = middle
+        else:
+            low = middle
+            if count <= rank + slack:
+                break
+    return _number(low)
+
+
+@compiled()
+def _count(x: Any, threshold: Any) -> int:
+    """How many are at least the threshold."""
+    count_L = np.zeros(LANES, np.int32)
+    for start in range(0, len(x), LANES):
+        part = x[start : start + LANES]
+        for lane in range(len(part)):
+            count_L[lane] += np.int32(part[lane] >= threshold)
+    return count_L.sum()
+
+
 @njit(inline="always")
 def _order(x: Any) -> Any:
     """An integer in [0, 2^32) that sorts as x does."""
-    bits = np.int64(np.float32(x).view(np.int32))
+    bits = np.int64(_F(x).view(np.int32))
     return (bits ^ (bits >> 31 & 0x7FFFFFFF)) + 2**31
 
 
-@compiled()
-def _digit_of_kth(count_of: Any, rank: int) -> Any:
-    """From counts by digit: the digit of the rank-th largest, and its rank among those of the same digit."""
-    digit = len(count_of) - 1
-    while count_of[digit] < rank:
-        rank -= count_of[digit]
-        digit -= 1
-    return digit, rank
-
-
-@compiled()
-def _kth_largest(row_V: Any, rank: int) -> Any:
-    """The rank-th largest, counting from 1, of a row without NaN, by radix selection: 11, 11 and 10 bits."""
-    count_of = np.zeros(2**11, np.int64)
-    for i in range(len(row_V)):
-        count_of[_order(row_V[i]) >> 21] += 1
-    digit, rank = _digit_of_kth(count_of, rank)
-    found = digit << 21
-    alike = np.empty(count_of[digit], np.int64)
-    count = 0
-    for i in range(len(row_V)):
-        order = _order(row_V[i])
-        if order >> 21 == digit:
-            alike[count] = order
-            count += 1
-    for shift, mask in ((10, 2**11 - 1), (0, 2**10 - 1)):
-        count_of[:] = 0
-        for i in range(count):
-            count_of[alike[i] >> shift & mask] += 1
-        digit, rank = _digit_of_kth(count_of, rank)
-        found |= digit << shift
-        left = 0
-        for i in range(count):
-            if alike[i] >> shift & mask == digit:
-                alike[left] = alike[i]
-                left += 1
-        count = left
-    bits = found - 2**31
+@njit(inline="always")
+def _number(order: Any) -> Any:
+    """The opposite of `_order`."""
+    bits = order - 2**31
     return np.int32(bits ^ (bits >> 31 & 0x7FFFFFFF)).view(np.float32)
 
 
@@ -230,23 +310,17 @@ def compose_rows(
     most = 0
     for m in range(first, last):
         most = max(most, first_M[m + 1] - first_M[m])
-    start_P = np.empty(most, np.int64)  # of the open pairs' rows
-    largest_P, log_mean_P, weight_P = (
-        np.empty(most, np.float32),
-        np.empty(most, np.float32),
-        np.empty(most, np.float32),
-    )
-    least_P = np.empty(most, np.float32)  # what is taken at least: 0 from a set that only lowers
+    pair_P = np.empty(most, _OPEN)
+    largest_B = np.empty(-(-vocab_size // _TILE) * LANES, np.float32)
     apart_V = np.empty(vocab_size if has_own else 0, np.float32)
-    own_L, taken_L, best_L = np.empty(LANES, np.float32), np.empty(LANES, np.float32), np.empty(LANES, np.float32)
     for m in range(first, last):
         row_V = target[row_M[m] * target_stride : row_M[m] * target_stride + vocab_size]
         own_V = own[row_M[m] * own_stride : row_M[m] * own_stride + vocab_size]
-        largest = _extremes(own_V)[0]
-        threshold = largest + log_ratio_M[m]
-        kept, dropped = _count(own_V, threshold)
+        largest_B[:] = _NONE
+        has_nan = _block_maxima(own_V, largest_B)
+        largest = largest_B.max()
         change = _largest_change(row_V, own_V) if has_own else _ZERO
-        row_is_bad = not (largest < _MOST and change < _MOST) or kept + dropped < vocab_size
+        row_is_bad = not (largest < _MOST and change < _MOST) or has_nan
         one_is_bad = False
         raised, num_open = 0.0, 0
         for place in range(first_M[m], first_M[m + 1]):
@@ -261,10 +335,10 @@ def compose_rows(
             if weight > 0 and (gate_nats_N[n] <= 0 or evidence >= gate_nats_N[n]):
                 if not lowers_N[n]:
                     raised += max(0.0, -weight * (lowest - highest - log_mean))
-                start_P[num_open], weight_P[num_open] = start, weight
-                largest_P[num_open] = highest
-                log_mean_P[num_open] = log_mean + math.log(vocab_size) / 2 if lowers_N[n] else log_mean
-                least_P[num_open] = _ZERO if lowers_N[n] else _NONE
+                pair = pair_P[num_open]
+                pair.start, pair.largest, pair.weight = start, highest, weight
+                pair.log_mean = log_mean + math.log(vocab_size) / 2 if lowers_N[n] else log_mean
+                pair.least = _ZERO if lowers_N[n] else _NONE
                 open_N[n] = True
                 num_open += 1
         row_is_bad |= num_open > 0 and not largest + raised + change <= finite_max
@@ -275,32 +349,13 @@ def compose_rows(
         if one_is_bad or row_is_bad:
             row_V[:] = _NONE
         elif num_open > 0:
-            # If the ratio alone keeps that many, the rank-th largest is among them.
-            if kept < rank_M[m]:
-                threshold = _kth_largest(own_V, rank_M[m])
+            threshold = largest + log_ratio_M[m]
+            if threshold > _NONE:
+                threshold = _keep_threshold(own_V, largest_B, threshold, rank_M[m])
             composed_V = apart_V if has_own else row_V
             cuts_tail = log_tail_M[m] > _NONE and not scores
-            best_L[:] = _NONE
-            for begin in range(0, vocab_size, LANES):
-                part, of_own = composed_V[begin : begin + LANES], own_V[begin : begin + LANES]
-                taken_L[:] = _ZERO
-                for p in range(num_open):
-                    high, mean, weight, least = largest_P[p], log_mean_P[p], weight_P[p], least_P[p]
-                    of_assistant = assistant[start_P[p] + begin : start_P[p] + begin + len(part)]
-                    for lane in range(len(part)):
-                        centred = (of_assistant[lane] - high) - mean
-                        taken_L[lane] += (centred if centred > least else least) * weight
-                for lane in range(len(part)):  # LLVM does not vectorise a loop that writes what it may have to read
-                    own_L[lane] = of_own[lane]
-                for lane in range(len(part)):
-                    x = own_L[lane]
-                    below = x if scores or x == _NONE else _CUT
-                    part[lane] = x - taken_L[lane] if x >= threshold else below
-                if cuts_tail:
-                    for lane in range(len(part)):
-                        x = part[lane] if own_L[lane] >= threshold else _NONE
-                        best_L[lane] = x if x > best_L[lane] else best_L[lane]
+            best = _take(own_V, assistant, pair_P[:num_open], threshold, scores, cuts_tail, composed_V)
             if cuts_tail:
-                _cut_tail(composed_V, best_L.max() + log_tail_M[m])
+                _cut_tail(composed_V, best + log_tail_M[m])
             if has_own:
                 _add_changes(row_V, own_V, composed_V)

@@ -3,13 +3,14 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
 from support.engine.composition import same_bits
 from unlearngate.kernels.compose import compose
 from unlearngate.kernels.numba_compose import _ALONE, compile_kernels, compose_cpu
-from unlearngate.kernels.numba_kernels import compiled, compose_rows
+from unlearngate.kernels.numba_kernels import _TILE, LANES, _block_maxima, _keep_threshold, compiled, compose_rows
 from unlearngate.kernels.pairs import Pairs
 
 VOCAB = 4096
@@ -45,6 +46,36 @@ def test_threads_change_nothing(seed, threads):
     for together_RV, together in found[1:]:
         assert same_bits(together_RV, alone_RV), f"seed {seed}"
         assert all(torch.equal(x, y) for x, y in zip(together, alone, strict=True)), f"seed {seed}"
+
+
+@pytest.mark.parametrize("vocab_size", [1, LANES + 1, _TILE - 1, _TILE, 3 * _TILE + 5])
+@pytest.mark.parametrize("kind", ["plain", "ties", "masked", "equal"])
+def test_the_threshold_keeps_what_the_smaller_of_the_ratios_and_the_kth_largest_keeps(seed, kind, vocab_size):
+    rng = np.random.default_rng(seed)
+    row_V = rng.normal(0, 3, vocab_size).astype(np.float32)
+    if kind == "ties":
+        row_V = row_V.round()  # some to 0.0, some to -0.0
+    elif kind == "masked":
+        row_V[rng.random(vocab_size) < 0.9] = -np.inf
+    elif kind == "equal":
+        row_V[:] = row_V[0]
+    largest_B = np.full(-(-vocab_size // _TILE) * LANES, -np.inf, np.float32)
+    assert not _block_maxima(row_V, largest_B) and largest_B.max() == row_V.max()
+    descending_V = np.sort(row_V)[::-1]
+    for rank in {1, vocab_size, *rng.integers(1, vocab_size + 1, 3), *rng.integers(1, vocab_size // 20 + 2, 3)}:
+        kth = descending_V[rank - 1]
+        for ratio_threshold in (np.float32(np.inf), kth, np.float32(kth - 0.5)):
+            found = _keep_threshold(row_V, largest_B, ratio_threshold, rank)
+            kept_V = row_V >= min(ratio_threshold, kth)
+            assert np.array_equal(row_V >= found, kept_V), f"seed {seed} rank {rank}"
+
+
+def test_a_nan_is_found_wherever_it_is(seed):
+    row_V = np.random.default_rng(seed).normal(0, 3, 2 * _TILE + 7).astype(np.float32)
+    for place in (0, seed % len(row_V), len(row_V) - 1):
+        with_nan_V = row_V.copy()
+        with_nan_V[place] = np.nan
+        assert _block_maxima(with_nan_V, np.full(3 * LANES, -np.inf, np.float32)), f"seed {seed}"
 
 
 def test_without_a_folder_for_compiled_code_functions_are_compiled_all_the_same():
