@@ -14,11 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 GROUP = 32  # inputs that share a scale
-METHODS = ("w4a16", "w8a8", "fp8", "fp8-static", "fp8-plain", "fp8-modelopt", "awq", "gptq")
+METHODS = ("w4a16", "w8a8", "fp8", "awq", "gptq")
 FP8 = torch.float8_e4m3fn
 MOST_FP8 = 448.0
-# vLLM rounds maps that it joins once more, to a scale of all: here they have the same.
-_STATIC_WEIGHT, _STATIC_INPUT = 2.0**-6, 2.0**-4
 _ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # of AWQ's eight outputs in a 32-bit word
 
 
@@ -26,9 +24,7 @@ def quantise(target: Path, child: Path, twin: Path, method: str) -> None:
     """Write a target's quantised child, rounded to nearest, and the child's twin.
 
     w4a16: compressed-tensors, 4 bits, symmetric, in groups; w8a8: compressed-tensors, 8 bits by output, and inputs to 8
-    bits by row as they come; fp8: the same in floats of 8 bits; fp8-static: one scale for weights and one for inputs,
-    both known before, by compressed-tensors, fp8-plain by vLLM's own name, fp8-modelopt by NVIDIA's Model Optimizer;
-    awq, gptq: 4 bits in groups, with zero points.
+    bits by row as they come; fp8: the same in floats of 8 bits; awq, gptq: 4 bits in groups, with zero points.
     """
     tensors = load_file(target / "model.safetensors")
     packed: dict[str, Tensor] = {}
@@ -56,19 +52,7 @@ def rounded_rows(x: Tensor) -> Tensor:
 
 def _rounded_rows_fp8(x: Tensor) -> Tensor:
     scale = x.abs().amax(dim=-1, keepdim=True).float().clamp(min=1e-12) / MOST_FP8
-    return _through_fp8(x, scale)
-
-
-def _rounded_fp8(x: Tensor) -> Tensor:
-    return _through_fp8(x, torch.tensor(_STATIC_INPUT))
-
-
-def _through_fp8(x: Tensor, scale: Tensor) -> Tensor:
-    return _to_fp8(x.float(), scale).to(x.dtype) * scale.to(x.dtype)
-
-
-def _to_fp8(x: Tensor, scale: Tensor) -> Tensor:
-    return (x / scale).clamp(-MOST_FP8, MOST_FP8).to(FP8)
+    return (x.float() / scale).clamp(-MOST_FP8, MOST_FP8).to(FP8).to(x.dtype) * scale.to(x.dtype)
 
 
 def _symmetric(weight: Tensor, bits: int, group: int) -> tuple[Tensor, Tensor]:
@@ -111,15 +95,8 @@ def _w8a8(weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
 
 def _fp8(weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
     scale = weight.abs().amax(dim=1, keepdim=True) / MOST_FP8
-    whole = _to_fp8(weight, scale)
+    whole = (weight / scale).clamp(-MOST_FP8, MOST_FP8).to(FP8)
     return {"weight": whole, "weight_scale": scale}, whole.float() * scale
-
-
-def _fp8_static(weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-    scale = torch.tensor(_STATIC_WEIGHT)
-    whole = _to_fp8(weight, scale)
-    parts = {"weight": whole, "weight_scale": scale, "input_scale": torch.tensor(_STATIC_INPUT)}
-    return parts, whole.float() * scale
 
 
 def _awq(weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
@@ -158,24 +135,13 @@ def _compressed(form: str, bits: int, strategy: str, inputs: dict | None, kind: 
     }
 
 
-_QUANTISERS = {
-    **{"w4a16": _w4a16, "w8a8": _w8a8, "awq": _awq, "gptq": _gptq, "fp8": _fp8},
-    **dict.fromkeys(("fp8-static", "fp8-plain", "fp8-modelopt"), _fp8_static),
-}
-# What a linear map then sees of its inputs.
-ROUND_INPUTS = {
-    **{"w8a8": rounded_rows, "fp8": _rounded_rows_fp8},
-    **dict.fromkeys(("fp8-static", "fp8-plain", "fp8-modelopt"), _rounded_fp8),
-}
+_QUANTISERS = {"w4a16": _w4a16, "w8a8": _w8a8, "fp8": _fp8, "awq": _awq, "gptq": _gptq}
+ROUND_INPUTS = {"w8a8": rounded_rows, "fp8": _rounded_rows_fp8}  # what a linear map then sees of its inputs
 _OF_ROWS = {"num_bits": 8, "symmetric": True, "strategy": "token", "dynamic": True}
-_KNOWN = {"num_bits": 8, "symmetric": True, "strategy": "tensor", "dynamic": False}
 _CONFIGS = {
     "w4a16": _compressed("pack-quantized", 4, "group", None),
     "w8a8": _compressed("int-quantized", 8, "channel", _OF_ROWS | {"type": "int"}),
     "fp8": _compressed("float-quantized", 8, "channel", _OF_ROWS | {"type": "float"}, "float"),
-    "fp8-static": _compressed("float-quantized", 8, "tensor", _KNOWN | {"type": "float"}, "float"),
-    "fp8-plain": {"quant_method": "fp8", "activation_scheme": "static", "ignored_layers": ["lm_head"]},
-    "fp8-modelopt": {"quant_method": "modelopt", "quant_algo": "FP8", "ignore": ["lm_head"]},
     "awq": {"quant_method": "awq", "bits": 4, "group_size": GROUP, "zero_point": True, "version": "gemm"},
     "gptq": {
         **{"quant_method": "gptq", "bits": 4, "group_size": GROUP, "desc_act": False, "sym": True},
