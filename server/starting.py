@@ -11,7 +11,7 @@ import shutil
 import signal
 import tempfile
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,22 @@ def _kept(log: Path) -> str:
 
 def _cause(log: Path) -> str | None:
     """The last exception in the log that says more than that there was one."""
-    raised = _RAISED.findall(log.read_text(encoding="utf-8", errors="replace"))
-    causes = [f"{message.rstrip('. ')} ({name})" for name, message in raised if not _NO_CAUSE.search(message)]
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    causes = []
+    for number, line in enumerate(lines):
+        found = _RAISED.search(line)
+        if found and not _NO_CAUSE.search(found[2]):
+            listed = _listed(lines[number + 1 :], line[: found.start() + 1]) if found[2].rstrip().endswith(":") else []
+            causes.append(f"{' '.join([found[2].rstrip(), *listed]).rstrip('. ')} ({found[1]})")
     return causes[-1] if causes else None
+
+
+def _listed(lines: Sequence[str], place: str) -> list[str]:
+    """The lines that go on with a message, as it does where it ends with a colon: what was logged at the same place."""
+    said: list[str] = []
+    for line in lines:
+        text = line.removeprefix(place).strip()
+        if not line.startswith(place) or not text:
+            break
+        said.append(text)
+    return said

@@ -19,6 +19,10 @@ _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _QUANTISED_BY = ("quantization_config", "compression_config", "quantization")
 _QUANTISERS_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
 _METHOD_KEYS = ("quant_method", "quant_algo", "quantization", "format")
+# What quantised a target's weights, by vLLM's names and those in config.json: each is in the parity tests.
+QUANTISATIONS = {"compressed-tensors": "compressed-tensors", "auto_awq": "awq", "auto_gptq": "gptq"}
+_FLOATS = "float-quantized"
+_FORMATS = ("pack-quantized", "int-quantized", _FLOATS)  # of compressed-tensors
 _PLAIN_DTYPES = ("F16", "BF16", "F32", "F64")
 
 
@@ -43,11 +47,11 @@ def refuse_pointers(paths: Iterable[Path]) -> None:
 
 
 class Quantised(NamedTuple):
-    """How a checkpoint says that its weights are quantised: the file, what it says there, and the method's name."""
+    """How a checkpoint says that its weights are quantised: the file, what it says there in short and in whole."""
 
     path: Path
     said: str
-    method: str | None
+    settings: Mapping[str, Any]
 
 
 def find_quantised(folder: Path, config: Mapping[str, Any]) -> Quantised | None:
@@ -61,13 +65,41 @@ def find_quantised(folder: Path, config: Mapping[str, Any]) -> Quantised | None:
     for part in (config, *nested):
         for key in _QUANTISED_BY:
             if settings := part.get(key):
-                method = settings.get("quant_method") if isinstance(settings, dict) else None
-                said = f"{key}{_method(settings)}"
-                return Quantised(folder / "config.json", said, method if key == _QUANTISED_BY[0] else None)
+                whole = settings if isinstance(settings, dict) and key == _QUANTISED_BY[0] else {}
+                return Quantised(folder / "config.json", f"{key}{_method(settings)}", whole)
     for name in _QUANTISERS_FILES:
         if (folder / name).is_file():
-            return Quantised(folder, f"it holds {name}", None)
+            return Quantised(folder, f"it holds {name}", {})
     return None
+
+
+def untried(settings: Mapping[str, Any]) -> str | None:
+    """Why nobody has tried this way to quantise a target, as a part of a sentence; None if the parity tests have.
+
+    Args:
+        settings: a configuration's `quantization_config`.
+    """
+    method, form = settings.get("quant_method"), settings.get("format")
+    if method not in QUANTISATIONS.values():
+        return f"tried: quant_method {', '.join(QUANTISATIONS.values())}"
+    if settings.get("kv_cache_scheme"):
+        return "its keys and values are quantised too, by scales that an assistant's have not"
+    if method == "compressed-tensors" and form not in _FORMATS:
+        return f"its format is {form!r}; tried: {', '.join(_FORMATS)}"
+    groups = settings.get("config_groups")
+    if form == _FLOATS and not all(map(_is_by_rows, groups.values() if isinstance(groups, dict) else [{}])):
+        return (
+            "its floats of 8 bits have other scales than those tried, which are one for each output of a linear map, "
+            "and one for each token's inputs as they come (FP8_DYNAMIC)"
+        )
+    return None
+
+
+def _is_by_rows(group: Mapping[str, Any]) -> bool:
+    """Whether a group of compressed-tensors has a scale for each output, and for each token's inputs as they come."""
+    weights, inputs = group.get("weights") or {}, group.get("input_activations") or {}
+    found = weights.get("strategy"), inputs.get("strategy"), inputs.get("dynamic")
+    return found == ("channel", "token", True)
 
 
 def refuse_quantised(folder: Path, config: Mapping[str, Any]) -> None:
@@ -157,8 +189,8 @@ def _method(value: object) -> str:
     parts = [value, *value.values()] if isinstance(value, dict) else []
     known = {key: one for part in reversed(parts) if isinstance(part, dict) for key, one in part.items()}
     named = next((known[key] for key in _METHOD_KEYS if isinstance(known.get(key), str)), None)
-    bits = known.get("bits", known.get("num_bits"))
-    words = [word for word in (named, f"{bits} bits" if bits else None) if word]
+    bits, algorithm = known.get("bits", known.get("num_bits")), known.get("quant_algo")
+    words = [word for word in dict.fromkeys((named, algorithm, f"{bits} bits" if bits else None)) if word]
     return f": {', '.join(words)}" if words else ""
 
 

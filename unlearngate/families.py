@@ -170,14 +170,12 @@ FAMILIES: dict[str, Family] = {
     ),
 }
 TARGET_ARCHITECTURES = tuple(FAMILIES)
-# What quantised a target's weights, by vLLM's names and those in config.json: each is in the parity tests, too.
-QUANTISATIONS = {"compressed-tensors": "compressed-tensors", "auto_awq": "awq", "auto_gptq": "gptq"}
 # How a target's rotary embedding may be stretched, by names in config.json: each is in the parity tests, too.
 ROTARY = ("default", "linear", "llama3", "yarn", "longrope", "dynamic")
 
 _OSS = (
-    "vLLM chooses its attention's window by a layer's number, which a branch counts anew; its sinks, its experts' "
-    "biases and weights in MXFP4 were not tried"
+    "vLLM gives its attention its sinks when it is built, so that a branch would attend by others of its own; its "
+    "experts' biases and weights in MXFP4 were not tried"
 )
 _LATENT = "its attention keeps no keys and values by head"
 _STATE = "its layers keep a state that a branch would change"

@@ -12,9 +12,16 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from unlearngate.checkpoint import check_weight_files, find_quantised, refuse_pointers, refuse_quantised
+from unlearngate.checkpoint import (
+    QUANTISATIONS,
+    check_weight_files,
+    find_quantised,
+    refuse_pointers,
+    refuse_quantised,
+    untried,
+)
 from unlearngate.errors import ArtefactError
-from unlearngate.families import ALWAYS, FAMILIES, QUANTISATIONS, ROTARY, TARGET_ARCHITECTURES, Family, refusal
+from unlearngate.families import ALWAYS, FAMILIES, ROTARY, TARGET_ARCHITECTURES, Family, refusal
 
 # Keys of config.json that do not change a logit.
 _INFORMATIVE = {"_name_or_path", "transformers_version", "use_cache", "dtype", "torch_dtype"}
@@ -133,12 +140,9 @@ def identify_quantised(folder: Path, parent: Path | str, model_id: str | None = 
     found = find_quantised(folder, files.config)
     if found is None:
         raise ArtefactError(folder, "is not quantised: serve it without --quantised-from")
+    if reason := untried(found.settings):
+        raise ArtefactError(found.path, f"is quantised in a way that was never tried ({found.said}): {reason}")
     names = {in_config: name for name, in_config in QUANTISATIONS.items()}
-    if found.method not in names:
-        tried = ", ".join(names)
-        raise ArtefactError(
-            found.path, f"is quantised in a way that was never tried ({found.said}; tried: quant_method {tried})"
-        )
     tokenizer = file_digest(files.tokenizer)
     if re.fullmatch("[0-9a-f]{64}", str(parent)):
         digest = str(parent)
@@ -150,7 +154,7 @@ def identify_quantised(folder: Path, parent: Path | str, model_id: str | None = 
         tokenizer_digest=tokenizer,
         **files.dimensions,
     )
-    return QuantisedIdentity(identity, names[found.method])
+    return QuantisedIdentity(identity, names[found.settings["quant_method"]])
 
 
 def _digest_of_parent(parent: Path, child: Path, files: _Files, tokenizer: str) -> str:

@@ -10,8 +10,9 @@ from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from unlearngate.checkpoint import QUANTISATIONS, untried
 from unlearngate.errors import UnsupportedDeploymentError
-from unlearngate.families import QUANTISATIONS, TARGET_ARCHITECTURES, longest_alike, refusal
+from unlearngate.families import TARGET_ARCHITECTURES, longest_alike, refusal
 from unlearngate.server.contract.branches import CONFIG_FIELD, MAX_BRANCHES, BranchOptions
 from unlearngate.server.contract.speculation import speculation_checks
 
@@ -109,6 +110,26 @@ def _is_int8_on_a_cpu(config: Any) -> bool:
     return on_a_cpu and getattr(config.quant_config, "quant_format", None) == "int-quantized"
 
 
+def _quantisation_checks(config: Any) -> list[tuple[bool, str]]:
+    """What was never tried of how the weights are quantised."""
+    name = config.quant_config.get_name() if config.quant_config is not None else None
+    if name is None:
+        return []
+    settings = getattr(config.model_config.hf_config, "quantization_config", None)
+    reason = untried(settings) if isinstance(settings, dict) else None
+    return [
+        (
+            name not in QUANTISATIONS,
+            f"the target is quantised by {name!r}, which was never tried (tried: {', '.join(QUANTISATIONS)}): "
+            "serve another checkpoint of it",
+        ),
+        (
+            name in QUANTISATIONS and reason is not None,
+            f"the target is quantised in a way that was never tried: {reason}; serve another checkpoint of it",
+        ),
+    ]
+
+
 def _rotary_checks(model: Any) -> list[tuple[bool, str]]:
     """Lengths for which vLLM would rotate otherwise than training did."""
     rope = getattr(model.hf_config, "rope_parameters", None) or {}
@@ -136,7 +157,6 @@ def _config_reasons(config: Any) -> list[str]:
         branches = BranchOptions(**options)
     except TypeError:
         return [f"the branch options in the model's configuration are malformed: {options}"]
-    quantisation = config.quant_config.get_name() if config.quant_config is not None else None
     num_layers, modules = model.hf_config.num_hidden_layers, branches.lora_target_modules()
     checks: list[tuple[bool, str]] = [
         (
@@ -174,11 +194,7 @@ def _config_reasons(config: Any) -> list[str]:
         (config.kv_transfer_config is not None, "KV transfer would bring in another instance's assistant cache"),
         (getattr(config, "ec_transfer_config", None) is not None, "encoder cache transfer is not composed"),
         (config.cache_config.kv_sharing_fast_prefill, "kv_sharing_fast_prefill skips layers the branches need"),
-        (
-            quantisation not in (None, *QUANTISATIONS),
-            f"the target is quantised by {quantisation!r}, which was never tried (tried: {', '.join(QUANTISATIONS)}): "
-            "serve another checkpoint of it",
-        ),
+        *_quantisation_checks(config),
         (
             bool(branches.adapted_layers) and _is_int8_on_a_cpu(config),
             "vLLM puts no LoRA on linear maps whose weights it has packed in 8 bits on a CPU: serve without sets of "

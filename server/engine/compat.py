@@ -51,7 +51,10 @@ def parse_engine_arguments(arguments: list[str]) -> Namespace:
 
     Raises: UnsupportedDeploymentError if vLLM finds them contradictory.
     """
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+    try:
+        from vllm.entrypoints.common.cli_args import make_arg_parser, validate_parsed_serve_args
+    except ModuleNotFoundError:  # 0.32
+        from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     parser = make_arg_parser(FlexibleArgumentParser(prog="unlearngate serve MODEL --engine-args"))

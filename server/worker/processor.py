@@ -98,6 +98,7 @@ class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         self._saying = Saying(tally.num_slots if tally else 0, self._eos, self._device)
         model = vllm_config.model_config
         self._verbatim = Verbatim(Path(model.tokenizer), model.get_vocab_size(), self._eos)
+        self._complained: set[str] = set()
         self._vocab_size = 0
         self._cached: Batch | None = None
         self._scratch: Scratch | None = None
@@ -234,9 +235,15 @@ class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
             # A grammar would reject the sentence.
             plan = self._saying.check(signed) if leaves_text_free(params) else signed.speechless()
         except ValueError as error:
-            logger.error("a request reached the worker whose plan cannot be carried out (%s): it is ended", error)
+            self._complain(str(error))
         self._plans[index], self._steered[index] = plan, steers(params)
         return plan
+
+    def _complain(self, reason: str) -> None:
+        """Log why requests are ended, once a reason: vLLM's V2 runner warms a GPU up with hundreds that none signed."""
+        if reason not in self._complained:
+            self._complained.add(reason)
+            logger.error("a request reached the worker whose plan cannot be carried out (%s): it is ended", reason)
 
     def _withhold(self, logits: Tensor, slots: Sequence[int], ctx: LogitsContext | None) -> None:
         """Keep rows from completing a run of the texts that their requests withhold, in place."""

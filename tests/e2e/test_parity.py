@@ -93,6 +93,8 @@ ALL_RUNS |= {
     "granite-undial-w4a16-tensor-parallel-2": [
         *("--family", "granite", "--undial", "--tensor-parallel", "2", "--quantised", "w4a16"),
     ],
+    "llama-tapped-fp8": ["--family", "llama", "--tap", "1", "--quantised", "fp8"],
+    "mistral-undial-fp8": ["--family", "mistral", "--undial", "--quantised", "fp8"],
     "llama-undial-gptq-v2": ["--family", "llama", "--undial", "--v2", "--quantised", "gptq"],
     "mistral-w8a8-v2": ["--family", "mistral", "--v2", "--quantised", "w8a8"],
 }

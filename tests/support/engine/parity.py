@@ -21,14 +21,21 @@ from types import SimpleNamespace
 import torch
 
 from support.engine.drafter import METHODS, drafts_where_a_set_acts, make_drafter, watch_drafter
-from support.engine.parity_requests import draw_prefixes, draw_request, draw_requests, sampling_params
+from support.engine.parity_requests import (
+    draw_prefixes,
+    draw_request,
+    draw_requests,
+    requests_to_score,
+    sampling_params,
+    score_most,
+)
 from support.engine.parity_verdict import is_half, judge
 from support.engine.speculation import METHOD, draft_counters, look_up_in_python, watch_rows
 
 MAX_MODEL_LEN = 512
 BLOCK_SIZE = 32
-# Layers of two kinds keep blocks of each; where all see a window, a request keeps fewer.
-BLOCKS = {"gemma2": 30, "gemma3": 30, "olmo3": 30, "mistral": 10, "phi3": 10}
+BLOCKS = {"mistral": 10, "phi3": 10}  # where all layers see a window, a request keeps fewer than the 17 of others
+ALTERNATING = ("gemma2", "gemma3", "olmo3")  # every other layer does, from the first on
 MAX_LOADED = 3  # of 6 combinations of sets: adapters are evicted and loaded again all the time
 PROMPT_LOGITS = 2**14  # at a time: some 10 of a step's 48 rows
 
@@ -49,10 +56,12 @@ def main() -> int:
     parser.add_argument("--rope", help="of tiny.ROPES")
     parser.add_argument("--vocab-size", type=int, default=512, help="rows of the head; vLLM pads them to 64")
     parser.add_argument("--requests", type=int, default=200)
+    parser.add_argument("--scored", type=int, help="requests for so many prompts' log-probabilities, and few tokens")
     parser.add_argument("--seed", type=int, default=int(os.environ.get("UNLEARNGATE_SEED", "0")))
     parser.add_argument("--work", type=Path, required=True)
     args = parser.parse_args()
     args.seed = args.seed or random.SystemRandom().randrange(1, 2**31)
+    args.requests = requests_to_score(args.scored) if args.scored else args.requests
     print(f"seed {args.seed} (set UNLEARNGATE_SEED to repeat)", flush=True)
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     # Left alone, vLLM binds every engine to the same core, and two runs at a time starve each other.
@@ -79,7 +88,7 @@ def interpret_triton() -> None:
 
 
 def run(args: argparse.Namespace) -> dict:
-    from support.engine.quantised import quantise
+    from support.engine.quantised import ROUND_INPUTS, quantise
     from support.engine.reference import Reference
     from support.engine.tiny import make_forget_set, make_target
 
@@ -128,6 +137,8 @@ def run(args: argparse.Namespace) -> dict:
     engine, registry = start_engine(args, served, target)
     prompt_rows, batches = watch_prompts(), watch_batches()
     requests = draw_requests(rng, registry, args.requests)
+    if args.scored:
+        score_most(requests, rng)
     # Few requests may draw no prompt that is scored in several parts.
     requests[1] |= {
         "prompt": [rng.randrange(2, 512) for _ in range(150)],
@@ -167,8 +178,9 @@ def run(args: argparse.Namespace) -> dict:
     mode = engine.vllm_config.compilation_config.mode.name
     assert engine.vllm_config.use_v2_model_runner == args.v2
     restore()
-    reference = Reference(twin, folders, rounds_inputs=args.quantised == "w8a8")
-    exact = Reference(twin, folders, rounds_inputs=args.quantised == "w8a8", dtype=torch.float64)
+    rounded = ROUND_INPUTS.get(args.quantised)
+    reference = Reference(twin, folders, round_inputs=rounded)
+    exact = Reference(twin, folders, round_inputs=rounded, dtype=torch.float64)
     figures = judge(args, requests, reference, exact, counters, seconds, mode)
     if args.drafter:
         shown.check_its_modules(args.layers)
@@ -235,7 +247,7 @@ def start_engine(args: argparse.Namespace, target: Path, parent: Path):
         max_num_seqs=12,
         max_num_batched_tokens=48,
         block_size=BLOCK_SIZE,
-        num_gpu_blocks_override=BLOCKS.get(args.family, 17),
+        num_gpu_blocks_override=kv_blocks(args),
         enable_prefix_caching=True,
         enforce_eager=not args.default_compilation,
         tensor_parallel_size=args.tensor_parallel,
@@ -246,6 +258,19 @@ def start_engine(args: argparse.Namespace, target: Path, parent: Path):
     compat.fork_on_a_cpu(num_threads=1)
     engine = LLMEngine.from_vllm_config(config)
     return engine, registry
+
+
+def kv_blocks(args: argparse.Namespace) -> int:
+    """So few that requests are preempted.
+
+    Of layers of two kinds vLLM makes groups of one kind, as large as the rarer kind: each has blocks of its own.
+    """
+    if args.family not in ALTERNATING:
+        return BLOCKS.get(args.family, 17)
+    sees_all = [layer % 2 for layer in range(args.layers)]
+    layers = sees_all + 2 * sees_all[args.tap : args.tap + args.branch_layers]
+    kinds = sum(layers), len(layers) - sum(layers)
+    return 15 * sum(-(-number // min(kinds)) for number in kinds)
 
 
 def drive(engine, requests: list[dict], rng: random.Random, tally, *, at_once: bool = False) -> None:

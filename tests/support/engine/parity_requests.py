@@ -37,6 +37,21 @@ def draw_requests(rng: random.Random, registry, num_requests: int) -> list[dict]
     return requests
 
 
+def score_most(requests: list[dict], rng: random.Random) -> None:
+    """Have all ask for their prompts' log-probabilities and a few tokens, but each twentieth.
+
+    That one asks what the one before asked, so that it reads the cache: a prompt that is scored never does.
+    """
+    for index, request in enumerate(requests):
+        request |= {"max_tokens": rng.randint(1, 4), "abort_after": None}
+        request["prompt_logprobs"] = None if index % 20 == 19 else rng.randint(0, 5)
+
+
+def requests_to_score(num_prompts: int) -> int:
+    """Of how many requests `score_most` scores so many prompts at least."""
+    return -(-20 * num_prompts // 19)
+
+
 def acts_always(request: dict) -> bool:
     return any(weight and not gate for weight, gate in zip(request["weights"], request["gates"], strict=True))
 

@@ -5,20 +5,21 @@ from __future__ import annotations
 import argparse
 
 from support.engine.parity_requests import steering_of
+from support.engine.quantised import ROUND_INPUTS
 
 OF_DRAFTS = ("plain_drafts", "set_drafts", "plain_accepted", "set_accepted")  # of the tally's totals
 TOLERANCE = 2e-3
 LOGPROB_TOLERANCE = 5e-3
 PROMPT_TOLERANCES = 1e-3, 1e-3  # of thresholds and log-probabilities in prompts; the reference is in float64
 MOST_UNDECIDED = 0.01  # of the positions in prompts
-# 4-bit kernels of a CPU want fp16. With w8a8 an input that lies between two steps of 8 bits may fall either way.
-# Such a row goes on to round otherwise in all later layers, so that a few differ by more.
-MOST_ROUNDED_OTHERWISE = {"w8a8": 0.005}  # of the tokens
-ROUNDED = dict.fromkeys(("w4a16", "awq", "gptq"), (1e-1, 2e-1)) | {"w8a8": (2e-1, 5e-1)}
+# 4-bit kernels of a CPU want fp16. An input that lies between two steps of 8 bits may fall either way; those of floats
+# are the larger ones. Such a row goes on to round otherwise in all later layers, so that a few differ by more.
+MOST_ROUNDED_OTHERWISE = dict.fromkeys(ROUND_INPUTS, 0.01) | {"w8a8": 0.005}  # of the tokens
+ROUNDED = dict.fromkeys(("w4a16", "awq", "gptq"), (1e-1, 2e-1)) | dict.fromkeys(ROUND_INPUTS, (2e-1, 5e-1))
 
 
 def is_half(args: argparse.Namespace) -> bool:
-    return args.quantised not in (None, "w8a8")
+    return args.quantised not in (None, *ROUND_INPUTS)
 
 
 def tolerances(args: argparse.Namespace) -> tuple[float, float]:
@@ -160,12 +161,16 @@ def judge(
         "prompt_positions": prompts.positions,
         "prompt_composed": prompts.composed,
         # Where inputs are rounded to 8 bits, a third of the positions cannot be decided, and those at thresholds least.
-        **({"prompt_not_kept": prompts.not_kept} if args.quantised != "w8a8" else {}),
+        **({"prompt_not_kept": prompts.not_kept} if args.quantised not in ROUND_INPUTS else {}),
     }
+    floors = {name: floor(name, args.requests) for name in exercised}
+    if args.scored:  # answers are too short for all else
+        kept = ("prefix_cache_hits", "prompt_positions", "prompt_composed", "prompt_not_kept")
+        floors = {name: floors[name] for name in kept if name in floors} | {"prompts": args.scored}
     unexercised = [
-        f"the run had only {count} {name}, fewer than {floor(name, args.requests)}"
-        for name, count in exercised.items()
-        if count < floor(name, args.requests)
+        f"the run had only {exercised[name]} {name}, fewer than {least}"
+        for name, least in floors.items()
+        if exercised[name] < least
     ]
     if args.speculate:
         problems += compare_drafts(counters)

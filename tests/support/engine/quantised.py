@@ -14,7 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 GROUP = 32  # inputs that share a scale
-METHODS = ("w4a16", "w8a8", "awq", "gptq")
+METHODS = ("w4a16", "w8a8", "fp8", "awq", "gptq")
+FP8 = torch.float8_e4m3fn
+MOST_FP8 = 448.0
 _ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # of AWQ's eight outputs in a 32-bit word
 
 
@@ -22,7 +24,7 @@ def quantise(target: Path, child: Path, twin: Path, method: str) -> None:
     """Write a target's quantised child, rounded to nearest, and the child's twin.
 
     w4a16: compressed-tensors, 4 bits, symmetric, in groups; w8a8: compressed-tensors, 8 bits by output, and inputs to 8
-    bits by row as they come; awq, gptq: 4 bits in groups, with zero points.
+    bits by row as they come; fp8: the same in floats of 8 bits; awq, gptq: 4 bits in groups, with zero points.
     """
     tensors = load_file(target / "model.safetensors")
     packed: dict[str, Tensor] = {}
@@ -37,7 +39,8 @@ def quantise(target: Path, child: Path, twin: Path, method: str) -> None:
         shutil.copytree(target, folder)
         save_file(own, folder / "model.safetensors", metadata={"format": "pt"})
     config = json.loads((child / "config.json").read_text())
-    config |= {"quantization_config": _CONFIGS[method], "dtype": "float32" if method == "w8a8" else "float16"}
+    dtype = "float32" if method in ROUND_INPUTS else "float16"
+    config |= {"quantization_config": _CONFIGS[method], "dtype": dtype}
     (child / "config.json").write_text(json.dumps(config))
 
 
@@ -45,6 +48,11 @@ def rounded_rows(x: Tensor) -> Tensor:
     """(..., H) inputs as w8a8 sees them: each row in 8 bits, of a scale of its own."""
     scale = x.abs().amax(dim=-1, keepdim=True).clamp(min=1e-12) / 127
     return (x / scale).round().clamp(-128, 127) * scale
+
+
+def _rounded_rows_fp8(x: Tensor) -> Tensor:
+    scale = x.abs().amax(dim=-1, keepdim=True).float().clamp(min=1e-12) / MOST_FP8
+    return (x.float() / scale).clamp(-MOST_FP8, MOST_FP8).to(FP8).to(x.dtype) * scale.to(x.dtype)
 
 
 def _symmetric(weight: Tensor, bits: int, group: int) -> tuple[Tensor, Tensor]:
@@ -85,6 +93,12 @@ def _w8a8(weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
     return {"weight": whole.to(torch.int8), "weight_scale": scale}, whole * scale
 
 
+def _fp8(weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    scale = weight.abs().amax(dim=1, keepdim=True) / MOST_FP8
+    whole = (weight / scale).clamp(-MOST_FP8, MOST_FP8).to(FP8)
+    return {"weight": whole, "weight_scale": scale}, whole.float() * scale
+
+
 def _awq(weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
     whole, scale, zero = _asymmetric(weight)
     parts = {
@@ -107,8 +121,8 @@ def _gptq(weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
     return parts, whole * scale.repeat_interleave(GROUP, 1)
 
 
-def _compressed(form: str, bits: int, strategy: str, inputs: dict | None) -> dict:
-    weights = {"num_bits": bits, "type": "int", "symmetric": True, "strategy": strategy, "dynamic": False}
+def _compressed(form: str, bits: int, strategy: str, inputs: dict | None, kind: str = "int") -> dict:
+    weights = {"num_bits": bits, "type": kind, "symmetric": True, "strategy": strategy, "dynamic": False}
     if strategy == "group":
         weights["group_size"] = GROUP
     group = {"targets": ["Linear"], "weights": weights, "input_activations": inputs, "output_activations": None}
@@ -121,13 +135,13 @@ def _compressed(form: str, bits: int, strategy: str, inputs: dict | None) -> dic
     }
 
 
-_QUANTISERS = {"w4a16": _w4a16, "w8a8": _w8a8, "awq": _awq, "gptq": _gptq}
+_QUANTISERS = {"w4a16": _w4a16, "w8a8": _w8a8, "fp8": _fp8, "awq": _awq, "gptq": _gptq}
+ROUND_INPUTS = {"w8a8": rounded_rows, "fp8": _rounded_rows_fp8}  # what a linear map then sees of its inputs
+_OF_ROWS = {"num_bits": 8, "symmetric": True, "strategy": "token", "dynamic": True}
 _CONFIGS = {
     "w4a16": _compressed("pack-quantized", 4, "group", None),
-    "w8a8": _compressed(
-        *("int-quantized", 8, "channel"),
-        {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True},
-    ),
+    "w8a8": _compressed("int-quantized", 8, "channel", _OF_ROWS | {"type": "int"}),
+    "fp8": _compressed("float-quantized", 8, "channel", _OF_ROWS | {"type": "float"}, "float"),
     "awq": {"quant_method": "awq", "bits": 4, "group_size": GROUP, "zero_point": True, "version": "gemm"},
     "gptq": {
         **{"quant_method": "gptq", "bits": 4, "group_size": GROUP, "desc_act": False, "sym": True},

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,8 +19,6 @@ import numpy as np
 import torch
 from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM
-
-from support.engine.quantised import rounded_rows
 
 CUT = -10_000.0  # composition.md's
 
@@ -100,19 +99,19 @@ class Reference:
         target: Path,
         forget_sets: dict[str, Path],
         *,
-        rounds_inputs: bool = False,
+        round_inputs: Callable[[torch.Tensor], torch.Tensor] | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        """With rounds_inputs every linear map of the target's layers sees its inputs in 8 bits."""
+        """With `round_inputs` every linear map of the target's layers sees what it makes of its inputs."""
         # torch's attention leaves out a cap.
         capped = getattr(AutoConfig.from_pretrained(target), "attn_logit_softcapping", None)
         attention = {"attn_implementation": "eager"} if capped else {}
         # torch's grouped product of experts has no float64.
         loaded = AutoModelForCausalLM.from_pretrained(target, dtype=dtype, experts_implementation="eager", **attention)
         self.target = loaded.eval()
-        for name, module in self.target.named_modules() if rounds_inputs else ():
+        for name, module in self.target.named_modules() if round_inputs else ():
             if name.endswith("_proj"):
-                module.register_forward_pre_hook(_round_inputs)
+                module.register_forward_pre_hook(partial(_round_inputs, round_inputs))
         self.assistants, self.tap_layers, self.students = {}, {}, {}
         for name, folder in forget_sets.items():
             manifest = json.loads((folder / "forget_set.json").read_text())
@@ -241,8 +240,8 @@ class Reference:
         verdict.logprobs_compared += 1
 
 
-def _round_inputs(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-    return (rounded_rows(inputs[0]), *inputs[1:])
+def _round_inputs(rounded, _module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return (rounded(inputs[0]), *inputs[1:])
 
 
 def compose_row(t, assistants, terms, keep_ratio, tail_ratio=0.0, shown=None, gates=None, slack=0.0):

@@ -110,13 +110,16 @@ def logging_as_before(monkeypatch, tmp_path):
     os.environ.pop("VLLM_LOGGING_CONFIG_PATH", None)
 
 
-def fail_as_an_engine() -> None:
+MEMORY = "Available memory on node 0 is less than requested.\nReduce it."
+
+
+def fail_as_an_engine(reason: str) -> None:
     """Configure logging from the environment, as vLLM's processes do, and log why it ends."""
     configure_logging(LoggingConfig())
     log = logging.getLogger("vllm.v1.engine.core")
     try:
         try:
-            raise ValueError("Available memory on node 0 is less than requested.\nReduce it.")
+            raise ValueError(reason)
         except ValueError:
             log.exception("WorkerProc failed to start.")
             raise RuntimeError("Worker failed with error 'Available memory', please check") from None
@@ -124,9 +127,9 @@ def fail_as_an_engine() -> None:
         log.exception("EngineCore failed to start.")
 
 
-def run_an_engine_that_fails() -> int:
+def run_an_engine_that_fails(reason: str = MEMORY) -> int:
     """In a process of its own, as vLLM's on a CPU: a copy of this one."""
-    engine = multiprocessing.get_context("fork").Process(target=fail_as_an_engine)
+    engine = multiprocessing.get_context("fork").Process(target=fail_as_an_engine, args=(reason,))
     engine.start()
     engine.join()
     return engine.exitcode
@@ -142,6 +145,15 @@ def test_a_failed_start_is_one_sentence_with_the_cause_and_its_log_stays(tmp_pat
         f"its log is kept in {log}"
     )
     assert "EngineCore failed to start." in log.read_text()
+
+
+def test_a_cause_that_lists_its_reasons_is_said_with_them(tmp_path, logging_as_before):
+    reason = "Failed to find a kernel. Reasons: \n  One cannot: it is a GPU's.\n Other cannot: fp16 only.\n"
+    with pytest.raises(StartError) as raised, explained(tmp_path, DEFAULT_LOGGING_CONFIG):
+        assert run_an_engine_that_fails(reason) == 0
+        raise RuntimeError("Engine core initialization failed. See root cause above. Failed core proc(s): {}")
+    said = "Failed to find a kernel. Reasons: One cannot: it is a GPU's. Other cannot: fp16 only (ValueError); its log"
+    assert str(raised.value).startswith(f"the engine did not start: {said}")
 
 
 def test_the_log_of_a_start_is_gone_when_the_server_is_up_and_nothing_brings_it_back(tmp_path, logging_as_before):

@@ -132,7 +132,7 @@ def test_the_documented_table_has_every_architecture():
 @pytest.mark.parametrize(
     "architecture, reason",
     [
-        ("GptOssForCausalLM", "which a branch counts anew; its sinks"),
+        ("GptOssForCausalLM", "a branch would attend by others of its own"),
         ("Qwen3NextForCausalLM", "its layers keep a state"),
         ("Qwen2_5_VLForConditionalGeneration", "the text model in it must be a checkpoint of its own"),
     ],

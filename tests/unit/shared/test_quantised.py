@@ -40,7 +40,10 @@ def assert_refused(folder, parent, *reasons):
 
 @pytest.mark.parametrize(
     "method, name",
-    [("w4a16", "compressed-tensors"), ("w8a8", "compressed-tensors"), ("awq", "auto_awq"), ("gptq", "auto_gptq")],
+    [
+        *((method, "compressed-tensors") for method in ("w4a16", "w8a8", "fp8")),
+        *(("awq", "auto_awq"), ("gptq", "auto_gptq")),
+    ],
 )
 def test_it_is_bound_as_its_parent_is(children, parent, method, name):
     own = identify_target(parent)
@@ -59,9 +62,67 @@ def test_without_a_parent_it_is_refused_with_what_to_do(child):
 def test_what_is_not_quantised_and_what_no_one_tried_are_refused(parent, child):
     assert_refused(parent, parent, "is not quantised: serve it without --quantised-from")
     config = json.loads((child / "config.json").read_text())
-    for settings in ({"quant_method": "bitsandbytes", "load_in_4bit": True}, {"quant_method": "fp8"}):
-        (child / "config.json").write_text(json.dumps(config | {"quantization_config": settings}))
-        assert_refused(child, parent, "in a way that was never tried", settings["quant_method"], "awq, gptq")
+    settings = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (child / "config.json").write_text(json.dumps(config | {"quantization_config": settings}))
+    assert_refused(child, parent, "in a way that was never tried", "bitsandbytes", "awq, gptq")
+
+
+# As quantisers write it: llm-compressor, Qwen and DeepSeek, NVIDIA's Model Optimizer.
+FLOATS = {"num_bits": 8, "type": "float", "symmetric": True}
+FP4 = {"num_bits": 4, "type": "float", "symmetric": True, "strategy": "tensor_group", "group_size": 16}
+KV = {"dynamic": False, "num_bits": 8, "type": "float"}
+
+
+def compressed(form, weights, inputs, **more):
+    group = {"targets": ["Linear"], "weights": weights, "input_activations": inputs, "output_activations": None}
+    settings = {"quant_method": "compressed-tensors", "format": form, "config_groups": {"group_0": group}}
+    return settings | {"ignore": ["lm_head"], "kv_cache_scheme": None, "quantization_status": "compressed"} | more
+
+
+OF_CHANNELS = FLOATS | {"strategy": "channel", "dynamic": False}
+OF_TOKENS = FLOATS | {"strategy": "token", "dynamic": True}
+OF_BLOCKS = FLOATS | {"strategy": "block", "block_structure": [128, 128], "dynamic": False}
+OF_TENSORS = FLOATS | {"strategy": "tensor", "dynamic": False}
+WAYS = [
+    (compressed("float-quantized", OF_CHANNELS, OF_TOKENS), None),
+    (compressed("float-quantized", OF_TENSORS, OF_TENSORS), "its floats of 8 bits have other scales"),
+    (compressed("float-quantized", OF_CHANNELS, None), "its floats of 8 bits have other scales"),
+    (compressed("float-quantized", OF_BLOCKS, OF_TOKENS), "its floats of 8 bits have other scales"),
+    (
+        compressed("float-quantized", OF_CHANNELS, OF_TOKENS, kv_cache_scheme=KV),
+        "its keys and values are quantised too",
+    ),
+    (compressed("nvfp4-pack-quantized", FP4, FP4 | {"dynamic": "local"}), "its format is 'nvfp4-pack-quantized'"),
+    (compressed("nvfp4-pack-quantized", FP4, None), "its format is 'nvfp4-pack-quantized'"),
+    (compressed("mixed-precision", FP4, None), "its format is 'mixed-precision'"),
+    ({"quant_method": "compressed-tensors"}, "its format is None"),
+    ({"quant_method": "fp8", "activation_scheme": "static"}, "tried: quant_method compressed-tensors, awq, gptq"),
+    ({"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}, "tried: quant_method"),
+    (
+        {"quant_method": "modelopt", "quant_algo": "FP8", "kv_cache_scheme": KV},
+        "modelopt, FP8, 8 bits): tried",
+    ),
+    ({"quant_method": "modelopt", "quant_algo": "NVFP4", "config_groups": {}}, "modelopt, NVFP4): tried: "),
+    ({"quant_method": "mxfp4"}, "tried: quant_method"),
+]
+
+
+@pytest.mark.parametrize("settings, reason", WAYS, ids=lambda one: None if isinstance(one, dict) else str(one))
+def test_a_way_to_quantise_is_known_or_refused_by_name(settings, reason, child, parent):
+    config = json.loads((child / "config.json").read_text())
+    (child / "config.json").write_text(json.dumps(config | {"quantization_config": settings}))
+    if reason:
+        assert_refused(child, parent, "is quantised in a way that was never tried", reason)
+    else:
+        assert identify_quantised(child, parent).method == settings["quant_method"]
+
+
+def test_a_quantisers_own_file_says_too_little(child, parent):
+    config = json.loads((child / "config.json").read_text())
+    del config["quantization_config"]
+    (child / "config.json").write_text(json.dumps(config))
+    (child / "hf_quant_config.json").write_text(json.dumps({"quantization": {"quant_algo": "NVFP4"}}))
+    assert_refused(child, parent, "(it holds hf_quant_config.json): tried: quant_method")
 
 
 def test_another_parent_is_refused(child, parent, tmp_path):

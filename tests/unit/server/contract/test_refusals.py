@@ -137,9 +137,9 @@ CASES = [
     ("cache_config.kv_sharing_fast_prefill", True, "kv_sharing_fast_prefill skips layers the branches need"),
     (
         "quant_config",
-        SimpleNamespace(get_name=partial(str, "fp8")),
-        "the target is quantised by 'fp8', which was never tried (tried: compressed-tensors, auto_awq, auto_gptq): "
-        "serve another checkpoint of it",
+        SimpleNamespace(get_name=partial(str, "modelopt_fp4")),
+        "the target is quantised by 'modelopt_fp4', which was never tried (tried: compressed-tensors, auto_awq, "
+        "auto_gptq): serve another checkpoint of it",
     ),
     ("lora_config", None, "LoRA is not enabled: forget sets are adapters"),
     (
@@ -198,6 +198,19 @@ def test_the_ends_of_the_range_of_branches_are_accepted(num_branches):
 def test_quantised_targets_that_were_tried_are_accepted(name):
     config = good_config()
     config.quant_config = SimpleNamespace(get_name=lambda: name)
+    refuse_unsupported(config)
+
+
+def test_a_way_to_quantise_that_no_one_tried_is_refused_in_the_engine_too():
+    config = good_config()
+    config.quant_config = SimpleNamespace(get_name=lambda: "compressed-tensors")
+    settings = {"quant_method": "compressed-tensors", "format": "nvfp4-pack-quantized"}
+    config.model_config.hf_config.quantization_config = settings
+    assert refusal(config) == (
+        "the target is quantised in a way that was never tried: its format is 'nvfp4-pack-quantized'; tried: "
+        "pack-quantized, int-quantized, float-quantized; serve another checkpoint of it"
+    )
+    config.model_config.hf_config.quantization_config = settings | {"format": "pack-quantized"}
     refuse_unsupported(config)
 
 
