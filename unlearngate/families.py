@@ -124,8 +124,8 @@ _QWENS_EXPERTS = Experts(
 _BOTH_WAYS = "use_bidirectional_attention"
 FAMILIES: dict[str, Family] = {
     "LlamaForCausalLM": Family(biased=_BY_SWITCHES, drafted=True),
-    "MistralForCausalLM": Family(drafted=True),
-    "Qwen2ForCausalLM": Family(biased={ALWAYS: _QKV}, drafted=True),
+    "MistralForCausalLM": Family(),
+    "Qwen2ForCausalLM": Family(biased={ALWAYS: _QKV}),
     "Qwen3ForCausalLM": Family(biased={"attention_bias": _ATTENTION}, head_norms=_QK_NORMS, head_dim=128, drafted=True),
     "Gemma2ForCausalLM": Family(
         biased={"attention_bias": _ATTENTION},

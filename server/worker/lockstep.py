@@ -114,7 +114,7 @@ class Lockstep(nn.Module):
         ends = [(hidden, residual), *zip(hiddens[1:], residuals[1:], strict=True)]
         finals = [target.norm(h) if r is None else target.norm(h, r)[0] for h, r in ends]
         final = torch.cat(finals, dim=-1 if row_M is None else 0)
-        return (final, read.hidden) if read.layers else final
+        return (final, read.all()) if read.layers else final
 
     def _run(
         self,
@@ -162,6 +162,15 @@ class Read:
         if layer in self.layers:
             own = hidden[: self._num_rows]
             self.hidden.append(own if residual is None else own + residual[: self._num_rows])
+
+    def all(self) -> list[Tensor]:
+        """(T, H) of each layer.
+
+        Raises: RuntimeError if one of the layers did not come.
+        """
+        if len(self.hidden) != len(self.layers):
+            raise RuntimeError(f"a drafter reads layers {self.layers}, of which only {len(self.hidden)} ran")
+        return self.hidden
 
 
 def _rotary(target: nn.Module) -> nn.Module:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from support.engine.parity_requests import acts_always
 
-FEW = 4  # tokens
+FEW = 3  # tokens
 TOLERANCE = 1e-3  # of a hidden state, by the largest of its row
 DRAFT_TOLERANCE = 1e-2  # of a draft's logit
 METHODS = ("eagle3", "eagle")
@@ -164,9 +164,9 @@ class Shown:
     drafted: dict[str, dict[int, int]] = field(default_factory=dict)
     drafter: object = None  # vLLM's
 
-    def problems(self, requests: list[dict], drafter: Drafter, reference) -> tuple[list[str], int]:
-        """What is wrong, and how many positions were compared with Hugging Face's hidden states."""
-        wrong, compared = [], 0
+    def problems(self, requests: list[dict], drafter: Drafter, reference) -> tuple[list[str], int, int]:
+        """What is wrong, how many positions were compared with Hugging Face's hidden states, and how many drafts."""
+        wrong, compared, drafts = [], 0, 0
         for index, request in enumerate(requests):
             tokens = [*request["prompt"], *request["tokens"]]
             seen = {at: row for at, row in self.rows.get(str(index), {}).items() if at < len(tokens) - 1}
@@ -184,13 +184,14 @@ class Shown:
                 logits = drafter.first_drafts(tokens, expected, embed)
                 for length, draft in self.drafted.get(str(index), {}).items():
                     if length <= len(tokens):
+                        drafts += 1
                         row = logits[length - 2]
                         behind = float(row.max() - row[drafter.tokens.index(draft)])
                         if not behind < DRAFT_TOLERANCE:
                             wrong.append(
                                 f"request {index}: behind {length} tokens {draft} was drafted, by {behind:.2g}"
                             )
-        return wrong, compared
+        return wrong, compared, drafts
 
     def check_its_modules(self, num_layers: int) -> None:
         """The drafter has no LoRA, and one layer, behind the target's and apart from every branch's."""

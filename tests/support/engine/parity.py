@@ -129,7 +129,7 @@ def run(args: argparse.Namespace) -> dict:
     args.speculative, known, share = {**METHOD}, range(2, 512), 0.4
     if args.drafter:
         drafter = make_drafter(args.work / "drafter", target, args.drafter, seed=args.seed)
-        args.speculative, known, share, shown = drafter.options, drafter.tokens, 0.75, watch_drafter()
+        args.speculative, known, share, shown = drafter.options, drafter.tokens, 0.9, watch_drafter()
     if args.speculate:
         look_up_in_python()
         watched = watch_rows()
@@ -184,9 +184,11 @@ def run(args: argparse.Namespace) -> dict:
     figures = judge(args, requests, reference, exact, counters, seconds, mode)
     if args.drafter:
         shown.check_its_modules(args.layers)
-        problems, figures["drafter_positions"] = shown.problems(requests, drafter, reference)
+        problems, positions, drafts = shown.problems(requests, drafter, reference)
+        figures |= {"drafter_positions": positions, "drafter_drafts": drafts}
         figures["problems"] += [*problems, *drafts_where_a_set_acts(requests)]
-        figures["unexercised"] += [] if figures["drafter_positions"] else ["nothing was shown to the drafter"]
+        if not positions or (args.drafter == "eagle3" and not drafts):
+            figures["unexercised"].append("the drafter was not compared")
     return figures
 
 

@@ -5,8 +5,8 @@ Every request has the same prompt and answers with three tokens out of three, so
 PEFT say how likely each is; a chi-squared test says whether the engine's counts are. Its threshold is passed by one
 right run of a million. The same counts must not pass for the target's own distribution.
 
-Drafts are looked up, behind rows where a set acts always. A drafter knows the three tokens, and the set acts on about
-half of the rows that there may be: of the others drafts are accepted.
+Drafts are looked up, and the set acts in every row. Or a drafter knows the three tokens, and in some rows the set's
+gate is closed: behind these its drafts are accepted.
 
 Prints one JSON line with the figures; exits 1 if the counts are unlikely, or if the run shows nothing.
 """
@@ -17,7 +17,7 @@ import argparse
 import json
 import os
 import random
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 
 from support.engine.drafter import METHODS, make_drafter
 from support.engine.parity import interpret_triton, start_engine
-from support.engine.speculation import METHOD, draft_counters, look_up_in_python
+from support.engine.speculation import METHOD, draft_counters, draw_in_python, look_up_in_python
 
 LENGTH = 3
 PROMPT = [0, 1, 2, 1, 0, 2, 0, 1, 1, 2, 2, 0, 0]  # of the three tokens: each is followed by each
@@ -37,6 +37,7 @@ UNLIKELY = 1e-6
 # p-value near UNLIKELY: at 10 bins that is 4.6 standard deviations of the statistic away.
 APART = 1e-30
 MOST_LIKELY = 0.4  # an answer
+CLOSED = 0.25  # expected of a request's rows that verify a drafter's tokens: as many as give dozens in a run
 FEWEST = 5  # expected of an answer: those that are fewer count together
 
 
@@ -70,6 +71,7 @@ def run(args: argparse.Namespace) -> dict:
     chosen = choose_tokens(reference, random.Random(args.seed), args.requests, acts_always=args.drafter is None)
     tokens, gate_nats, composed, plain = chosen
     look_up_in_python()
+    draw_in_python()
     speculative: dict[str, str] = {**METHOD}
     if args.drafter:
         drafter = make_drafter(args.work / "drafter", target, args.drafter, seed=args.seed, tokens=sorted(tokens))
@@ -111,36 +113,38 @@ def flatten(target: Path) -> None:
 def choose_tokens(reference, rng: random.Random, num_requests: int, *, acts_always: bool):
     """Three tokens whose answers the set makes likely or unlikely, and none certain; and how likely each answer is.
 
-    With them the set's gate.
+    With them the set's gate: always open, or closed at rows in which drafts are verified.
     """
     from support.engine.reference import Term
 
-    for _ in range(200):
+    for _ in range(1000):
         tokens = rng.sample(range(2, 512), 3)
-        gate_nats = 0.0 if acts_always else middle_evidence(reference, tokens)
-        terms = [Term("anna", WEIGHT, gate_nats)]
-        composed, plain = (distribution(reference, tokens, of, KEEP_RATIO if of else 0.0) for of in (terms, []))
-        expected = {answer: part * num_requests for answer, part in composed.items()}
-        if likelihood(expected, plain) < APART and max(composed.values()) < MOST_LIKELY:
-            return tokens, gate_nats, composed, plain
+        plain = distribution(reference, tokens, [], 0.0)
+        evidence = {} if acts_always else evidence_of_rows(reference, tokens)
+        ordered = sorted(evidence.values())
+        # From the gate that is open everywhere on, as long as the set shows.
+        for gate_nats in (0.0, *((below + above) / 2 for below, above in pairwise(ordered))):
+            composed = distribution(reference, tokens, [Term("anna", WEIGHT, gate_nats)], KEEP_RATIO)
+            expected = {answer: part * num_requests for answer, part in composed.items()}
+            if not likelihood(expected, plain) < APART:
+                break
+            closed = {row for row, nats in evidence.items() if row and nats < gate_nats}
+            share = sum(part for answer, part in composed.items() for row in closed if answer[: len(row)] == row)
+            if max(composed.values()) < MOST_LIKELY and (acts_always or share > CLOSED):
+                return tokens, gate_nats, composed, plain
     raise AssertionError("no three tokens are of use")
 
 
-def middle_evidence(reference, tokens: list[int]) -> float:
-    """A gate that is open at half of the rows that there may be, and far from the evidence at any."""
+def evidence_of_rows(reference, tokens: list[int]) -> dict[tuple[int, ...], float]:
+    """The set's evidence, in nats, at each row that an answer may have, by the tokens before it."""
     from support.engine.reference import Term, compose_row
 
-    term, evidence = Term("anna", 1.0, 0.0), []
-    for length in range(LENGTH):
-        for answer in product(tokens, repeat=length):
-            target, assistants, _ = reference.logits(
-                [*(tokens[place] for place in PROMPT), *answer], [term], rows=slice(-1, None)
-            )
-            evidence += compose_row(target[0], [assistants[0][0]], [term], 0.0)[1]
-    ordered = sorted(evidence)
-    third = len(ordered) // 3
-    below = max(range(third, 2 * third), key=lambda place: ordered[place + 1] - ordered[place])
-    return (ordered[below] + ordered[below + 1]) / 2
+    term, evidence = Term("anna", 1.0, 0.0), {}
+    for answer in (answer for length in range(LENGTH) for answer in product(tokens, repeat=length)):
+        before = [*(tokens[place] for place in PROMPT), *answer]
+        target, assistants, _ = reference.logits(before, [term], rows=slice(-1, None))
+        evidence[answer] = compose_row(target[0], [assistants[0][0]], [term], 0.0)[1][0]
+    return evidence
 
 
 def variation(one: dict, other: dict) -> float:

@@ -1,13 +1,14 @@
-"""Speculative decoding in Triton's interpreter: prompt lookup, and what shows that drafts were verified.
+"""Speculative decoding in Triton's interpreter: what it cannot run, and what shows that drafts were verified.
 
-The interpreter runs vLLM's rejection sampler, and all else of a step, but not the two kernels that look drafts up: they
-have integers for masks. So drafts are looked up here in Python. What they are decides how many are accepted, never the
-answer: a draft may be anything.
+The interpreter runs vLLM's rejection sampler, its drafters, and all else of a step, but not the kernels that look
+drafts up, nor the one by which a drafter draws: they have integers for masks. So this is done here in Python. What
+drafts are decides how many are accepted, never the answer: a draft may be anything.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import torch
 
@@ -30,6 +31,25 @@ def look_up_in_python() -> None:
         return self.drafts[: input_batch.num_reqs]
 
     NgramGPUSpeculator.propose = propose
+
+
+def draw_in_python() -> None:
+    """Let a drafter with `draft_sample_method` "probabilistic" draw in Python, and keep its logits as its kernel would.
+
+    The rejection sampler reads these as they are before the temperature. It runs but for a logarithm of CUDA's library.
+    """
+    from vllm.triton_utils import tl
+    from vllm.v1.worker.gpu.spec_decode import rejection_sampler_utils, speculator
+
+    def draw(logits, slot_R, temperature, *_args, logits_cache, logits_cache_col, **_kwargs):
+        there = slot_R >= 0  # a step that only warms up has no requests
+        logits_cache[slot_R[there], int(logits_cache_col)] = logits[there]
+        degrees = temperature[slot_R.clamp(0)][:, None]
+        drawn = torch.multinomial((logits.float() / degrees.where(degrees > 0, 1.0)).softmax(-1), 1)
+        return torch.where(degrees > 0, drawn, logits.argmax(-1, keepdim=True))[:, 0]
+
+    speculator.gumbel_sample = draw
+    rejection_sampler_utils.tldevice = SimpleNamespace(log1p=lambda x: tl.log(1.0 + x))
 
 
 def follow(tokens: list[int], least: int, most: int) -> list[int]:

@@ -494,7 +494,7 @@ def test_options_of_the_engine_are_the_operators(words):
     refuse_arguments(words, OURS)
 
 
-DRAFTED = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+DRAFTED = ("LlamaForCausalLM", "Qwen3ForCausalLM")
 SPECULATION = {"method": "ngram", "rejection_sample_method": "standard"}
 
 

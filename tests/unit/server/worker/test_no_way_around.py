@@ -358,7 +358,9 @@ def test_a_drafter_is_given_the_targets_hidden_states_alone():
     read = Read(2, (1, 3))
     for layer in range(4):
         read.before(layer, torch.cat([layer * target, branch]), torch.cat([residual, branch]) if layer else None)
-    assert torch.equal(torch.stack(read.hidden), torch.stack([target + residual, 3 * target + residual]))
+    assert torch.equal(torch.stack(read.all()), torch.stack([target + residual, 3 * target + residual]))
+    with pytest.raises(RuntimeError, match=r"reads layers \(9,\), of which only 0 ran"):
+        Read(2, (9,)).all()
 
 
 @pytest.mark.parametrize("kept", [1, 2])
