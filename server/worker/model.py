@@ -40,6 +40,7 @@ from unlearngate.server.worker.batch import Parts
 from unlearngate.server.worker.compat import (
     adapts_a_row,
     compile_on_a_cpu,
+    count_ranks_at_once,
     forget_experts,
     group_cpu_lora,
     load_compiled_code,
@@ -125,6 +126,7 @@ class UnlearningForCausalLM(nn.Module, SupportsLoRA):
         compile_on_a_cpu(vllm_config)
         load_compiled_code()
         undo_discarded_draws()
+        count_ranks_at_once()
         score_prompts_by(PROMPT_HEAD, v2=vllm_config.use_v2_model_runner)
         self.config = vllm_config.model_config.hf_config
         self.options = BranchOptions(**getattr(self.config, CONFIG_FIELD))
