@@ -104,7 +104,8 @@ def time_start(command: str, environment: dict[str, str]) -> Start:
                 time.sleep(_EVERY_S)
             wall_s, load = time.monotonic() - began, os.getloadavg()[0]
             parent = psutil.Process(server.pid)
-            of_each, ended_s = {}, 0.0
+            of_each: dict[str, tuple[float, int]] = {}
+            ended_s = 0.0
             for process in [parent, *parent.children(recursive=True)]:
                 times, memory = process.cpu_times(), process.memory_info()
                 name = f"{'server' if process == parent else Path(process.name()).name} {len(of_each) + 1}"

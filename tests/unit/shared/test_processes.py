@@ -108,15 +108,10 @@ def _runs(pid: int) -> bool:
         return False
 
 
-def test_nothing_is_collected_until_it_is_said_or_an_error_ends_it():
-    try:
-        with _uncollected():
-            assert not gc.isenabled()
-            left = gc.get_freeze_count()
-            collect_from_now()
-            assert gc.isenabled() and gc.get_freeze_count() > left
-    finally:
-        gc.unfreeze()
+def test_nothing_is_collected_until_it_is_said_and_an_error_leaves_nothing_uncollected():
     with pytest.raises(ValueError), _uncollected():
+        assert not gc.isenabled()
+        collect_from_now()
+        assert gc.isenabled() and gc.get_freeze_count()
         raise ValueError
-    assert gc.isenabled()
+    assert gc.isenabled() and not gc.get_freeze_count()
