@@ -21,7 +21,7 @@ LANES = 256
 _BLOCK = 4  # logits of a block, LANES apart, of which the largest is kept in view
 _TILE = _BLOCK * LANES
 _SPAN = 32
-_FEW = 16  # partial sums that are added one by one
+_FEW = 16  # partial ones that are brought together one by one
 
 _F = np.float32
 _NONE, _MOST = _F(-np.inf), _F(np.inf)
@@ -71,7 +71,14 @@ def _extremes(row_V: Any) -> Any:
             x = part[lane]
             largest_L[lane] = x if x > largest_L[lane] else largest_L[lane]
             smallest_L[lane] = x if x < smallest_L[lane] else smallest_L[lane]
-    return largest_L.max(), smallest_L.min()
+    width = LANES
+    while width > _FEW:
+        width //= 2
+        for lane in range(width):
+            x, y = largest_L[lane + width], smallest_L[lane + width]
+            largest_L[lane] = x if x > largest_L[lane] else largest_L[lane]
+            smallest_L[lane] = y if y < smallest_L[lane] else smallest_L[lane]
+    return largest_L[:_FEW].max(), smallest_L[:_FEW].min()
 
 
 @compiled(fastmath={"contract"})
@@ -318,7 +325,7 @@ def compose_rows(
         own_V = own[row_M[m] * own_stride : row_M[m] * own_stride + vocab_size]
         largest_B[:] = _NONE
         has_nan = _block_maxima(own_V, largest_B)
-        largest = largest_B.max()
+        largest = _extremes(largest_B)[0]
         change = _largest_change(row_V, own_V) if has_own else _ZERO
         row_is_bad = not (largest < _MOST and change < _MOST) or has_nan
         one_is_bad = False

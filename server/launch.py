@@ -22,7 +22,7 @@ import uvicorn
 from rich.console import Console
 from rich.table import Table
 
-from unlearngate.processes import use_one_thread
+from unlearngate.processes import collect_from_now, use_one_thread
 from unlearngate.sentences import Sentences
 from unlearngate.server.audit.accounting import Accounting
 from unlearngate.server.audit.log import Audit
@@ -110,6 +110,7 @@ def serve(config: ServerConfig) -> int:
                 unwanted = [listener.fileno(), *([audit.fileno()] if audit else [])]
                 engine = compat.engine_client(arguments, num_threads, unwanted)
                 running = _run(config, lifecycle, policy, access, accounting, arguments, listener, engine, start)
+                collect_from_now()
                 return asyncio.run(running)
     finally:
         listener.close()

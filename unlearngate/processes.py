@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import json
 import logging.config
 import multiprocessing
@@ -58,6 +59,12 @@ def use_one_thread() -> int:
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     return num_threads
+
+
+def collect_from_now() -> None:
+    """Let Python's collector begin, and leave to itself what there is: in copies of this process, too."""
+    gc.freeze()
+    gc.enable()
 
 
 class ForkContext(multiprocessing.context.ForkContext):

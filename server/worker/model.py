@@ -40,6 +40,7 @@ from unlearngate.server.worker.batch import Parts
 from unlearngate.server.worker.compat import (
     adapts_a_row,
     compile_on_a_cpu,
+    count_ranks_at_once,
     forget_experts,
     group_cpu_lora,
     load_compiled_code,
@@ -126,6 +127,7 @@ class UnlearningForCausalLM(nn.Module, SupportsLoRA, SupportsEagle3):
         compile_on_a_cpu(vllm_config)
         load_compiled_code()
         undo_discarded_draws()
+        count_ranks_at_once()
         score_prompts_by(PROMPT_HEAD, v2=vllm_config.use_v2_model_runner)
         if vllm_config.use_v2_model_runner:
             show_drafters_the_target()

@@ -6,7 +6,7 @@ import atexit
 import multiprocessing.spawn
 import os
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from unlearngate.processes import leave_group_and_end_with_parent
 from unlearngate.server.contract.branches import ARCHITECTURE
@@ -14,12 +14,21 @@ from unlearngate.server.contract.options import OWN_GROUP_VARIABLE
 
 
 def register() -> None:
-    """Register the served model class by name; it is imported only where it is served."""
-    from vllm import ModelRegistry
+    """Register the served model class: in our own server on a CPU itself, else by name, imported where it is served.
 
+    To learn what a class that it knows by name can do, vLLM imports it in another process, which imports vLLM anew
+    first, and it remembers that in a folder that a new container does not have. It does so to leave a GPU alone.
+    """
+    from vllm import ModelRegistry
+    from vllm.platforms import current_platform
+
+    ours = os.environ.get(OWN_GROUP_VARIABLE) == "1"
     if ARCHITECTURE not in ModelRegistry.get_supported_archs():
-        ModelRegistry.register_model(ARCHITECTURE, f"unlearngate.server.worker.model:{ARCHITECTURE}")
-    if os.environ.get(OWN_GROUP_VARIABLE) == "1":
+        served: Any = f"unlearngate.server.worker.model:{ARCHITECTURE}"
+        if ours and current_platform.is_cpu():
+            from unlearngate.server.worker.model import UnlearningForCausalLM as served
+        ModelRegistry.register_model(ARCHITECTURE, served)
+    if ours:
         leave_group_and_end_with_parent()
         end_without_teardown()
         from unlearngate.server.worker.compat import compile_definitions_behind_others

@@ -1,5 +1,6 @@
 """The processes of a server's engine: they outlive a Ctrl-C, but not the server; copies are as if they were new."""
 
+import gc
 import json
 import os
 import signal
@@ -9,6 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
+
+from unlearngate.commands.serve import _uncollected
+from unlearngate.processes import collect_from_now
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="other systems have no signal for a parent's end")
 
@@ -102,3 +106,12 @@ def _runs(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def test_nothing_is_collected_until_it_is_said_and_an_error_leaves_nothing_uncollected():
+    with pytest.raises(ValueError), _uncollected():
+        assert not gc.isenabled()
+        collect_from_now()
+        assert gc.isenabled() and gc.get_freeze_count()
+        raise ValueError
+    assert gc.isenabled() and not gc.get_freeze_count()

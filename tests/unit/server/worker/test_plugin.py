@@ -40,3 +40,27 @@ def test_a_spawned_process_ends_with_its_code_and_without_teardown(tmp_path):
     done = subprocess.run([sys.executable, tmp_path / "quick.py"], capture_output=True, text=True, timeout=120)
     assert done.stdout.splitlines() == ["still an exception 9", "said goodbye"] * 2 + ["[0, 1]"], done.stderr
     assert done.stderr.count("ValueError: no") == 1
+
+
+KNOWN = """
+import os, subprocess
+from unlearngate.server.contract.branches import ARCHITECTURE
+from unlearngate.server.contract.options import OWN_GROUP_VARIABLE
+from unlearngate.server.worker.plugin import register
+
+os.environ[OWN_GROUP_VARIABLE] = "1"
+register()
+from vllm import ModelRegistry
+
+def refuse(*args, **kwargs):
+    raise AssertionError("another process is asked")
+
+subprocess.run = refuse
+found = ModelRegistry.models[ARCHITECTURE].inspect_model_cls()
+print(found.architecture, found.is_text_generation_model, found.supports_pp)
+"""
+
+
+def test_our_servers_vllm_knows_the_served_class_without_another_process():
+    done = subprocess.run([sys.executable, "-c", KNOWN], capture_output=True, text=True, timeout=300)
+    assert done.stdout.splitlines()[-1:] == ["UnlearningForCausalLM True False"], done.stderr
