@@ -109,7 +109,7 @@ def _kept(log: Path) -> str:
 
 def _cause(log: Path) -> str | None:
     """The last exception in the log that says more than that there was one."""
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
     causes = []
     for number, line in enumerate(lines):
         found = _RAISED.search(line)
