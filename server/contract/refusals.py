@@ -110,6 +110,12 @@ def _is_int8_on_a_cpu(config: Any) -> bool:
     return on_a_cpu and getattr(config.quant_config, "quant_format", None) == "int-quantized"
 
 
+def _is_packed_fp32_on_a_cpu(config: Any) -> bool:
+    on_a_cpu = str(getattr(config.device_config, "device_type", "")) == "cpu"
+    packed = getattr(config.quant_config, "quant_format", None) == "pack-quantized"
+    return on_a_cpu and packed and str(getattr(config.model_config, "dtype", "")) == "torch.float32"
+
+
 def _quantisation_checks(config: Any) -> list[tuple[bool, str]]:
     """What was never tried of how the weights are quantised."""
     name = config.quant_config.get_name() if config.quant_config is not None else None
@@ -126,6 +132,11 @@ def _quantisation_checks(config: Any) -> list[tuple[bool, str]]:
         (
             name in QUANTISATIONS and reason is not None,
             f"the target is quantised in a way that was never tried: {reason}; serve another checkpoint of it",
+        ),
+        (
+            _is_packed_fp32_on_a_cpu(config),
+            "vLLM's kernel for weights of 4 bits on a CPU takes no fp32, and would end the engine at the first "
+            "request: serve with --dtype float16",
         ),
     ]
 

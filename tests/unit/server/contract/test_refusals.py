@@ -8,6 +8,7 @@ from functools import partial
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from unlearngate.errors import UnsupportedDeploymentError
 from unlearngate.families import TARGET_ARCHITECTURES
@@ -211,6 +212,20 @@ def test_a_way_to_quantise_that_no_one_tried_is_refused_in_the_engine_too():
         "pack-quantized, int-quantized, float-quantized; serve another checkpoint of it"
     )
     config.model_config.hf_config.quantization_config = settings | {"format": "pack-quantized"}
+    refuse_unsupported(config)
+
+
+def test_4_bits_in_fp32_have_no_kernel_on_a_cpu():
+    config = good_config()
+    config.quant_config = SimpleNamespace(get_name=lambda: "compressed-tensors", quant_format="pack-quantized")
+    config.device_config.device_type, config.model_config.dtype = "cpu", torch.float32
+    assert refusal(config) == (
+        "vLLM's kernel for weights of 4 bits on a CPU takes no fp32, and would end the engine at the first request: "
+        "serve with --dtype float16"
+    )
+    config.model_config.dtype = torch.float16
+    refuse_unsupported(config)
+    config.device_config.device_type, config.model_config.dtype = "cuda", torch.float32
     refuse_unsupported(config)
 
 
