@@ -16,7 +16,7 @@ pytestmark = pytest.mark.e2e
 
 IN_FULL = "PARITY_REQUESTS" in os.environ  # `make test-parity`
 REQUESTS = int(os.environ.get("PARITY_REQUESTS", "48"))  # of each run
-INTERPRETED, SPECULATING = 10, 8  # a request takes the interpreter seconds, and each draft token is a row
+INTERPRETED, SPECULATING = 10, 12  # a request takes the interpreter seconds, and each draft token is a row
 MOST_DRAWS = 3  # of requests, until a run has exercised all that it is to
 COMPILED = ["--default-compilation", "--layers", "3", "--branch-layers", "1"]  # each layer takes seconds to compile
 # Of each property some, in pairs: family, tap, kind of set, way to run. Compiled code without a tap serves the demo.

@@ -85,7 +85,7 @@ def make_drafter(folder: Path, target: Path, method: str, *, seed: int, tokens: 
     generator = torch.Generator().manual_seed(seed)
     make = {"eagle3": _eagle3, "eagle": _eagle}[method]
     tensors, own = make(common, of_target, tokens, generator, rng, config["num_hidden_layers"])
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)  # a run may draw again
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(common | own))
     return Drafter({"method": method, "model": str(folder)}, tokens, own.get("eagle_aux_hidden_state_layer_ids", []))

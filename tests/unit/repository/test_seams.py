@@ -1,6 +1,7 @@
 """The check of a vLLM version's source (`support.seams`): all seams are there in the vLLM that is installed."""
 
 import importlib.util
+import os
 import subprocess
 import sys
 import zipfile
@@ -84,6 +85,7 @@ def test_the_command_reads_a_wheel_and_fails_where_a_seam_is_gone(tmp_path):
         wheel.write(INSTALLED / "vllm" / "__init__.py", "vllm/__init__.py")
         wheel.write(INSTALLED / "vllm" / "logger.py", "vllm/logger.py")
     command = [sys.executable, "-m", "support.seams", tmp_path / "vllm-9.9.whl"]
-    ran = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    ran = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert ran.returncode == 1 and "vllm.lora.request:LoRARequest: is gone" in ran.stdout
     assert "vllm.logger:DEFAULT_LOGGING_CONFIG" not in ran.stdout
