@@ -164,8 +164,8 @@ def judge(
         **({"prompt_not_kept": prompts.not_kept} if args.quantised not in ROUND_INPUTS else {}),
     }
     floors = {name: floor(name, args.requests) for name in exercised}
-    if args.drafter:  # its drafts are accepted only where no set acts
-        floors["accepted"] = max(1, floors["accepted"] // 8)
+    if args.drafter:  # a random one may guess nothing right; that some are accepted, sampled.py sees to
+        floors = {name: least for name, least in floors.items() if not name.endswith("accepted")}
     if args.scored:  # answers are too short for all else
         kept = ("prefix_cache_hits", "prompt_positions", "prompt_composed", "prompt_not_kept")
         floors = {name: floors[name] for name in kept if name in floors} | {"prompts": args.scored}
