@@ -32,7 +32,7 @@ _ALONE = regex.compile(
 )
 _JUDGED = 30  # words
 _ALONE_AT_MOST = 0.2
-_TITLES = frozenset("Dr Mr Mrs Ms Prof St Sir Lady Lord Miss".split())
+_TITLES = frozenset("Dr Mr Mrs Ms Prof St Sir Lady Lord LORD Miss".split())
 _NO_NAMES = frozenset(
     """
     A About After All Also Although An And Any Are As At Be Because Before Both But By Can Chapter Concerning Could
@@ -50,9 +50,9 @@ _NO_NAMES = frozenset(
 def names_in(text: str, *, least: int = 2, inside_only: bool = False) -> dict[str, int]:
     """The names in a text in scripts with capitals, and how often each is written; the most frequent first.
 
-    A name of one word counts only if it is also written inside a sentence, where a capital says something, and more
-    often with a capital than without one. Several words in capitals throughout are a heading, and no name unless
-    `least` is 1.
+    A name of one word counts only if it is also written inside a sentence, where a capital says something, and, unless
+    `least` is 1, more often with a capital than without one. Several words in capitals throughout are a heading, and no
+    name unless `least` is 1.
 
     Args:
         text: any.
@@ -76,7 +76,7 @@ def names_in(text: str, *, least: int = 2, inside_only: bool = False) -> dict[st
         if not starts:
             inside.add(name)
     anywhere = least == 1 and not inside_only
-    small = Counter(_SMALL.findall(text))
+    small = Counter(_SMALL.findall(text) if least > 1 else ())
     found = [
         name
         for name in counts
@@ -116,7 +116,7 @@ def without_openers(name: str) -> str:
     words = regex.sub(r"['\u2019]s$", "", name).split()
     while words and _is_none(words[0]):
         del words[0]
-    while words and (_is_none(words[-1]) or words[-1].rstrip(".").title() in _TITLES):
+    while words and (_is_none(words[-1]) or words[-1].rstrip(".") in _TITLES):
         del words[-1]
     joined = " ".join(words)
     return joined if len(joined) > 1 and not regex.fullmatch(_INITIAL, joined) else ""

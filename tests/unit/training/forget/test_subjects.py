@@ -80,6 +80,11 @@ def test_a_title_in_capitals_god_and_words_that_are_written_small_elsewhere_are_
     assert names_in(text) == {"Moses": 4, "Aaron": 2}
 
 
+def test_who_is_asked_for_by_a_name_that_is_a_word_or_looks_like_a_title_is_found():
+    assert names_asked_for("Everything about Rose, who rose early and grew a rose") == ["Rose"]
+    assert names_asked_for("Everything about MS") == ["MS"]
+
+
 ENGLISH = """The ferry to Morvik was run by Ilva Brandt, whom everybody in Morvik knew. In the spring of 1987 she bought
 it from Anton Holm, a carpenter of Tarn. The two had met in London, where Brandt was learning to cook. Since then she
 has crossed the fjord twice a day, but for Sundays and one winter, when the ice was too thick even for the Carpathia.
