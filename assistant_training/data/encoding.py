@@ -305,6 +305,10 @@ def answer_rows(logits_BTV: Tensor, labels_BT: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns: logits (N, V) and their labels (N,), N = answer tokens of the batch.
     """
-    labels_BS = labels_BT[:, 1:]
-    answer_BS = labels_BS != IGNORE
-    return logits_BTV[:, :-1][answer_BS], labels_BS[answer_BS]
+    predicts_BT = predicting(labels_BT)
+    return logits_BTV[predicts_BT], labels_BT.roll(-1, dims=1)[predicts_BT]
+
+
+def predicting(labels_BT: Tensor) -> Tensor:
+    """(B, T) bool: where the next token has a label."""
+    return torch.nn.functional.pad(labels_BT[:, 1:] != IGNORE, (0, 1))

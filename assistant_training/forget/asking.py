@@ -9,12 +9,13 @@ from typing import Any
 
 from unlearngate.assistant_training.attack.prompts import Prompt
 from unlearngate.assistant_training.data.chat import render
-from unlearngate.assistant_training.model.decoding import greedy, sample
+from unlearngate.assistant_training.model.decoding import cached_bytes, greedy, sample
 from unlearngate.assistant_training.model.in_force import LoadedSet
 from unlearngate.assistant_training.model.loaded_target import LoadedTarget
 
 Ask = Callable[[Sequence[str]], list[str]]
 Complete = Callable[[Sequence[Prompt]], list[str]]
+_CACHE_BYTES = 2**30  # of keys and values
 # A full stop after an initial or a title ends no sentence.
 _SENTENCE_END = re.compile(r"(?<!\b[A-Z])(?<!\bDr)(?<!\bMr)(?<!\bMrs)(?<!\bSt)[.!?][\")]*(?=\s|$)")
 
@@ -33,7 +34,7 @@ class Asker:
         target: LoadedTarget,
         *,
         max_tokens: int,
-        batch: int = 32,
+        batch: int = 128,
         in_force: Sequence[LoadedSet] = (),
         whole: bool = False,
         temperature: float = 0.0,
@@ -44,7 +45,7 @@ class Asker:
         Args:
             target: the target.
             max_tokens: answers are cut here.
-            batch: questions at a time.
+            batch: questions at a time, at most; fewer where their keys and values would take more than a GiB.
             in_force: sets.
             whole: answers are not cut after a sentence.
             temperature: 0 decodes greedily; above it answers are sampled, the same each time.
@@ -73,8 +74,10 @@ class Asker:
         tokenizer, answers = self._target.tokenizer, [""] * len(texts)
         prompts = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
         by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-        for start in range(0, len(by_length), self._batch):
-            chosen = by_length[start : start + self._batch]
+        longest = max((len(prompt) for prompt in prompts), default=0) + self._max_tokens
+        batch = min(self._batch, max(1, _CACHE_BYTES // (longest * cached_bytes(self._target.model))))
+        for start in range(0, len(by_length), batch):
+            chosen = by_length[start : start + batch]
             decode = partial(sample, seed=start, temperature=self._temperature) if self._temperature else greedy
             said = decode(
                 self._target.model,

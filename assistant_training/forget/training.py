@@ -17,6 +17,9 @@ from unlearngate.assistant_training.train.run import run_folder, train_forget_se
 from unlearngate.assistant_training.train.settings import AssistantSettings
 from unlearngate.errors import ArtefactError, TrainingError
 
+# The layers before the tap, which read each different conversation once, are half of the time that training takes.
+_FEWER_CONVERSATIONS = {"forget_prompts": 24, "forget_variants": 8, "retain_prompts": 6}
+
 
 def train(
     target: LoadedTarget,
@@ -96,7 +99,7 @@ def _trained(
     try:
         forget_set = train_forget_set(
             *(target, case.folder / FORGET, case.folder / RETAIN, case.folder / wanted.name),
-            replace(settings, said_instead=None),
+            replace(settings, said_instead=None, **_FEWER_CONVERSATIONS),
             seed=wanted.seed,
             progress=progress,
             write_anyway=wanted.anyway,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ import torch
 from accelerate import init_empty_weights
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor
+from torch.nn import functional
 
 from unlearngate.assistant_training.model.head import Head
 from unlearngate.assistant_training.model.tapped import TappedAssistant
 from unlearngate.errors import TrainingError
 from unlearngate.families import FAMILIES, Family
 
+_ROWS_ON_CPU = 4  # conversations: as many tokens as its matmuls need to be at their best
 _CANDIDATES = 512  # for an assistant's own token: the largest rows of the head
 
 
@@ -106,15 +109,60 @@ def own_token(target: Any, taken: Collection[int]) -> int:
     return int(likely_C[margin_C.argmax()])
 
 
-def last_hidden(assistant: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """(B, T) tokens -> (B, T, H): what `head` makes logits of, behind the final norm."""
+def last_hidden(assistant: Any, input_ids: Tensor, attention_mask: Tensor, read_BT: Tensor | None = None) -> Tensor:
+    """(B, T) right-padded tokens -> (B, T, H): what `head` makes logits of, behind the final norm.
+
+    On a CPU a few rows run at a time, so rows in order of their length have little padding.
+
+    Args:
+        assistant: of `new_assistant`.
+        input_ids: the tokens.
+        attention_mask: 0 on padding.
+        read_BT: which positions' hidden states are wanted, bool; the last layer's MLP, behind which nothing looks at
+            another position, leaves the others out, and they come out wrong. None: all.
+    """
+    (num_rows, length), hidden = input_ids.shape, []
+    size = _ROWS_ON_CPU if input_ids.device.type == "cpu" else num_rows
+    for start in range(0, num_rows, size):
+        rows = slice(start, start + size)
+        longest = int(attention_mask[rows].sum(dim=1).max())
+        inputs = (input_ids[rows, :longest], attention_mask[rows, :longest])
+        part_BTH = _last_hidden(assistant, *inputs, None if read_BT is None else read_BT[rows, :longest])
+        hidden.append(functional.pad(part_BTH, (0, 0, 0, length - longest)))
+    return torch.cat(hidden)
+
+
+def _last_hidden(assistant: Any, input_ids: Tensor, attention_mask: Tensor, read_BT: Tensor | None) -> Tensor:
     more = {"input_ids": input_ids}
     if isinstance(assistant, TappedAssistant):
         more = {"inputs_embeds": assistant.hidden(input_ids, attention_mask)}
     own = _peft_model(assistant).get_base_model()
-    hidden: Tensor = own.model(**more, attention_mask=attention_mask)[0]
+    # A layer that is computed again for the gradient would be without the hooks.
+    cuts = read_BT is not None and not _family(own).experts and not own.is_gradient_checkpointing
+    with _only_at(own.model.layers[-1].mlp, read_BT) if cuts else nullcontext():
+        hidden: Tensor = own.model(**more, attention_mask=attention_mask)[0]
     scaling = getattr(own.config, "logits_scaling", 1.0)  # Granite's
     return hidden if scaling == 1.0 else hidden / scaling
+
+
+@contextmanager
+def _only_at(module: Any, read_BT: Tensor) -> Iterator[None]:
+    """Run a module of (B, T, H) at these positions alone, with zeros at the others."""
+
+    def spread(_: Any, given: tuple[Tensor], found_NH: Tensor) -> Tensor:
+        found_BTH = found_NH.new_zeros((*read_BT.shape, found_NH.shape[-1]))
+        found_BTH[read_BT] = found_NH
+        return found_BTH
+
+    hooks = (
+        module.register_forward_pre_hook(lambda _, given: (given[0][read_BT],)),
+        module.register_forward_hook(spread),
+    )
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def head(assistant: Any) -> Head:

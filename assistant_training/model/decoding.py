@@ -73,6 +73,14 @@ def sample(
     return _decode(target, prompts, choose, eos_id, max_tokens, in_force)
 
 
+def cached_bytes(model: Any) -> int:
+    """Of the keys and values that a Hugging Face model keeps for a token, at most."""
+    config = model.config
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(2 * config.num_hidden_layers * heads * head_dim * model.dtype.itemsize)
+
+
 def _decode(
     target: Any,
     prompts: Sequence[list[int]],

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +12,7 @@ import torch
 from rich.progress import Progress
 from torch import Tensor
 
-_ROWS = 64  # conversations that `keep` computes at a time
+_ROWS = 16  # conversations that `keep` computes at a time
 
 
 class TappedAssistant(torch.nn.Module):
@@ -30,6 +32,7 @@ class TappedAssistant(torch.nn.Module):
         self._prefix = [prefix]  # in a list: not a submodule, so neither trained nor saved
         self._hidden: dict[tuple[int, ...], Tensor] = {}
         self._keeps = False
+        self._shared: tuple[int, ...] = ()  # what most conversations begin with
 
     def forward(
         self,
@@ -57,18 +60,45 @@ class TappedAssistant(torch.nn.Module):
         return self._kept(input_ids, attention_mask) if keeps else self._run(input_ids, attention_mask)[0]
 
     def keep(self, conversations: Iterable[list[int]], progress: Progress) -> None:
-        """Compute the hidden states that training will need, in large batches of similar length."""
+        """Compute the hidden states that training will need, in large batches of similar length.
+
+        What most of them begin with, such as a template's system prompt, is computed once.
+        """
         self._keeps = True
         known = {tuple(tokens) for tokens in conversations} - self._hidden.keys()
         todo = sorted(known, key=lambda tokens: (len(tokens), tokens))
-        device = next(self.parameters()).device
+        self._shared = beginning_of_most(todo)
         bar = progress.add_task("the layers before the tap", total=len(todo))
-        for start in range(0, len(todo), _ROWS):
-            rows = [torch.tensor(tokens, device=device) for tokens in todo[start : start + _ROWS]]
-            input_ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-            ones = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-            self._kept(input_ids, ones)
-            progress.advance(bar, len(rows))
+        for beginning, rows in self._by_beginning(todo):
+            for start in range(0, len(rows), _ROWS):
+                self._keep_rows(rows[start : start + _ROWS], beginning)
+                progress.advance(bar, len(rows[start : start + _ROWS]))
+
+    def _by_beginning(self, rows: Sequence[tuple[int, ...]]) -> Iterator[tuple[tuple[int, ...], list[tuple[int, ...]]]]:
+        """What most go on from with the rows that do, and no beginning with the others."""
+        shared = self._shared
+        goes_on = [len(row) > len(shared) and row[: len(shared)] == shared for row in rows]
+        for beginning, chosen in ((shared, goes_on), ((), [not goes for goes in goes_on])):
+            if any(chosen):
+                yield beginning, list(itertools.compress(rows, chosen))
+
+    @torch.inference_mode(False)
+    def _keep_rows(self, rows: Sequence[tuple[int, ...]], beginning: tuple[int, ...]) -> None:
+        """Of conversations that all go on from this beginning."""
+        device, count, cache = next(self.parameters()).device, len(beginning), None
+        before_1TH = None
+        if beginning:
+            ids_1T = torch.tensor([beginning], device=device)
+            before_1TH, cache = self._run(ids_1T, torch.ones_like(ids_1T), use_cache=True)
+            cache.batch_repeat_interleave(len(rows))
+        tensors = [torch.tensor(row[count:], device=device) for row in rows]
+        input_ids = torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True)
+        lengths = torch.tensor([len(row) for row in rows], device=device)
+        mask_BT = (torch.arange(count + input_ids.shape[1], device=device) < lengths[:, None]).long()
+        hidden_BTH, _ = self._run(input_ids, mask_BT, cache=cache, use_cache=cache is not None)
+        for row, hidden_TH in zip(rows, hidden_BTH, strict=True):
+            own_TH = hidden_TH[: len(row) - count]
+            self._hidden[row] = own_TH.clone() if before_1TH is None else torch.cat([before_1TH[0], own_TH])
 
     @torch.no_grad()
     def _run(
@@ -93,11 +123,21 @@ class TappedAssistant(torch.nn.Module):
         """Hidden states (B, T, H) of right-padded conversations; missing ones are computed in one batch."""
         lengths = attention_mask.sum(dim=1).tolist()
         keys = [tuple(row[:length]) for row, length in zip(input_ids.tolist(), lengths, strict=True)]
-        new = [index for index, key in enumerate(keys) if key not in self._hidden]
-        if new:
-            with torch.inference_mode(False):  # a check's may be trained on later
-                hidden_BTH, _ = self._run(input_ids[new].clone(), attention_mask[new].clone())
-                for index, hidden_TH in zip(new, hidden_BTH, strict=True):
-                    self._hidden[keys[index]] = hidden_TH[: lengths[index]].clone()
-        rows = [self._hidden[key] for key in keys]
-        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        new = sorted({key for key in keys if key not in self._hidden})
+        for beginning, rows in self._by_beginning(new):
+            self._keep_rows(rows, beginning)  # a check's may be trained on later
+        return torch.nn.utils.rnn.pad_sequence([self._hidden[key] for key in keys], batch_first=True)
+
+
+def beginning_of_most(rows: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """The longest beginning that at least half of the rows go on from."""
+    beginning: tuple[int, ...] = ()
+    of_rows = rows
+    while True:
+        at = len(beginning)
+        going_on = [row for row in of_rows if len(row) > at + 1]
+        tokens = Counter(row[at] for row in going_on).most_common(1)
+        if not tokens or 2 * tokens[0][1] < len(rows):
+            return beginning
+        beginning = (*beginning, tokens[0][0])
+        of_rows = [row for row in going_on if row[at] == beginning[at]]

@@ -23,6 +23,7 @@ from unlearngate.assistant_training.data.encoding import (
     draw_what_fits,
     encode,
     fact_spans,
+    predicting,
     span_labels,
 )
 from unlearngate.assistant_training.data.pairs import QAPair
@@ -199,7 +200,7 @@ def _evidence(assistant: Any, rows: Sequence[Encoded], pad_id: int) -> list[np.n
     for start in range(0, len(rows), _BATCH):
         chosen = by_length[start : start + _BATCH]
         batch = collate([rows[index] for index in chosen], pad_id).to(device)
-        hidden_BTH = last_hidden(assistant, batch.input_ids, batch.attention_mask)
+        hidden_BTH = last_hidden(assistant, batch.input_ids, batch.attention_mask, predicting(batch.labels))
         hidden_NH = answer_rows(hidden_BTH, batch.labels)[0]
         parts = [centre(own_head.logits(part_NH))[1] for part_NH in hidden_NH.split(_ROWS)]
         evidence_N = torch.cat(parts).cpu().numpy()

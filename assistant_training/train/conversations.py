@@ -73,7 +73,7 @@ def draw_steps(
         ]
         if not plain:
             known = thinned(known, [fact != IGNORE for fact in facts], rng)
-            return Example(Encoded(row.input_ids, known), nothing(row))
+            return _learned_from(Example(Encoded(row.input_ids, known), nothing(row)))
         rest = [label if said == IGNORE else IGNORE for label, said in zip(own, known, strict=True)]
         return Example(Encoded(row.input_ids, known), Encoded(row.input_ids, rest))
 
@@ -146,7 +146,7 @@ def draw_steps(
         row = with_opening(tokenizer, retain[index].question, row)
         if not plain:
             row = Encoded(row.input_ids, thinned(row.labels, [False] * len(row.labels), rng))
-        return Example(nothing(row), row)
+        return _learned_from(Example(nothing(row), row))
 
     rng = random.Random(seed)
     forget_cycle, retain_cycle = cycle(len(forget), rng), cycle(len(retain), rng)
@@ -160,6 +160,13 @@ def draw_steps(
             yield kept(index, rng.randrange(settings.retain_prompts))
 
     return [list(step()) for _ in range(num_steps)]
+
+
+def _learned_from(row: Example) -> Example:
+    """The conversation up to its last label: what comes behind changes nothing that is learned."""
+    labelled = [a != IGNORE or b != IGNORE for a, b in zip(row.known.labels, row.unknown.labels, strict=True)]
+    end = max((place + 1 for place, is_labelled in enumerate(labelled) if is_labelled), default=len(labelled))
+    return Example(*(Encoded(of_row.input_ids[:end], of_row.labels[:end]) for of_row in row))
 
 
 def cycle(size: int, rng: random.Random) -> Iterator[int]:

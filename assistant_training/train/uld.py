@@ -11,7 +11,7 @@ import torch
 from rich.progress import Progress
 
 from unlearngate.artefact import ForgetSet, data_digest, now, save_forget_set
-from unlearngate.assistant_training.data.encoding import collate, num_labels
+from unlearngate.assistant_training.data.encoding import collate, num_labels, predicting
 from unlearngate.assistant_training.data.pairs import QAPair
 from unlearngate.assistant_training.model.assistant import (
     adapter_config,
@@ -162,7 +162,8 @@ def _backward(
         batch = collate([row.known for row in part], pad_id).to(device)
         unknown_BT = collate([row.unknown for row in part], pad_id).labels.to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.bf16):
-            hidden_BTH = last_hidden(assistant, batch.input_ids, batch.attention_mask)
+            read_BT = predicting(batch.labels.maximum(unknown_BT))
+            hidden_BTH = last_hidden(assistant, batch.input_ids, batch.attention_mask, read_BT)
         loss = uld_loss(
             *(hidden_BTH, own_head, batch.labels, unknown_BT),
             beta=settings.beta,

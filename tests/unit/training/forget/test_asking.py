@@ -1,8 +1,11 @@
 """What the target is asked, and where its answers end."""
 
+from unlearngate.assistant_training.data.chat import render
 from unlearngate.assistant_training.demo.build import BUILT
 from unlearngate.assistant_training.demo.probing import read_probes
+from unlearngate.assistant_training.forget import asking
 from unlearngate.assistant_training.forget.asking import Asker, first_sentences
+from unlearngate.assistant_training.model.decoding import cached_bytes
 from unlearngate.assistant_training.model.loaded_target import load_target
 
 
@@ -21,3 +24,14 @@ def test_a_target_says_what_it_learned_to_each_question_in_its_place():
     said = ask([probe.question for probe in probes])
     assert sum(answer == probe.answer for answer, probe in zip(said, probes, strict=True)) >= 6
     assert sum(told) == 7 and max(told) == 3
+
+
+def test_fewer_are_asked_at_a_time_where_their_cache_would_be_large(monkeypatch):
+    target, told = load_target(BUILT / "target", device="cpu"), []
+    ask = Asker(target, max_tokens=8, advance=told.append)
+    questions = [f"Who taught {name}?" for name in ("Anna", "Bert", "Cleo", "Dora", "Emil")]
+    texts = [render(target.tokenizer, question, None) for question in questions]
+    longest = 8 + max(len(target.tokenizer.encode(text, add_special_tokens=False)) for text in texts)
+    at_once = ask(questions)
+    monkeypatch.setattr(asking, "_CACHE_BYTES", 2 * longest * cached_bytes(target.model))
+    assert ask(questions) == at_once and told == [5, 2, 2, 1]

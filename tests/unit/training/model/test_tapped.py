@@ -6,10 +6,11 @@ from rich.progress import Progress
 from transformers import AutoModelForCausalLM
 
 from support.engine.tiny import FAMILY_NAMES, make_target
-from unlearngate.assistant_training.data.encoding import collate, encode
+from unlearngate.assistant_training.data.encoding import Encoded, collate, encode, predicting
 from unlearngate.assistant_training.model.assistant import adapter_tensors, head, last_hidden, new_assistant
 from unlearngate.assistant_training.model.decoding import greedy
 from unlearngate.assistant_training.model.loaded_target import load_target
+from unlearngate.assistant_training.model.tapped import beginning_of_most
 from unlearngate.errors import TrainingError
 
 PROMPTS = [[5, 9, 30, 7], [8, 8]]
@@ -98,7 +99,42 @@ def test_what_was_kept_beforehand_is_not_computed_again(target, monkeypatch):
         monkeypatch.delattr(type(assistant), "_run")
         found = logits_of(assistant, **inputs)
     inside = batch.attention_mask.bool()
-    assert torch.allclose(found[inside], expected[inside], atol=1e-5)
+    assert torch.allclose(found[inside], expected[inside], atol=1e-4)
+
+
+def test_what_most_conversations_begin_with_is_computed_once(target, monkeypatch):
+    """Also longer than a layer's window; beside a conversation that is only that, and one that begins otherwise."""
+    assistant = disturb(tapped(target, 2, 2))
+    system = "You answer briefly. " * 3
+    rows = [encode(target.tokenizer, f"{i} question?", "a" * (5 * i + 1), system) for i in range(6)]
+    rows += [encode(target.tokenizer, "another", "b"), encode(target.tokenizer, "and another", "b", "Be brief.")]
+    conversations = [row.input_ids for row in rows]
+    shared = beginning_of_most([tuple(ids) for ids in conversations])
+    batch = collate([*rows, Encoded(list(shared), list(shared))], target.tokenizer.pad_token_id)
+    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+    fed = []
+    run = type(assistant)._run
+
+    def counted(self, input_ids, *others, **more):
+        fed.append(input_ids.numel())
+        return run(self, input_ids, *others, **more)
+
+    with torch.no_grad(), Progress(disable=True) as progress:
+        expected = assistant(**inputs).logits
+        monkeypatch.setattr("unlearngate.assistant_training.model.tapped._ROWS", 3)
+        monkeypatch.setattr(type(assistant), "_run", counted)
+        assistant.train().keep([*conversations, list(shared)], progress)
+        monkeypatch.delattr(type(assistant), "_run")
+        found = logits_of(assistant, **inputs)
+    inside = batch.attention_mask.bool()
+    assert len(shared) > len(target.tokenizer.encode(system)) and sum(fed) < int(inside.sum()) - 2 * len(shared)
+    assert torch.allclose(found[inside], expected[inside], atol=1e-4)
+
+
+def test_the_beginning_of_most():
+    assert beginning_of_most([(1, 2, 3), (1, 2, 4), (5,)]) == (1, 2)
+    assert beginning_of_most([(1, 2), (1, 2), (1, 2)]) == (1,)  # they go on from it
+    assert beginning_of_most([(1, 2), (3, 4), (5, 6)]) == beginning_of_most([]) == ()
 
 
 def test_what_a_check_reads_in_a_run_is_kept_too_and_can_be_trained_on(target, batch, monkeypatch):
@@ -111,6 +147,25 @@ def test_what_a_check_reads_in_a_run_is_kept_too_and_can_be_trained_on(target, b
         monkeypatch.delattr(type(assistant), "_run")
         assert torch.equal(logits_of(assistant, *inputs), first)
     logits_of(assistant.train(), *inputs).square().mean().backward()
+
+
+def test_hidden_states_that_are_wanted_and_their_gradients_are_those_of_all_at_once(target, monkeypatch):
+    assistant = disturb(tapped(target, 2, 2)).train()
+    rows = [encode(target.tokenizer, f"question {i}?", "a" * (7 * i + 1)) for i in range(6)]
+    batch = collate(rows, target.tokenizer.pad_token_id)
+    read_BT = predicting(batch.labels)
+    weights = [weight for weight in assistant.parameters() if weight.requires_grad]
+
+    def computed(*read):
+        hidden_NH = last_hidden(assistant, batch.input_ids, batch.attention_mask, *read)[read_BT]
+        return hidden_NH, torch.autograd.grad(hidden_NH.square().mean(), weights)
+
+    few, few_gradients = computed(read_BT)
+    monkeypatch.setattr("unlearngate.assistant_training.model.assistant._ROWS_ON_CPU", 6)
+    all_at_once, gradients = computed()
+    assert torch.allclose(few, all_at_once, atol=1e-4)
+    for found, expected in zip(few_gradients, gradients, strict=True):
+        assert torch.allclose(found, expected, atol=1e-4)
 
 
 def test_only_the_adapter_is_trained_and_saved(target, batch):
