@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -10,6 +11,8 @@ import torch
 from torch import Tensor
 
 from unlearngate.assistant_training.model.in_force import LoadedSet, subtract
+
+_SHARED = 8  # tokens that prompts must share for them to be computed once
 
 
 @torch.inference_mode()
@@ -92,7 +95,9 @@ def _decode(
 ) -> list[list[int]]:
     device = next(target.parameters()).device
     models = (target, *(f.assistant for f in in_force))
-    target_branch, *branches = [_Branch(model, prompts, device) for model in models]
+    # Padding behind a shared beginning would count for a window.
+    shared = 0 if getattr(target.config, "sliding_window", None) else len(_shared_beginning(prompts))
+    target_branch, *branches = [_Branch(model, prompts, shared, device) for model in models]
     answers: list[list[int]] = [[] for _ in prompts]
     told: list[list[float]] = [[] for _ in prompts]
     running = []
@@ -145,14 +150,20 @@ class _Branch:
 
     logits_BV: Tensor
 
-    def __init__(self, model: Any, prompts: Sequence[list[int]], device: torch.device) -> None:
-        length = max(len(prompt) for prompt in prompts)
-        input_ids = torch.tensor([[0] * (length - len(prompt)) + prompt for prompt in prompts], device=device)
-        masks = [[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    def __init__(self, model: Any, prompts: Sequence[list[int]], shared: int, device: torch.device) -> None:
+        """Of prompts that have their first `shared` tokens in common."""
+        length = max(len(prompt) for prompt in prompts) - shared
+        pads = [length + shared - len(prompt) for prompt in prompts]
+        input_ids = torch.tensor([[0] * pad + prompt[shared:] for pad, prompt in zip(pads, prompts, strict=True)])
+        masks = [[1] * shared + [0] * pad + [1] * (length - pad) for pad in pads]
         self._model = model
-        self._mask = torch.tensor(masks, device=device)
         self._cache: Any = None
-        self._run(input_ids, (self._mask.cumsum(dim=-1) - 1).clamp(min=0))
+        if shared:
+            self._mask = torch.ones((1, shared), dtype=torch.int64, device=device)
+            self._run(torch.tensor([prompts[0][:shared]], device=device), self._mask.cumsum(dim=-1) - 1)
+            _repeat(self._cache, len(prompts))
+        self._mask = torch.tensor(masks, device=device)
+        self._run(input_ids.to(device), (self._mask.cumsum(dim=-1) - 1).clamp(min=0)[:, shared:])
 
     def keep(self, rows_N: Tensor) -> None:
         """Keep only these rows."""
@@ -175,6 +186,22 @@ class _Branch:
         )
         self._cache = output.past_key_values
         self.logits_BV = output.logits[:, -1].float()
+
+
+def _shared_beginning(prompts: Sequence[list[int]]) -> list[int]:
+    """The tokens that all prompts begin with and go on from; none where there are too few to matter."""
+    columns = zip(*(prompt[:-1] for prompt in prompts), strict=False) if len(prompts) > 1 else ()
+    shared = [column[0] for column in itertools.takewhile(lambda column: len(set(column)) == 1, columns)]
+    return shared if len(shared) >= _SHARED else []
+
+
+def _repeat(cache: Any, count: int) -> None:
+    """A model's cache of one row, or each cache of a model that is made of several, for so many rows."""
+    if isinstance(cache, tuple):
+        for part in cache:
+            _repeat(part, count)
+    else:
+        cache.batch_repeat_interleave(count)
 
 
 def _keep_rows(cache: Any, rows_N: Tensor) -> None:

@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from unlearngate.assistant_training.data.chat import refuse_lost_text, set_switches
 from unlearngate.assistant_training.data.encoding import encode
+from unlearngate.assistant_training.model.attention import GROUPED
 from unlearngate.assistant_training.model.memory import keep_freed_memory
 from unlearngate.assistant_training.model.processes import Processes
 from unlearngate.errors import TrainingError
@@ -80,6 +81,8 @@ class LoadedTarget:
             )
         model.requires_grad_(False)
         model.to(self._device or Processes().device)
+        if model.device.type == "cpu" and model.config._attn_implementation == "sdpa":
+            model.set_attn_implementation(GROUPED)
         return model.eval()
 
     def with_switches(self, switches: Mapping[str, Any]) -> LoadedTarget:

@@ -78,6 +78,7 @@ def run_steps(
     prepare: Callable[[Sequence[Sequence[Row]]], None] = lambda _: None,
     prepare_every: int | None = None,
     is_enough: Callable[[int], bool] = lambda _: False,
+    may_be_enough_at_once: bool = False,
     deadline: float | None = None,
 ) -> int:
     """Train a model's LoRA.
@@ -98,6 +99,7 @@ def run_steps(
         prepare: called with this process's rows of the steps to come, before the first of them.
         prepare_every: for so many steps at a time, as training may end before the last; None: for all at once.
         is_enough: called after every step with the number of steps done; True ends the training there.
+        may_be_enough_at_once: whether that is also asked before the first step.
         deadline: of time.monotonic(): the step after which it has passed is the last of this call, or the one before
             a preparation that would pass it, as long as the one before took; the next call goes on from there. For one
             process.
@@ -116,6 +118,9 @@ def run_steps(
         optimizer.load_state(state["optimizer"])
         plateau.load_state(state["plateau"])
         ended = bool(state["ended"])
+    elif may_be_enough_at_once:
+        prepare([])
+        ended = is_enough(0)
     todo = [] if ended else steps[done:]
     window, prepare_s = prepare_every or max(1, len(todo)), 0.0
     started = time.monotonic()

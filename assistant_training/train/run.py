@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from rich.progress import Progress
 from safetensors import SafetensorError
 
-from unlearngate.artefact import ForgetSet, data_digest, load_forget_set
+from unlearngate.artefact import ForgetSet, data_digest
 from unlearngate.assistant_training.data.chat import warning_of_no_system
 from unlearngate.assistant_training.data.encoding import refuse_changed_answers
 from unlearngate.assistant_training.data.everyday import warning_of_everyday_facts, warning_of_unsaid_facts
@@ -23,6 +23,7 @@ from unlearngate.assistant_training.data.lengths import longest_turns, refuse_lo
 from unlearngate.assistant_training.data.pairs import QAPair, read_pairs
 from unlearngate.assistant_training.model.loaded_target import LoadedTarget
 from unlearngate.assistant_training.model.processes import Processes
+from unlearngate.assistant_training.train.earlier import read_earlier
 from unlearngate.assistant_training.train.run_files import RunFiles
 from unlearngate.assistant_training.train.settings import AssistantSettings, UndialSettings
 from unlearngate.assistant_training.train.uld import export_assistant, train_assistant
@@ -47,6 +48,7 @@ def train_forget_set(
     label: str | None = None,
     instead: str | None = None,
     deadline: float | None = None,
+    after: Path | None = None,
 ) -> ForgetSet | None:
     """Train an assistant, choose its gate, and write it as the forget set `out`, of kind `uld`, named like that folder.
 
@@ -68,6 +70,8 @@ def train_forget_set(
         instead: what is said where the set's gate is open at an answer's first token; None: nothing.
         deadline: of time.monotonic(), when training must end; the checkpoint stays then, also beside a written set, and
             the same call with a later one goes on from there.
+        after: the folder of an earlier set of this kind and shape, also of other weights, such as the target's last
+            version: training starts from it, and ends at once if it shows enough, or as much as it did there.
 
     Returns: the set; None in all processes of `accelerate launch` but the main one, which writes it.
     Raises: DataError naming a line of the files or an answer longer than the target's context; TrainingError if the
@@ -76,6 +80,7 @@ def train_forget_set(
         `instead`; ArtefactError if `out` cannot be written as a forget set.
     """
     data = _read(target, out, forget_file, retain_file)
+    earlier = read_earlier(after, "uld", target.identity, other_weights=True) if after else None
     _check_wording(target, label or out.name, instead)
     settings = settings.on(target.identity.num_layers)
     if instead is not None:
@@ -86,7 +91,8 @@ def train_forget_set(
         warning_of_everyday_facts(data.forget, data.retain),
         warning_of_no_system(target.tokenizer),
     )
-    run = _run_files(out, target, data, asdict(settings), seed, checkpoint_every, tensorboard)
+    more = {"after": earlier.digest} if earlier else {}
+    run = _run_files(out, target, data, asdict(settings), seed, checkpoint_every, tensorboard, more)
     torch.manual_seed(seed)
     assistant = train_assistant(
         *(target.model, target.tokenizer, data.forget, data.retain, settings),
@@ -96,6 +102,7 @@ def train_forget_set(
         run=run,
         context_length=target.context_length,
         deadline=deadline,
+        after=earlier,
     )
     if not Processes().is_main:
         return None
@@ -112,6 +119,7 @@ def train_forget_set(
             write_anyway=write_anyway,
             label=label,
             instead=instead,
+            after=earlier,
         )
 
 
@@ -148,11 +156,7 @@ def train_undial_set(
     Raises: as `train_forget_set`; ArtefactError also if `after` is damaged or of another target.
     """
     data = _read(target, out, forget_file, retain_file)
-    earlier = load_forget_set(after) if after else None
-    if earlier and earlier.manifest.kind != "undial":
-        raise TrainingError(f"{after} is a set of kind {earlier.manifest.kind!r}; only 'undial' can be gone on from")
-    if earlier:
-        load_forget_set(earlier.folder, target.identity)
+    earlier = read_earlier(after, "undial", target.identity) if after else None
     unsaid = warning_of_unsaid_facts(data.forget) if settings.focus == "facts" else None
     _warn(progress, unsaid, warning_of_no_system(target.tokenizer))
     more = {"after": earlier.digest if earlier else None}

@@ -18,6 +18,7 @@ from unlearngate.assistant_training.model.assistant import (
     adapter_tensors,
     head,
     last_hidden,
+    load_assistant,
     new_assistant,
     own_token,
     save_memory,
@@ -28,6 +29,7 @@ from unlearngate.assistant_training.model.in_force import LoadedSet
 from unlearngate.assistant_training.model.tapped import TappedAssistant
 from unlearngate.assistant_training.train.check import ENOUGH, Limits, measure, refuse_short, shortfall
 from unlearngate.assistant_training.train.conversations import Example, draw_steps
+from unlearngate.assistant_training.train.earlier import as_before, start_at
 from unlearngate.assistant_training.train.gate import fit_gate
 from unlearngate.assistant_training.train.loop import Plateau, parts_of, run_steps
 from unlearngate.assistant_training.train.losses import uld_loss
@@ -51,6 +53,7 @@ def train_assistant(
     run: RunFiles | None = None,
     context_length: int | None = None,
     deadline: float | None = None,
+    after: ForgetSet | None = None,
 ) -> Any:
     """Train an assistant to know the forget set and nothing else.
 
@@ -61,7 +64,10 @@ def train_assistant(
     variants of the forget answers or, where the data has none, the retain set's answers to the forget set's questions.
     So it learns the facts and not their wording, knows them in other words too, and leaves the other words fluent.
 
-    Raises: TrainingError if a set is empty or the loss is not finite.
+    It starts from the LoRA of `after`, if there is such a set, and ends at once if that shows enough, or as much as it
+    did on the target that it was trained on.
+
+    Raises: TrainingError if a set is empty, the loss is not finite, or `after` is of another shape.
     """
     if not forget or not retain:
         raise TrainingError(f"both sets need answers, got {len(forget)} to forget and {len(retain)} to retain")
@@ -74,6 +80,11 @@ def train_assistant(
         model_id=model_id,
         tap_layer=settings.tap_layer or 0,
     )
+    if after is not None:
+        shape = {"num_layers": after.manifest.num_layers, "tap_layer": after.manifest.tap_layer or 0}
+        if (own := {"num_layers": settings.num_layers, "tap_layer": settings.tap_layer}) != shape:
+            raise TrainingError(f"{after.name} has {shape}, and the set that goes on from it {own}; give the same")
+        start_at(assistant, load_assistant(target, after.folder, model_id=model_id, **shape), after)
     assistant.train()
     num_steps = settings.steps or max(1, settings.epochs * len(retain) // settings.num_retain)
     if settings.gradient_checkpointing:
@@ -93,7 +104,10 @@ def train_assistant(
             context_length=context_length,
         )
         assistant.train()
-        return shortfall(evidence.metrics(evidence.gates()[0]), ENOUGH) is None
+        at_end, to_serve = evidence.gates()
+        if after is not None and not done and shortfall(evidence.metrics(to_serve), as_before(after)) is None:
+            return True
+        return shortfall(evidence.metrics(at_end), ENOUGH) is None
 
     steps = draw_steps(
         *(tokenizer, forget, retain, settings),
@@ -117,6 +131,7 @@ def train_assistant(
         prepare=keep_hidden,
         prepare_every=settings.check_every if settings.contexts else None,
         is_enough=shows_enough,
+        may_be_enough_at_once=after is not None,
         deadline=deadline,
     )
     return assistant.eval()
@@ -192,6 +207,7 @@ def export_assistant(
     label: str | None = None,
     instead: str | None = None,
     context_length: int | None = None,
+    after: ForgetSet | None = None,
 ) -> ForgetSet:
     """Choose a trained assistant's gate and its canaries, and write it as a forget-set artefact, named like the folder.
 
@@ -244,7 +260,12 @@ def export_assistant(
                 "keep_ratio": {"low": settings.keep_ratio / 5, "high": min(1.0, settings.keep_ratio * 5)},
                 "gate_nats": {"low": 0.0, "high": gate_nats * 2},
             },
-            "training": {**asdict(settings), "seed": seed, "dtype": target_dtype(assistant)},
+            "training": {
+                **asdict(settings),
+                "seed": seed,
+                "dtype": target_dtype(assistant),
+                **({"after": f"{after.name}@{after.digest}"} if after else {}),
+            },
             "data_digests": {
                 "forget": data_digest([pair.row() for pair in forget]),
                 "retain": data_digest([pair.row() for pair in retain]),

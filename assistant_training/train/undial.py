@@ -28,7 +28,6 @@ from unlearngate.assistant_training.data.pairs import QAPair
 from unlearngate.assistant_training.model.assistant import (
     adapter_config,
     adapter_tensors,
-    load_adapter_tensors,
     load_assistant,
     new_assistant,
     save_memory,
@@ -37,6 +36,7 @@ from unlearngate.assistant_training.model.assistant import (
 from unlearngate.assistant_training.model.canaries import choose_canaries
 from unlearngate.assistant_training.model.scoring import score
 from unlearngate.assistant_training.train.conversations import cycle
+from unlearngate.assistant_training.train.earlier import start_at
 from unlearngate.assistant_training.train.focus import finder, focused
 from unlearngate.assistant_training.train.loop import Plateau, parts_of, run_steps
 from unlearngate.assistant_training.train.run_files import RunFiles
@@ -106,7 +106,7 @@ def train_undial(
     teacher = target
     if after is not None:
         teacher = load_assistant(target, after.folder, num_layers=num_layers, model_id=model_id)
-        _start_at(student, teacher, after)
+        start_at(student, teacher, after)
     if settings.gradient_checkpointing:
         save_memory(student)
     per_epoch = -(-len(forget) // settings.batch)
@@ -286,21 +286,3 @@ def _focus_share(steps: Sequence[Sequence[Conversation]]) -> float:
     rows = [row for step in steps for row in step if not row.kept]
     in_focus = num_labels(Encoded(row.told.input_ids, row.focus) for row in rows)
     return in_focus / num_labels(row.told for row in rows)
-
-
-def _start_at(student: Any, teacher: Any, after: ForgetSet) -> None:
-    """Put an earlier set's LoRA on the student.
-
-    Raises: TrainingError if it is of another shape.
-    """
-    tensors, own = adapter_tensors(teacher), adapter_tensors(student)
-    alphas = [int(model.peft_config["default"].lora_alpha) for model in (teacher, student)]
-    if {name: t.shape for name, t in tensors.items()} != {name: t.shape for name, t in own.items()} or (
-        alphas[0] != alphas[1]
-    ):
-        raise TrainingError(
-            f"{after.name} has LoRA of rank {after.manifest.rank} and alpha {alphas[0]} on {len(tensors) // 2} linear "
-            f"maps, and the set that goes on from it would have alpha {alphas[1]} on {len(own) // 2}; give the same "
-            "rank and alpha"
-        )
-    load_adapter_tensors(student, tensors)

@@ -57,6 +57,13 @@ def train_uld(
     out: Out,
     forget: Forget,
     retain: Annotated[Path, typer.Option(help="JSON lines of the same form: what must stay, as like it as possible")],
+    after: Annotated[
+        Path | None,
+        typer.Option(
+            help="an earlier uld set to start from, such as the one for the target's last version: if it shows enough "
+            "on this target, it is written anew for it at once"
+        ),
+    ] = None,
     num_layers: Annotated[
         int, typer.Option("--layers", min=1, help="the assistant's; one server has one number, and one tap layer")
     ] = ULD.num_layers,
@@ -132,6 +139,7 @@ def train_uld(
                 write_anyway=write_anyway,
                 label=label,
                 instead=instead,
+                after=after,
             )
         _report(forget_set, out)
 

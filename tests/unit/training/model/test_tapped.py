@@ -1,17 +1,22 @@
 """A tapped assistant is the target's later layers: exactly, with and without what it keeps."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from rich.progress import Progress
-from transformers import AutoModelForCausalLM
+from transformers import AttentionInterface, AutoModelForCausalLM
 
 from support.engine.tiny import FAMILY_NAMES, make_target
 from unlearngate.assistant_training.data.encoding import Encoded, collate, encode, predicting
 from unlearngate.assistant_training.model.assistant import adapter_tensors, head, last_hidden, new_assistant
-from unlearngate.assistant_training.model.decoding import greedy
+from unlearngate.assistant_training.model.attention import GROUPED
+from unlearngate.assistant_training.model.decoding import _SHARED, greedy
+from unlearngate.assistant_training.model.in_force import LoadedSet
 from unlearngate.assistant_training.model.loaded_target import load_target
 from unlearngate.assistant_training.model.tapped import beginning_of_most
 from unlearngate.errors import TrainingError
+from unlearngate.manifest import Strength
 
 PROMPTS = [[5, 9, 30, 7], [8, 8]]
 
@@ -194,3 +199,38 @@ def test_it_decodes_with_a_cache_as_without(target):
 def test_more_layers_than_the_target_has_are_refused(target):
     with pytest.raises(TrainingError, match="3 layers after layer 2 was asked for, the target has 4"):
         tapped(target, 2, 3)
+
+
+def test_prompts_that_begin_alike_are_decoded_as_each_alone_without_a_cache(target):
+    """Also longer than a layer's window; under Hugging Face's own attention each prompt is computed anew each time."""
+    beginning = list(range(5, 5 + 2 * _SHARED))
+    prompts = [[*beginning, 9], [*beginning, 30, 7, 9, 11], [*beginning, 8, 8]]
+    strength = Strength(weight=1.0, keep_ratio=0.05, gate_nats=0.0)
+    in_force = [LoadedSet(disturb(tapped(target, 2, 2)), strength)]
+    plain = greedy(target.model, prompts, eos_id=-1, max_tokens=6)
+    composed = greedy(target.model, prompts, eos_id=-1, max_tokens=6, in_force=in_force)
+    for prompt, own, mixed in zip(prompts, plain, composed, strict=True):
+        assert [mixed] == greedy(target.model, [prompt], eos_id=-1, max_tokens=6, in_force=in_force)
+        config = target.model.config
+        grouped, config._attn_implementation = config._attn_implementation, "eager"
+        try:
+            for token in own:
+                with torch.no_grad():
+                    logits_V = target.model(input_ids=torch.tensor([prompt]), use_cache=False).logits[0, -1]
+                assert logits_V[token] >= logits_V.max() - 1e-4
+                prompt = [*prompt, token]
+        finally:
+            config._attn_implementation = grouped
+
+
+def test_a_decoding_batch_repeats_no_keys(target):
+    assert target.model.config._attn_implementation == (
+        "eager" if target.model.config.architectures[0].startswith("Gemma2") else GROUPED
+    )
+    query, key, value = (torch.randn(3, heads, tokens, 8) for heads, tokens in ((6, 1), (2, 5), (2, 5)))
+    mask = torch.ones(3, 1, 1, 5, dtype=torch.bool)
+    mask[0, ..., :3] = False
+    module = SimpleNamespace(num_key_value_groups=3)
+    expected, _ = AttentionInterface()["sdpa"](module, query, key, value, mask, scaling=0.3)
+    found, _ = AttentionInterface()[GROUPED](module, query, key, value, mask, scaling=0.3)
+    assert found.shape == expected.shape and torch.allclose(found, expected, atol=1e-6)
