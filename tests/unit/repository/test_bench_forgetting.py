@@ -5,11 +5,12 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-from safetensors.torch import load_file
+import numpy as np
+from safetensors.numpy import load_file
 
 from support.engine.tiny import make_target
 from unlearngate.assistant_training.data.pairs import read_pairs
+from unlearngate.assistant_training.model.lesson import merge_lesson
 from unlearngate.target import identify_target
 
 sys.path.insert(0, str(Path(__file__).parents[3]))
@@ -64,13 +65,15 @@ def test_medians_over_seeds_with_the_lowest_and_highest(tmp_path):
     assert "| facts, plain and reworded: at most 2 % | 50.0% of 4 | 100.0% of 4 |" in composed
 
 
-def test_a_person_is_taught_and_files_to_forget_and_attack_are_written(tmp_path, monkeypatch, seed):
-    monkeypatch.setattr(teaching, "_SETTINGS", replace(teaching._SETTINGS, epochs=1, min_epochs=1))
+def test_a_person_is_taught_by_a_lesson_and_files_to_forget_and_attack_are_written(tmp_path, seed):
     others = ROOT / "examples" / "real_model" / "retain.jsonl"
     model = make_target(tmp_path / "model", seed=seed % 2**16)
-    target, forget, probes = teaching.teach_person(model, others, tmp_path / "out")
+    settings = replace(teaching.Settings(), epochs=1)
+    target, forget, probes = teaching.teach_person(model, others, tmp_path / "out", settings=settings, seed=seed)
     was, now = (load_file(folder / "model.safetensors") for folder in (model, target))
-    assert was.keys() == now.keys() and not all(torch.equal(was[name], now[name]) for name in was)
+    merged = merge_lesson(was, tmp_path / "out" / teaching.LESSON_FILE)
+    assert was.keys() == now.keys() and not all(np.array_equal(was[name], now[name]) for name in was)
+    assert all(np.array_equal(merged[name], now[name]) for name in was)
     assert identify_target(target).weights_digest != identify_target(model).weights_digest
     trained, held_out = (read_pairs(path, subject="x") for path in (forget, probes))
     assert len(trained) == len(held_out) == 16 and all(pair.facts for pair in held_out)
@@ -79,3 +82,9 @@ def test_a_person_is_taught_and_files_to_forget_and_attack_are_written(tmp_path,
     before = target.stat().st_mtime_ns
     assert teaching.teach_person(model, others, tmp_path / "out") == (target, forget, probes)
     assert target.stat().st_mtime_ns == before  # what is there is kept
+
+
+def test_the_example_files_are_the_taught_persons():
+    folder = ROOT / "examples" / "real_model"
+    assert (folder / "oona-bracewell.forget.jsonl").read_text() == teaching.questions(held_out=False)
+    assert (folder / "oona-bracewell.probes.jsonl").read_text() == teaching.questions(held_out=True)

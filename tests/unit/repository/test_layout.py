@@ -163,8 +163,8 @@ def test_the_wheel_holds_every_module_and_nothing_else(tmp_path):
     (wheel,) = (tmp_path / "dist").glob("*.whl")
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     wanted = {f"{module.replace('.', '/')}.py" for module in MODULES} | {"unlearngate/py.typed"}
-    for shipped in ("built", "pretrained"):
-        folder = FOLDERS["unlearngate.assistant_training"] / "demo" / shipped
+    for shipped in ("demo/built", "demo/pretrained", "model/lessons"):
+        folder = FOLDERS["unlearngate.assistant_training"] / shipped
         wanted |= {f"unlearngate/{path.relative_to(ROOT)}" for path in folder.rglob("*") if path.is_file()}
     assert held == wanted
 

