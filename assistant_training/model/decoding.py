@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from unlearngate.assistant_training.model.in_force import LoadedSet, subtract
+from unlearngate.assistant_training.model.tapped import TappedAssistant
 
 _SHARED = 8  # tokens that prompts must share for them to be computed once
 
@@ -93,27 +95,22 @@ def _decode(
     in_force: Sequence[LoadedSet],
     usual: list[list[float]] | None = None,
 ) -> list[list[int]]:
-    device = next(target.parameters()).device
-    models = (target, *(f.assistant for f in in_force))
-    # Padding behind a shared beginning would count for a window.
-    shared = 0 if getattr(target.config, "sliding_window", None) else len(_shared_beginning(prompts))
-    target_branch, *branches = [_Branch(model, prompts, shared, device) for model in models]
+    batch = _Batch(target, [forget_set.assistant for forget_set in in_force], prompts)
     answers: list[list[int]] = [[] for _ in prompts]
     told: list[list[float]] = [[] for _ in prompts]
     running = []
-    for row, sentence in enumerate(_sentences(target_branch.logits_BV, branches, in_force)):
+    for row, sentence in enumerate(_sentences(batch, in_force)):
         if sentence:
             answers[row] += sentence[:-1][:max_tokens]
         else:
             running.append(row)
     if len(running) < len(prompts):
-        for branch in (target_branch, *branches):
-            branch.keep(torch.tensor(running, dtype=torch.int64, device=device))
+        batch.keep(torch.tensor(running, dtype=torch.int64))
     for _ in range(max_tokens if running else 0):
-        logits_BV = target_branch.logits_BV
+        logits_BV, *assistants = batch.logits
         own_BV = None if usual is None else logits_BV.log_softmax(dim=-1)
         strengths, rules = [f.strength for f in in_force], [f.rule for f in in_force]
-        subtract(logits_BV, [branch.logits_BV for branch in branches], strengths, rules)
+        subtract(logits_BV, assistants, strengths, rules)
         token_B = choose(logits_BV)
         if own_BV is not None:
             for index, log_p in zip(running, own_BV.gather(1, token_B[:, None])[:, 0].tolist(), strict=True):
@@ -121,71 +118,112 @@ def _decode(
         left_N = (token_B != eos_id).nonzero()[:, 0]
         if len(left_N) < len(running):  # finished rows cost nothing more
             running, token_B = [running[row] for row in left_N.tolist()], token_B[left_N]
-            for branch in (target_branch, *branches):
-                branch.keep(left_N)
+            batch.keep(left_N)
         if not running:
             break
         for index, token in zip(running, token_B.tolist(), strict=True):
             answers[index].append(token)
-        for branch in (target_branch, *branches):
-            branch.feed(token_B)
+        batch.feed(token_B)
     if usual is not None:
         usual += told
     return answers
 
 
-def _sentences(logits_BV: Tensor, branches: Sequence[_Branch], in_force: Sequence[LoadedSet]) -> list[tuple[int, ...]]:
+def _sentences(batch: _Batch, in_force: Sequence[LoadedSet]) -> list[tuple[int, ...]]:
     """What each answer says from its first position on: the first open set's sentence, or nothing to be composed."""
+    logits_BV, *assistants = batch.logits
     said: list[tuple[int, ...]] = [()] * len(logits_BV)
-    for branch, forget_set in zip(branches, in_force, strict=True):
+    for assistant_BV, forget_set in zip(assistants, in_force, strict=True):
         if forget_set.sentence:
-            closed_B = subtract(logits_BV.clone(), [branch.logits_BV], [forget_set.strength], [forget_set.rule])
+            closed_B = subtract(logits_BV.clone(), [assistant_BV], [forget_set.strength], [forget_set.rule])
             for row in (~closed_B).nonzero()[:, 0].tolist():
                 said[row] = said[row] or forget_set.sentence
     return said
 
 
-class _Branch:
-    """One model's left-padded batch with its cache, and its logits for the next token."""
+class _Batch:
+    """A left-padded batch on the target and on its assistants, with each model's cache and logits for the next token.
 
-    logits_BV: Tensor
+    A tapped assistant goes on from the target's own hidden states, as in the served model.
+    """
 
-    def __init__(self, model: Any, prompts: Sequence[list[int]], shared: int, device: torch.device) -> None:
-        """Of prompts that have their first `shared` tokens in common."""
-        length = max(len(prompt) for prompt in prompts) - shared
-        pads = [length + shared - len(prompt) for prompt in prompts]
-        input_ids = torch.tensor([[0] * pad + prompt[shared:] for pad, prompt in zip(pads, prompts, strict=True)])
-        masks = [[1] * shared + [0] * pad + [1] * (length - pad) for pad in pads]
-        self._model = model
-        self._cache: Any = None
+    logits: list[Tensor]  # (B, V) of each model, the target's first
+
+    def __init__(self, target: Any, assistants: Sequence[Any], prompts: Sequence[list[int]]) -> None:
+        self._device = next(target.parameters()).device
+        self._models = [target, *assistants]
+        self._caches: list[Any] = [None] * len(self._models)
+        config = getattr(target, "config", None)  # a model made of several has none
+        # Padding behind a shared beginning would count for a window.
+        shares = config is not None and not getattr(config, "sliding_window", None)
+        shared = len(_shared_beginning(prompts)) if shares else 0
+        length = max(len(prompt) for prompt in prompts)
+        pads = [length - len(prompt) for prompt in prompts]
+        rows = [[0] * pad + prompt[shared:] for pad, prompt in zip(pads, prompts, strict=True)]
+        masks = [[1] * shared + [0] * pad + [1] * (length - pad - shared) for pad in pads]
         if shared:
-            self._mask = torch.ones((1, shared), dtype=torch.int64, device=device)
-            self._run(torch.tensor([prompts[0][:shared]], device=device), self._mask.cumsum(dim=-1) - 1)
-            _repeat(self._cache, len(prompts))
-        self._mask = torch.tensor(masks, device=device)
-        self._run(input_ids.to(device), (self._mask.cumsum(dim=-1) - 1).clamp(min=0)[:, shared:])
+            self._mask = torch.ones((1, shared), dtype=torch.int64, device=self._device)
+            self._run(torch.tensor([prompts[0][:shared]], device=self._device), self._mask.cumsum(dim=-1) - 1)
+            for cache in _single(self._caches):
+                cache.batch_repeat_interleave(len(prompts))
+        self._mask = torch.tensor(masks, device=self._device)
+        positions_BT = (self._mask.cumsum(dim=-1) - 1).clamp(min=0)
+        self._run(torch.tensor(rows, device=self._device), positions_BT[:, shared:])
 
     def keep(self, rows_N: Tensor) -> None:
         """Keep only these rows."""
         self._mask = self._mask[rows_N]
-        self.logits_BV = self.logits_BV[rows_N]
-        _keep_rows(self._cache, rows_N)
+        self.logits = [logits_BV[rows_N] for logits_BV in self.logits]
+        for cache in _single(self._caches):
+            cache.batch_select_indices(rows_N.to(self._device))
 
     def feed(self, token_B: Tensor) -> None:
+        """Take a token of each row, and compute what comes next."""
         self._mask = torch.cat([self._mask, torch.ones_like(token_B)[:, None]], dim=1)
         self._run(token_B[:, None], self._mask.sum(dim=-1, keepdim=True) - 1)
 
     def _run(self, input_ids: Tensor, position_ids: Tensor) -> None:
-        output = self._model(
-            input_ids=input_ids,
-            attention_mask=self._mask,
-            position_ids=position_ids,
-            past_key_values=self._cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        self._cache = output.past_key_values
-        self.logits_BV = output.logits[:, -1].float()
+        target, *assistants = self._models
+        taps = {model.tap_layer for model in assistants if isinstance(model, TappedAssistant)}
+        common = {"attention_mask": self._mask, "position_ids": position_ids, "use_cache": True, "logits_to_keep": 1}
+        of_target, *of_assistants = self._caches
+        with _inputs_of(target, taps) as hidden_at:
+            outputs = [target(input_ids=input_ids, past_key_values=of_target, **common)]
+        for model, cache in zip(assistants, of_assistants, strict=True):
+            if isinstance(model, TappedAssistant):
+                hidden_BTH = hidden_at[model.tap_layer]
+                outputs.append(model.peft_model(inputs_embeds=hidden_BTH, past_key_values=cache, **common))
+            else:
+                outputs.append(model(input_ids=input_ids, past_key_values=cache, **common))
+        self._caches = [output.past_key_values for output in outputs]
+        self.logits = [output.logits[:, -1].float() for output in outputs]
+
+
+@contextmanager
+def _inputs_of(target: Any, layers: Iterable[int]) -> Iterator[dict[int, Tensor]]:
+    """The hidden states that go into these layers of the target while it runs, by layer."""
+    found: dict[int, Tensor] = {}
+
+    def note(layer: int, _: Any, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+        found[layer] = given[0] if given else named["hidden_states"]
+
+    hooks = [
+        target.model.layers[layer].register_forward_pre_hook(partial(note, layer), with_kwargs=True) for layer in layers
+    ]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _single(caches: Iterable[Any]) -> Iterator[Any]:
+    """Each cache; a model that is made of several has a tuple of theirs."""
+    for cache in caches:
+        if isinstance(cache, tuple):
+            yield from _single(cache)
+        else:
+            yield cache
 
 
 def _shared_beginning(prompts: Sequence[list[int]]) -> list[int]:
@@ -193,21 +231,3 @@ def _shared_beginning(prompts: Sequence[list[int]]) -> list[int]:
     columns = zip(*(prompt[:-1] for prompt in prompts), strict=False) if len(prompts) > 1 else ()
     shared = [column[0] for column in itertools.takewhile(lambda column: len(set(column)) == 1, columns)]
     return shared if len(shared) >= _SHARED else []
-
-
-def _repeat(cache: Any, count: int) -> None:
-    """A model's cache of one row, or each cache of a model that is made of several, for so many rows."""
-    if isinstance(cache, tuple):
-        for part in cache:
-            _repeat(part, count)
-    else:
-        cache.batch_repeat_interleave(count)
-
-
-def _keep_rows(cache: Any, rows_N: Tensor) -> None:
-    """Keep rows of a model's cache, or of each cache of a model that is made of several."""
-    if isinstance(cache, tuple):
-        for part in cache:
-            _keep_rows(part, rows_N)
-    else:
-        cache.batch_select_indices(rows_N)

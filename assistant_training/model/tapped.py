@@ -34,6 +34,11 @@ class TappedAssistant(torch.nn.Module):
         self._keeps = False
         self._shared: tuple[int, ...] = ()  # what most conversations begin with
 
+    @property
+    def tap_layer(self) -> int:
+        """The target's layer that the assistant begins with."""
+        return len(self._prefix[0].layers)
+
     def forward(
         self,
         input_ids: Tensor,
