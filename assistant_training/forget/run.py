@@ -34,7 +34,7 @@ _ANSWER_TOKENS = 48
 _LIST_TOKENS = 160
 _AGAIN_AT = 0.7  # the temperature of answers in other words
 _ENDING = 0.06  # of what training may take: its last check, its canaries, and writing the set
-_WITH_SET = 1.45  # times as long as an answer in asking: half of the answers are composed, some prompts are longer
+_WITH_SET = 1.25  # times as long as an answer in asking: half of the answers are composed, some prompts are longer
 
 
 class Outcome(NamedTuple):

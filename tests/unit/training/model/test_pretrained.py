@@ -217,6 +217,13 @@ def test_the_command_makes_the_taught_one_of_the_untaught_one(index, taught, off
     assert got.exit_code == 0 and got.output.rstrip().endswith("models/tiny-taught")
 
 
+def test_the_lessons_in_the_package_are_the_pinned_ones():
+    lessons = [model.lesson for model in pretrained.PRETRAINED_MODELS if model.lesson]
+    found = {path.name: file_digest(path) for path in pretrained.LESSONS.iterdir()}
+    assert found == {lesson.file: lesson.digest for lesson in lessons}
+    assert all(find_pretrained(lesson.to).lesson is None for lesson in lessons)
+
+
 @pytest.mark.real_model
 def test_smollm2_answers(smollm2, print_figures):
     target = load_target(smollm2, device="cpu")
