@@ -95,7 +95,9 @@ class Worker:
 @app.command()
 def main(
     out: Annotated[Path, typer.Option(help="where serving.csv and serving.png go")] = Path("build/bench"),
-    shape: Annotated[str, typer.Option(help="trial, qwen3-0.6b or llama-3.1-8b; weights are random")] = "trial",
+    shape: Annotated[
+        str, typer.Option(help="trial, smollm2-135m, qwen3-0.6b or llama-3.1-8b; weights are random")
+    ] = "trial",
     batches: Annotated[str, typer.Option(help="rows, comma-separated")] = "1,16,64",
     layers: Annotated[int, typer.Option(min=1, help="K, an assistant's layers")] = 4,
     tapped_layers: Annotated[int, typer.Option(min=0, help="m, a tapped assistant's layers; 0: none")] = 2,

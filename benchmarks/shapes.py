@@ -29,6 +29,12 @@ def configuration(shape: str) -> Any:
             **{"vocab_size": 8192, "hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 16},
             max_position_embeddings=4096,
         )
+    if shape == "smollm2-135m":  # the smallest that is really served, on a CPU too
+        return LlamaConfig(
+            **{"vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30},
+            **{"num_attention_heads": 9, "num_key_value_heads": 3, "tie_word_embeddings": True},
+            max_position_embeddings=8192,
+        )
     if shape == "llama-3.1-8b":
         return LlamaConfig(
             **_LLAMA,
@@ -41,7 +47,7 @@ def configuration(shape: str) -> Any:
             **{"num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": True},
             max_position_embeddings=8192,
         )
-    raise ValueError(f"shape must be trial, qwen3-0.6b or llama-3.1-8b, got {shape!r}")
+    raise ValueError(f"shape must be trial, smollm2-135m, qwen3-0.6b or llama-3.1-8b, got {shape!r}")
 
 
 def make_target(folder: Path, shape: str, dtype: torch.dtype) -> Path:
