@@ -18,7 +18,7 @@ from unlearngate.assistant_training.train.settings import AssistantSettings
 from unlearngate.errors import ArtefactError, TrainingError
 
 # The layers before the tap, which read each different conversation once, are half of the time that training takes.
-_FEWER_CONVERSATIONS = {"forget_prompts": 24, "forget_variants": 8, "retain_prompts": 6}
+_FORGET_PROMPTS, _FORGET_VARIANTS, _RETAIN_PROMPTS = 24, 8, 6
 
 
 def train(
@@ -96,10 +96,17 @@ def _trained(
     deadline: float | None,
     progress: Progress,
 ) -> ForgetSet:
+    settings = replace(
+        settings,
+        said_instead=None,
+        forget_prompts=_FORGET_PROMPTS,
+        forget_variants=_FORGET_VARIANTS,
+        retain_prompts=_RETAIN_PROMPTS,
+    )
     try:
         forget_set = train_forget_set(
             *(target, case.folder / FORGET, case.folder / RETAIN, case.folder / wanted.name),
-            replace(settings, said_instead=None, **_FEWER_CONVERSATIONS),
+            settings,
             seed=wanted.seed,
             progress=progress,
             write_anyway=wanted.anyway,

@@ -138,8 +138,8 @@ def _last_hidden(assistant: Any, input_ids: Tensor, attention_mask: Tensor, read
         more = {"inputs_embeds": assistant.hidden(input_ids, attention_mask)}
     own = _peft_model(assistant).get_base_model()
     # A layer that is computed again for the gradient would be without the hooks.
-    cuts = read_BT is not None and not _family(own).experts and not own.is_gradient_checkpointing
-    with _only_at(own.model.layers[-1].mlp, read_BT) if cuts else nullcontext():
+    may_cut = not _family(own).experts and not own.is_gradient_checkpointing
+    with nullcontext() if read_BT is None or not may_cut else _only_at(own.model.layers[-1].mlp, read_BT):
         hidden: Tensor = own.model(**more, attention_mask=attention_mask)[0]
     scaling = getattr(own.config, "logits_scaling", 1.0)  # Granite's
     return hidden if scaling == 1.0 else hidden / scaling

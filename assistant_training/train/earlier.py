@@ -31,7 +31,7 @@ def read_earlier(folder: Path, kind: str, target: TargetIdentity, *, other_weigh
         raise TrainingError(f"{folder} is a set of kind {earlier.manifest.kind!r}; only {kind!r} can be gone on from")
     if not other_weights:
         return load_forget_set(folder, target)
-    theirs, own = earlier.manifest.target.model_dump(), target.model_dump()
+    theirs, own = earlier.manifest.made_for.model_dump(), target.model_dump()
     if others := sorted(key for key in own.keys() - _MAY_DIFFER if own[key] != theirs[key]):
         raise TrainingError(
             f"{folder} is of another model: they differ in {', '.join(others)}; only the weights may be others"
