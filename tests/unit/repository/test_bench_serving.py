@@ -46,7 +46,7 @@ def test_two_models_decode_as_many_tokens_as_they_are_told(tmp_path, monkeypatch
 
 
 def test_an_unknown_shape_is_refused_with_those_that_there_are():
-    with pytest.raises(ValueError, match=r"trial, qwen3-0\.6b or llama-3\.1-8b"):
+    with pytest.raises(ValueError, match=r"trial, smollm2-135m, qwen3-0\.6b or llama-3\.1-8b"):
         configuration("gpt-5")
 
 
