@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from unlearngate.server.worker.prompts import PromptHead
 
 _BUILT = "unlearngate_built"  # a field of vLLM's attention metadata: what they were built by and from
-_PARTS = "unlearngate_parts"  # a field of vLLM's forward context
+_running: Parts | None = None  # in `run_in_parts`
 _COMPILING_THREADS = 4
 _LOWER_PRIORITY = 10
 
@@ -146,9 +146,13 @@ def run_in_parts(parts: Parts, layers: Sequence[Sequence[str]]) -> Iterator[None
                 metadata[name] = cut[id(whole)]
                 slots[name] = cut[id(whole)].slot_mapping
     fields = {"attn_metadata": metadata, "slot_mapping": slots}
-    known = {**context.additional_kwargs, _PARTS: parts}
-    with override_forward_context(dataclasses.replace(context, **fields, additional_kwargs=known)):
-        yield
+    global _running
+    before, _running = _running, parts
+    try:
+        with override_forward_context(dataclasses.replace(context, **fields)):
+            yield
+    finally:
+        _running = before
 
 
 def _attention_of(whole: Any, requests: torch.Tensor, row_N: torch.Tensor) -> Any:
@@ -179,16 +183,23 @@ def _attention_of(whole: Any, requests: torch.Tensor, row_N: torch.Tensor) -> An
 
 def parts_of_step() -> Parts | None:
     """The parts of the step that runs; None where each branch runs over all rows."""
-    from vllm.forward_context import get_forward_context, is_forward_context_available
-
-    return get_forward_context().additional_kwargs.get(_PARTS) if is_forward_context_available() else None
+    return _running
 
 
 def attend_part(layer: str, *qkv: torch.Tensor) -> torch.Tensor:
-    """Run an attention layer, by its name, over its part of a step's rows."""
+    """Run an attention layer, by its name, over its part of a step's rows.
+
+    Without vLLM's own operations, which hide from a compiler what is hidden here already.
+    """
     from vllm.forward_context import get_forward_context
 
-    attended: torch.Tensor = get_forward_context().no_compile_layers[layer](*qkv)
+    attention = get_forward_context().no_compile_layers[layer]
+    known = vars(attention)
+    was, known["use_direct_call"] = attention.use_direct_call, True
+    try:
+        attended: torch.Tensor = attention(*qkv)
+    finally:
+        known["use_direct_call"] = was
     return attended
 
 
