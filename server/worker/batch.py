@@ -24,6 +24,8 @@ class Batch(NamedTuple):
     leases: np.ndarray  # (R,) int64: where the rows' open gates are recorded
     adapted_R: Tensor  # bool: whose target has LoRA
     sentences: Sentences | None = None
+    refused: tuple[int, ...] = ()  # rows whose request's plan is not known or cannot be carried out
+    withholds: bool = False  # whether a row's request withholds texts
 
     @classmethod
     def build(cls, slots: tuple[int, ...], plans: list[Plan], vocab_size: int, device: torch.device) -> Batch:

@@ -100,7 +100,8 @@ class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         self._verbatim = Verbatim(Path(model.tokenizer), model.get_vocab_size(), self._eos)
         self._complained: set[str] = set()
         self._vocab_size = 0
-        self._cached: Batch | None = None
+        self._cached: Batch | None = None  # and what else is the same until the batch changes:
+        self._needed: list[int] | None = None  # what `branches` says
         self._scratch: Scratch | None = None
         if not runs_triton(self._device):
             from unlearngate.kernels.numba_compose import compile_kernels
@@ -118,6 +119,7 @@ class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         """Follow the batch: removed, added, moved, in this order."""
         if batch_update is None:
             return
+        self._needed = None
         self._cached = None
         by_index = (self._plans, self._steered, self._listed, self._followed)
         for index in batch_update.removed:
@@ -135,7 +137,7 @@ class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
 
     def add_request(self, req_idx: int, sampling_params: SamplingParams) -> bool:
         """Take over a slot; True if its rows are to be composed."""
-        self._cached = None
+        self._cached = self._needed = None
         plan = self._admit(req_idx, sampling_params)
         acts = plan is None or bool(plan.terms or plan.verbatim)
         return acts or (self._has_drafter and plan is not None and plan.adapts_target)
@@ -183,13 +185,12 @@ class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
                 self._follow(logits, batch, open_N, self._positions(slots, ctx), started)
         if self._has_drafter:
             self._acting_R = acting_rows(batch, open_N)
-        if any(self._followed.get(slot) for slot in slots):
+        if batch.withholds:
             self._withhold(logits, slots, ctx)
         # A row of an unknown request is as untrusted as one with a bad token.
-        for row, slot in enumerate(slots):
-            if self._plans.get(slot) is None:
-                logits[row] = -torch.inf
-                logits[row, self._eos] = 0.0
+        for row in batch.refused:
+            logits[row] = -torch.inf
+            logits[row, self._eos] = 0.0
         return logits
 
     def is_steered(self) -> bool:
@@ -208,10 +209,13 @@ class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         A plan has a term for every branch of its adapter, so an adapter always runs the same branches. A request whose
         plan cannot be carried out is ended, but its adapter's blocks of the prefix cache are not.
         """
-        plans = (self._plans.get(index) for index in range(num_requests))
-        return [
-            MAX_BRANCHES if plan is None else max((term.branch + 1 for term in plan.terms), default=0) for plan in plans
-        ]
+        if self._needed is None or len(self._needed) != num_requests:
+            plans = [self._plans.get(index) for index in range(num_requests)]
+            self._needed = [
+                MAX_BRANCHES if plan is None else max((term.branch + 1 for term in plan.terms), default=0)
+                for plan in plans
+            ]
+        return self._needed
 
     def places(self, num_rows: int) -> Tensor:
         """(N,) int64: the assistants' rows that will be composed, as places among all S * R, branch by branch."""
@@ -220,9 +224,13 @@ class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
     def _batch(self, slots: tuple[int, ...], vocab_size: int) -> Batch:
         """Which sets are in force in which rows, as tensors: built once per batch composition."""
         if self._cached is None or self._cached.slots != slots:
-            plans = [self._plans.get(slot) or Plan() for slot in slots]
-            batch = Batch.build(slots, plans, vocab_size, self._device)
-            self._cached = batch._replace(sentences=self._saying.sentences(plans))
+            found = [self._plans.get(slot) for slot in slots]
+            plans = [plan or Plan() for plan in found]
+            self._cached = Batch.build(slots, plans, vocab_size, self._device)._replace(
+                sentences=self._saying.sentences(plans),
+                refused=tuple(row for row, plan in enumerate(found) if plan is None),
+                withholds=any(self._followed.get(slot) for slot in slots),
+            )
         return self._cached
 
     def _admit(self, index: int, params: SamplingParams) -> Plan | None:
