@@ -63,9 +63,10 @@ def start_at(adapted: Any, earlier: Any, after: ForgetSet) -> None:
 
 
 def as_before(after: ForgetSet) -> Limits:
-    """What the set showed on its own target, less two points, as so few conversations tell."""
-    keys = ("forget_found", "forget_facts_open", "retain_untouched")
-    return Limits(*(after.manifest.metrics.get(key, 1.0) - _LOST for key in keys))
+    """What the set showed on its own target, less two points, as so few conversations tell; at least what any must."""
+    keys = ("forget_found", "forget_facts_open", "retain_untouched")  # in Limits' order
+    shown = (after.manifest.metrics.get(key, 1.0) - _LOST for key in keys)
+    return Limits(*map(max, Limits(), shown))
 
 
 def _alpha(adapted: Any) -> int:

@@ -14,6 +14,7 @@ from unlearngate.artefact import load_forget_set
 from unlearngate.assistant_training.demo.build import BUILT, OWN_CORPUS
 from unlearngate.assistant_training.demo.corpus import make_corpus, make_strangers
 from unlearngate.assistant_training.model.loaded_target import load_target
+from unlearngate.assistant_training.train.earlier import as_before
 from unlearngate.assistant_training.train.run import run_folder, train_forget_set
 from unlearngate.errors import TrainingError
 
@@ -76,3 +77,10 @@ def test_one_of_another_shape_is_refused(version, tmp_path):
     with pytest.raises(TrainingError, match=r"'tap_layer': 0}, and .* 'tap_layer': 1}"):
         train(version, tmp_path / "x", tap_layer=1)
     assert not (tmp_path / "x").exists()
+
+
+def test_a_set_that_was_poor_before_is_not_enough_for_that():
+    old = load_forget_set(OLD)
+    metrics = {"forget_found": 0.3, "forget_facts_open": 0.95, "retain_untouched": 0.99}
+    poor = old._replace(manifest=old.manifest.model_copy(update={"metrics": metrics}))
+    assert as_before(poor) == pytest.approx((0.9, 0.93, 0.97))
