@@ -14,6 +14,7 @@ from unlearngate.checkpoint import QUANTISATIONS, untried
 from unlearngate.errors import UnsupportedDeploymentError
 from unlearngate.families import TARGET_ARCHITECTURES, longest_alike, refusal
 from unlearngate.server.contract.branches import CONFIG_FIELD, MAX_BRANCHES, BranchOptions
+from unlearngate.server.contract.cpu_kernels import is_int8, is_packed, lacking
 from unlearngate.server.contract.speculation import speculation_checks
 
 # The tests run 0.32. 0.33 has the same extension points, as far as its source was read.
@@ -105,15 +106,8 @@ def vllm_version() -> str:
     return "unknown"
 
 
-def _is_int8_on_a_cpu(config: Any) -> bool:
-    on_a_cpu = str(getattr(config.device_config, "device_type", "")) == "cpu"
-    return on_a_cpu and getattr(config.quant_config, "quant_format", None) == "int-quantized"
-
-
-def _is_packed_fp32_on_a_cpu(config: Any) -> bool:
-    on_a_cpu = str(getattr(config.device_config, "device_type", "")) == "cpu"
-    packed = getattr(config.quant_config, "quant_format", None) == "pack-quantized"
-    return on_a_cpu and packed and str(getattr(config.model_config, "dtype", "")) == "torch.float32"
+def _is_on_a_cpu(config: Any) -> bool:
+    return str(getattr(config.device_config, "device_type", "")) == "cpu"
 
 
 def _quantisation_checks(config: Any) -> list[tuple[bool, str]]:
@@ -123,6 +117,9 @@ def _quantisation_checks(config: Any) -> list[tuple[bool, str]]:
         return []
     settings = getattr(config.model_config.hf_config, "quantization_config", None)
     reason = untried(settings) if isinstance(settings, dict) else None
+    on_a_cpu = _is_on_a_cpu(config)
+    lacks = lacking(config.quant_config) if on_a_cpu else None
+    fp32 = str(getattr(config.model_config, "dtype", "")) == "torch.float32"
     return [
         (
             name not in QUANTISATIONS,
@@ -134,10 +131,11 @@ def _quantisation_checks(config: Any) -> list[tuple[bool, str]]:
             f"the target is quantised in a way that was never tried: {reason}; serve another checkpoint of it",
         ),
         (
-            _is_packed_fp32_on_a_cpu(config),
+            on_a_cpu and fp32 and is_packed(config.quant_config),
             "vLLM's kernel for weights of 4 bits on a CPU takes no fp32, and would end the engine at the first "
             "request: serve with --dtype float16",
         ),
+        (lacks is not None, f"{lacks}"),
     ]
 
 
@@ -207,7 +205,7 @@ def _config_reasons(config: Any) -> list[str]:
         (config.cache_config.kv_sharing_fast_prefill, "kv_sharing_fast_prefill skips layers the branches need"),
         *_quantisation_checks(config),
         (
-            bool(branches.adapted_layers) and _is_int8_on_a_cpu(config),
+            bool(branches.adapted_layers) and _is_on_a_cpu(config) and is_int8(config.quant_config),
             "vLLM puts no LoRA on linear maps whose weights it has packed in 8 bits on a CPU: serve without sets of "
             "kind undial (--enable-undial), or another checkpoint of this target",
         ),

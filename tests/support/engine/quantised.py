@@ -8,10 +8,13 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from unlearngate.server.contract.cpu_kernels import lacking
 
 GROUP = 32  # inputs that share a scale
 METHODS = ("w4a16", "w8a8", "fp8", "awq", "gptq")
@@ -42,6 +45,12 @@ def quantise(target: Path, child: Path, twin: Path, method: str) -> None:
     dtype = "float32" if method in ROUND_INPUTS else "float16"
     config |= {"quantization_config": _CONFIGS[method], "dtype": dtype}
     (child / "config.json").write_text(json.dumps(config))
+
+
+def cannot_be_computed_here(method: str) -> str | None:
+    """The sentence with which this machine's CPU is refused for a quantisation, if it is."""
+    name = f"auto_{method}" if method in ("awq", "gptq") else "compressed-tensors"
+    return lacking(SimpleNamespace(get_name=lambda: name, quant_format=_CONFIGS[method].get("format")))
 
 
 def rounded_rows(x: Tensor) -> Tensor:

@@ -71,6 +71,11 @@ def set_path(config, path, value):
 def clean_environment(monkeypatch):
     for name in (*FORBIDDEN_VARIABLES, ANY_VERSION_VARIABLE):
         monkeypatch.delenv(name, raising=False)
+    a_cpu_with(monkeypatch, avx512_f=True, avx512_vnni=True)
+
+
+def a_cpu_with(monkeypatch, architecture="x86_64", **features):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": architecture, **features})
 
 
 def refusal(config):
@@ -236,6 +241,29 @@ def test_lora_on_a_target_of_8_bits_is_refused_on_a_cpu_alone():
     config.device_config.device_type = "cuda"
     refuse_unsupported(config)
     config.device_config.device_type, config.quant_config.quant_format = "cpu", "pack-quantized"
+    refuse_unsupported(config)
+
+
+@pytest.mark.parametrize("name", ["awq", "gptq", "w4a16", "w8a8", "fp8"])
+@pytest.mark.parametrize("feature", ["avx512_f", "avx512_vnni", "avx_vnni", "amx_int8", None])
+def test_what_a_cpu_cannot_compute_or_computes_wrongly_is_refused_there_alone(name, feature, monkeypatch):
+    forms = {"w4a16": "pack-quantized", "w8a8": "int-quantized", "fp8": "float-quantized"}
+    config, quantised_by = good_config(), f"auto_{name}" if name in ("awq", "gptq") else "compressed-tensors"
+    config.quant_config = SimpleNamespace(get_name=lambda: quantised_by, quant_format=forms.get(name))
+    config.device_config.device_type, config.model_config.dtype = "cpu", torch.float16
+    a_cpu_with(monkeypatch, avx2=True, **({feature: True} if feature else {}))
+    if name in ("awq", "gptq", "w4a16") and feature != "avx512_f":
+        assert refusal(config).startswith("vLLM's kernel for weights of 4 bits on a CPU wants AVX-512, which this CPU")
+    elif name == "w8a8" and feature in ("avx512_f", None):
+        assert refusal(config).startswith(
+            "on a CPU without VNNI, as this one, vLLM's products of 8-bit integers are wr"
+        )
+    else:
+        refuse_unsupported(config)
+    config.device_config.device_type = "cuda"
+    refuse_unsupported(config)
+    config.device_config.device_type = "cpu"
+    a_cpu_with(monkeypatch, architecture="aarch64")
     refuse_unsupported(config)
 
 
