@@ -125,53 +125,66 @@ def starts_of_requests(layer: str) -> list[int] | None:
 def run_in_parts(parts: Parts, layers: Sequence[Sequence[str]]) -> Iterator[None]:
     """Let the step that is about to run know its parts, and each branch's attention see its own requests alone.
 
+    In a part's last layer all keys and values are written, and its attention has the queries alone that are asked for.
+
     Args:
         parts: of the step.
-        layers: for each branch the names of its attention layers.
+        layers: for each part, the target's first, the names of its attention layers.
     """
     from vllm.forward_context import get_forward_context, override_forward_context
 
     context = get_forward_context()
     metadata, slots = context.attn_metadata, context.slot_mapping
     if metadata:
-        metadata, slots, branch_rows = {**metadata}, {**slots}, parts.row_M.split(parts.sizes[1:])
-        for names, requests, row_N in zip(layers, parts.requests, branch_rows, strict=False):
-            if requests is None:
-                continue
+        metadata, slots, rows = {**metadata}, {**slots}, (None, *parts.row_M.split(parts.sizes[1:]))
+        for part, (names, row_N, requests) in enumerate(zip(layers, rows, (None, *parts.requests), strict=False)):
             cut: dict[int, Any] = {}  # layers with the same blocks have the same metadata
-            for name in names:
+            last = metadata[names[-1]]
+            for name in names if requests is not None else ():
                 whole = metadata[name]
                 if id(whole) not in cut:
                     cut[id(whole)] = _attention_of(whole, requests, row_N)
                 metadata[name] = cut[id(whole)]
                 slots[name] = cut[id(whole)].slot_mapping
+            if parts.asked_sizes[part] < parts.sizes[part]:
+                metadata[names[-1]] = _attention_of(last, requests, row_N, parts.asked_R)
     fields = {"attn_metadata": metadata, "slot_mapping": slots}
     known = {**context.additional_kwargs, _PARTS: parts}
     with override_forward_context(dataclasses.replace(context, **fields, additional_kwargs=known)):
         yield
 
 
-def _attention_of(whole: Any, requests: torch.Tensor, row_N: torch.Tensor) -> Any:
+def _attention_of(
+    whole: Any, requests: torch.Tensor | None, row_N: torch.Tensor | None, asked_R: torch.Tensor | None = None
+) -> Any:
     """A CPU's attention metadata of some of the requests, which have the rows `row_N` of the step.
 
     What is not named here is not known of these requests, and a builder that asks for it fails.
+
+    Args:
+        whole: of all requests.
+        requests: their places in the batch; None: all.
+        row_N: int64, whose keys and values are written; None: all.
+        asked_R: how many queries each request of the batch has, its last ones; None: all.
     """
     from vllm.v1.attention.backend import CommonAttentionMetadata
 
     builder, common = getattr(whole, _BUILT)
-    starts, lengths = common.query_start_loc_cpu.new_zeros(len(requests) + 1), common.naive_query_lens()[requests]
+    chosen, rows = (slice(None) if index is None else index for index in (requests, row_N))
+    lengths = (common.naive_query_lens() if asked_R is None else asked_R)[chosen]
+    starts = common.query_start_loc_cpu.new_zeros(len(lengths) + 1)
     torch.cumsum(lengths, 0, out=starts[1:])
-    seq_lens = common.seq_lens[requests]
+    seq_lens = common.seq_lens[chosen]
     part = CommonAttentionMetadata(
         query_start_loc=starts,
         query_start_loc_cpu=starts,
         seq_lens=seq_lens,
-        num_reqs=len(requests),
-        num_actual_tokens=len(row_N),
+        num_reqs=len(lengths),
+        num_actual_tokens=int(starts[-1]),
         max_query_len=int(lengths.max()),
         max_seq_len=int(seq_lens.max()),
-        block_table_tensor=common.block_table_tensor[requests],
-        slot_mapping=common.slot_mapping[row_N],
+        block_table_tensor=common.block_table_tensor[chosen],
+        slot_mapping=common.slot_mapping[rows],
         causal=common.causal,
     )
     return builder.build(0, part)

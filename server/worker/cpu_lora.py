@@ -79,7 +79,7 @@ class GroupedLora(PunicaWrapperCPU):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.batch = Rows(torch.zeros(0, dtype=torch.int64))
-        self._cut: tuple[Parts | None, list[Rows], int] | None = None  # what `parts` said last, and of how many rows
+        self._cut: tuple[Parts | None, dict[int, list[Rows]]] | None = None  # what `parts` says of so many rows
         self.joined: list[Joined] = []
         self._of_slot: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
         self.number = next(_numbers)  # an operation takes no objects
@@ -102,7 +102,7 @@ class GroupedLora(PunicaWrapperCPU):
 
         Args:
             count: how many parts there are where each has all rows of the batch.
-            num_rows: of all parts.
+            num_rows: of all parts: all their rows, or those that are asked for.
 
         Raises: RuntimeError if there are not as many.
         """
@@ -112,11 +112,14 @@ class GroupedLora(PunicaWrapperCPU):
             if parts is not None:
                 slots_M = torch.from_numpy(self.batch.slot_T)[parts.row_M]
                 found = [self.batch, *map(Rows, slots_M.split(parts.sizes[1:]))]
-            self._cut = parts, found, sum(len(rows.slot_T) for rows in found)
-        if self._cut[2] != num_rows:
-            sizes = [len(rows.slot_T) for rows in self._cut[1]]
-            raise RuntimeError(f"{num_rows} rows are not those of the step's {len(sizes)} parts, {sizes}")
-        return self._cut[1]
+            self._cut = parts, {sum(len(rows.slot_T) for rows in found): found}
+            if parts is not None and parts.asked_R is not None:
+                slots_X = torch.cat([torch.from_numpy(rows.slot_T) for rows in found])[parts.asked_X]
+                self._cut[1][len(slots_X)] = [Rows(slots) for slots in slots_X.split(parts.asked_sizes)]
+        if num_rows not in self._cut[1]:
+            sizes = " or ".join(str([len(rows.slot_T) for rows in found]) for found in self._cut[1].values())
+            raise RuntimeError(f"{num_rows} rows are not those of the step's parts, {sizes}")
+        return self._cut[1][num_rows]
 
     def add_lora_linear(
         self,

@@ -6,7 +6,8 @@ stays apart: attention is the target's and each branch's own, over its rows and 
 rows alone. A branch's rows are all T, or those that are named (`batch.Parts`). Compiled code holds for any number of
 them: attention and LoRA look up the step's parts, each in one operation.
 
-Every row goes through the same operations as it does alone.
+Every row goes through the same operations as it does alone. Behind the attention of the last stacked layer, where parts
+are named, only rows go on whose final hidden states are asked for; the others are NaN from there on.
 
 A layer is (positions, hidden, residual) -> (hidden, residual), as Llama's, or (positions, hidden) -> hidden. In vLLM's
 Transformers backend it is Hugging Face's, which takes a batch of one and the angles of its rotary embedding.
@@ -34,7 +35,7 @@ from unlearngate.server.worker.compat import attend_part, may_cut_branches, part
 from unlearngate.server.worker.cpu_lora import add_joined, joined_numbers
 
 
-@support_torch_compile(dynamic_arg_dims={"input_ids": 0, "positions": 0, "inputs_embeds": 0, "row_M": 0})
+@support_torch_compile(dynamic_arg_dims={"input_ids": 0, "positions": 0, "inputs_embeds": 0, "row_M": 0, "asked_X": 0})
 class Lockstep(nn.Module):
     """The whole step; holds no module of its own, so that each has one name in the model."""
 
@@ -53,6 +54,7 @@ class Lockstep(nn.Module):
         self._tap_layer = tap_layer
         self._stacked: tuple[nn.Module, ...] = ()
         self.cuts = may_cut_branches(vllm_config)
+        self._asked = _Asked()
         layers = cast("nn.ModuleList", target.layers)
         self._has_residual = "residual" in inspect.signature(layers[0].forward).parameters
         self._is_hugging_faces = isinstance(target, PreTrainedModel)
@@ -70,6 +72,13 @@ class Lockstep(nn.Module):
             attention = _CutAttention if self.cuts else _StackedAttention
             layers = zip(shared, columns, strict=False)
             self._stacked = tuple(_stacked(layer, column, attention) for layer, column in layers)
+            if self.cuts:
+                _cut_to_asked(self._stacked[-1], self._asked)
+
+    @property
+    def ends_target(self) -> bool:
+        """Whether the last stacked layer is the target's last."""
+        return self._tap_layer + len(self._stacked) == len(cast("nn.ModuleList", self._target[0].layers))
 
     def forward(
         self,
@@ -77,6 +86,7 @@ class Lockstep(nn.Module):
         positions: Tensor,
         inputs_embeds: Tensor | None = None,
         row_M: Tensor | None = None,
+        asked_X: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, list[Tensor]]:
         """Run a step.
 
@@ -85,6 +95,7 @@ class Lockstep(nn.Module):
             positions: (T,).
             inputs_embeds: see input_ids.
             row_M: (M,) int64, where branches are cut: which of the T rows each of the branches' is, branch by branch.
+            asked_X: (X,) int64, with row_M: which of the T + M rows go on behind the last stacked layer's attention.
 
         Returns: final hidden states, the target's first: (T + M, H), or (T, (1 + S) H) where branches are not cut. With
             them, if a drafter reads some of the target's layers, (T, H) of each: the target's own, and no branch's.
@@ -105,7 +116,9 @@ class Lockstep(nn.Module):
             return torch.cat([x_T, *([x_T] * len(copies) if row_M is None else [x_T[row_M]])])
 
         hidden, residual = stack(hidden), None if residual is None else stack(residual)
+        self._asked.row_X = asked_X
         hidden, residual = self._run(self._stacked, self._tap_layer, stack(positions), hidden, residual, read)
+        self._asked.row_X = None
         hiddens = hidden.split(sizes)
         residuals = (None,) * len(sizes) if residual is None else residual.split(sizes)
         hidden, residual = hiddens[0], residuals[0]
@@ -202,6 +215,39 @@ def _stacked(target: nn.Module, branches: Sequence[nn.Module], attention: type[_
     return stacked
 
 
+def _cut_to_asked(layer: nn.Module, asked: _Asked) -> None:
+    """Let a stacked layer run what is behind its attention over the asked rows alone: what multiplies by weights."""
+    attention: Any = layer.self_attn
+    attention.attn.asked_only = True
+    attention._modules["o_proj"] = _AskedRows(attention.o_proj, asked)
+    for name, child in layer.named_children():
+        if child is not attention and list(child.children()):  # the MLP or the experts; a norm has no children
+            layer._modules[name] = _AskedRows(child, asked)
+
+
+class _Asked:
+    """Which rows of the stacked are asked for, while a step runs: a layer hands nothing to what is in it."""
+
+    row_X: Tensor | None = None
+
+
+class _AskedRows(nn.Module):
+    """A module over the rows that are asked for; the others are NaN."""
+
+    def __init__(self, module: nn.Module, asked: _Asked) -> None:
+        super().__init__()
+        self._module = module
+        self._asked = asked
+
+    def forward(self, x: Tensor) -> Any:
+        row_X = self._asked.row_X
+        assert row_X is not None
+        found = self._module(x.index_select(-2, row_X))
+        y: Tensor = found[0] if isinstance(found, tuple) else found  # vLLM's linear maps return their bias, too
+        whole = y.new_full((*x.shape[:-1], y.shape[-1]), torch.nan).index_copy(-2, row_X, y)
+        return (whole, *found[1:]) if isinstance(found, tuple) else whole
+
+
 def share_weights(own: nn.Module, shared: nn.Module) -> None:
     """Give a linear map the very parameters of another, and none besides."""
     parameters = dict(shared.named_parameters(recurse=False))
@@ -239,19 +285,28 @@ class _StackedAttention(_Attention):
 class _CutAttention(_Attention):
     """Where the parts of a step tell which rows are whose."""
 
+    asked_only = False  # whether it is the last, of which only the rows are used that are asked for
+
     def __init__(self, attentions: Sequence[nn.Module]) -> None:
         super().__init__(attentions)
         self._layers = ",".join(cast("str", attention.layer_name) for attention in attentions)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return cast("Tensor", torch.ops.vllm.unlearngate_attend(query, key, value, self._layers))
+        return cast("Tensor", torch.ops.vllm.unlearngate_attend(query, key, value, self._layers, self.asked_only))
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, layers: str) -> Tensor:
+def _attend(query: Tensor, key: Tensor, value: Tensor, layers: str, asked_only: bool) -> Tensor:
     if (parts := parts_of_step()) is None:
         raise RuntimeError("a step runs whose parts nobody has said")
-    each = zip(*(x.split(parts.sizes) for x in (query, key, value)), strict=True)
-    return torch.cat([attend_part(layer, *qkv) for layer, qkv in zip(layers.split(","), each, strict=False)])
+    names = layers.split(",")
+    if not asked_only or parts.asked_R is None:
+        each = zip(*(x.split(parts.sizes) for x in (query, key, value)), strict=True)
+        return torch.cat([attend_part(layer, *qkv) for layer, qkv in zip(names, each, strict=False)])
+    # Each part's keys and values are all written; its metadata know which queries are left (`compat.run_in_parts`).
+    queries = query.index_select(0, parts.asked_X).split(parts.asked_sizes)
+    each = zip(queries, key.split(parts.sizes), value.split(parts.sizes), strict=True)
+    found = torch.cat([attend_part(layer, *qkv) for layer, qkv in zip(names, each, strict=False)])
+    return query.new_full(query.shape, torch.nan).index_copy_(0, parts.asked_X, found)
 
 
 direct_register_custom_op(

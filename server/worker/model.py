@@ -110,6 +110,9 @@ class Composer(Protocol):
     def branches(self, num_requests: int) -> list[int]:
         """How many branches, from the first on, each request of the batch needs."""
 
+    def scored(self, num_requests: int) -> list[bool]:
+        """Whether each request of the batch asked for its prompt's log-probabilities."""
+
     def places(self, num_rows: int) -> Tensor:
         """(N,) int64: the assistants' rows that will be composed, as places among all S * R, branch by branch."""
 
@@ -155,7 +158,7 @@ class UnlearningForCausalLM(nn.Module, SupportsLoRA, SupportsEagle3):
             )
         if self._lockstep.cuts:
             remember_attention_of_steps()
-        self._attention = [_attention_layers(branch) for branch in branches.values()]
+        self._attention = [_attention_layers(part) for part in (self.target.model, *branches.values())]
         self._parts: tuple[Any, Parts] | None = None  # of the last step, and what they follow from
         self.composer: Composer | None = None  # without one, all branches run, and all their rows are wanted
         self.is_steered: Callable[[], bool] | None = None  # whether requests change the target's logits; unknown: yes
@@ -201,7 +204,7 @@ class UnlearningForCausalLM(nn.Module, SupportsLoRA, SupportsEagle3):
         if not self._lockstep.cuts:
             return self._lockstep(input_ids, positions, inputs_embeds)
         with run_in_parts(parts, self._attention):
-            return parts.unstack(self._lockstep(input_ids, positions, inputs_embeds, parts.row_M))
+            return parts.unstack(self._lockstep(input_ids, positions, inputs_embeds, parts.row_M, parts.asked_X))
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
         """(R, (1 + k) * H) -> (R, V), the target's logits; keeps the assistants' for `take_assistant_logits`.
@@ -251,13 +254,18 @@ class UnlearningForCausalLM(nn.Module, SupportsLoRA, SupportsEagle3):
             return None
         starts = starts_of_requests(self._attention[0][0]) if self._lockstep.cuts and self.composer else None
         needed: list[int] = []
+        scored: list[bool] = []
         if starts and self.composer:
             needed = [min(most, count) for count in self.composer.branches(len(starts) - 1)]
             if not max(needed):
                 return None
-        if self._parts is None or self._parts[0] != (num_rows, needed, starts):
-            parts = Parts.build(needed, starts, num_rows) if starts else Parts.whole(num_rows, most)
-            self._parts = (num_rows, needed, starts), parts
+            if starts[-1] >= len(starts):  # a request has more than one row
+                scored = self.composer.scored(len(starts) - 1)
+        if self._parts is None or self._parts[0] != (num_rows, needed, starts, scored):
+            parts = Parts.whole(num_rows, most)
+            if starts:
+                parts = Parts.build(needed, starts, num_rows, scored=scored, cuts_target=self._lockstep.ends_target)
+            self._parts = (num_rows, needed, starts, scored), parts
         return self._parts[1]
 
     def _build_branch(self, vllm_config: VllmConfig, name: str) -> nn.Module:

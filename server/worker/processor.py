@@ -88,6 +88,7 @@ class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         self._eos = first_eos(vllm_config.model_config.hf_config)
         self._plans: dict[int, Plan | None] = {}  # by batch index (V1) or slot (V2); None = refused
         self._steered: dict[int, bool] = {}  # as the plans: whether the request changes the logits before us
+        self._scored: dict[int, bool] = {}  # as the plans: whether the prompt's log-probabilities are asked for
         self._listed: dict[int, ListedTokens] = {}  # V1's own lists
         self._followed: dict[int, Followed | None] = {}  # as the plans: of those that withhold texts
         self._req_states = runner[0] if len(runner) == 1 else None
@@ -119,7 +120,7 @@ class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         if batch_update is None:
             return
         self._cached = None
-        by_index = (self._plans, self._steered, self._listed, self._followed)
+        by_index = (self._plans, self._steered, self._scored, self._listed, self._followed)
         for index in batch_update.removed:
             for of_index in by_index:
                 of_index.pop(index, None)
@@ -213,6 +214,10 @@ class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
             MAX_BRANCHES if plan is None else max((term.branch + 1 for term in plan.terms), default=0) for plan in plans
         ]
 
+    def scored(self, num_requests: int) -> list[bool]:
+        """Whether each request of the batch asked for its prompt's log-probabilities; an unknown one may have."""
+        return [self._scored.get(index, True) for index in range(num_requests)]
+
     def places(self, num_rows: int) -> Tensor:
         """(N,) int64: the assistants' rows that will be composed, as places among all S * R, branch by branch."""
         return self._batch(tuple(range(num_rows)), self._vocab_size).place_N
@@ -237,6 +242,7 @@ class ComposeLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         except ValueError as error:
             self._complain(str(error))
         self._plans[index], self._steered[index] = plan, steers(params)
+        self._scored[index] = params.prompt_logprobs is not None
         return plan
 
     def _complain(self, reason: str) -> None:

@@ -356,12 +356,12 @@ def watch_branch_rows() -> Iterator[dict[str, int]]:
 
     rows, attend = {}, lockstep.attend_part
 
-    def watched(layer, query, *rest):
+    def watched(layer, query, key, value):
         branch, _, name = layer.partition(".layers.")
         if name.startswith("0."):
             branch = branch.partition(".")[0]  # before the name of a Transformers backend's model
-            rows[branch] = rows.get(branch, 0) + len(query)
-        return attend(layer, query, *rest)
+            rows[branch] = rows.get(branch, 0) + len(key)
+        return attend(layer, query, key, value)
 
     lockstep.attend_part = watched
     try:
@@ -376,9 +376,9 @@ def watch_batches() -> list[list[int]]:
 
     batches, build = [], Parts.build
 
-    def watched(branches, *args):
+    def watched(branches, *args, **options):
         batches.append(list(branches))
-        return build(branches, *args)
+        return build(branches, *args, **options)
 
     Parts.build = watched
     return batches

@@ -136,6 +136,29 @@ def test_what_is_known_of_a_batch_is_not_taken_for_the_next(seed):
             check(y, torch.zeros_like(y), x, a, b, [0, 0, 0, *own], 1.0)
 
 
+def test_of_rows_that_are_asked_for_each_has_its_own_adapter_too(seed):
+    """Behind a branch's last attention: of prompts of 3, 2 and 4 rows the last is scored, and all have adapters."""
+    rng, wrapper = torch.Generator().manual_seed(seed), make_wrapper()
+    a, b = draw_adapters(rng, torch.float32)
+    linear = SimpleNamespace(lora_a_stacked=a, lora_b_stacked=b)
+    wrapper.join(linear)
+    ids = [9, 9, 9, 34, 34, 50, 50, 50, 50]
+    wrapper.update_metadata(LoRAMapping(tuple(ids), tuple(ids), True), SLOTS, len(SLOTS) + 1, 100)
+    asked = [2, 4, 5, 6, 7, 8]
+    for cuts_target in (False, True):
+        parts = Parts.build([1, 0, 1], [0, 3, 5, 9], 9, scored=[False, False, True], cuts_target=cuts_target)
+        own = [row for row in asked if row not in (3, 4)]
+        of_target = len(asked) if cuts_target else 9
+        with step_in_parts(parts):
+            for rows, before in ((own, of_target), ([0, 1, 2, 5, 6, 7, 8], 9)):  # behind it, and before
+                x = torch.randn(before + len(rows), IN, generator=rng)
+                y = torch.zeros(len(x), sum(OUTS))
+                add_joined(y, x, joined_numbers([None, linear]))
+                check(y, torch.zeros_like(y), x, a, b, [*[0] * before, *(ids[row] for row in rows)], 1.0)
+            with pytest.raises(RuntimeError, match=r"of the step's parts, \[9, 7\] or \[[69], 5\]"):
+                add_joined(torch.zeros(3, sum(OUTS)), torch.randn(3, IN), joined_numbers([None, linear]))
+
+
 def test_small_batches_go_to_the_kernel_compiled_at_the_start_and_large_ones_do_not(monkeypatch):
     wrapper, calls = make_wrapper(), []
     wrapper.add_rows = lambda *args: calls.append(args) or add_lora_rows(*args)
@@ -151,7 +174,7 @@ def test_small_batches_go_to_the_kernel_compiled_at_the_start_and_large_ones_do_
         with torch.inference_mode():
             add_joined(torch.zeros(2 * num_rows, sum(OUTS)), torch.randn(2 * num_rows, IN), numbers)
     assert len(calls) == 2 and len(add_lora_rows.signatures) == 1
-    with pytest.raises(RuntimeError, match=r"15 rows are not those of the step's 2 parts, \[8, 8\]"):
+    with pytest.raises(RuntimeError, match=r"15 rows are not those of the step's parts, \[8, 8\]"):
         add_joined(torch.zeros(15, sum(OUTS)), torch.randn(15, IN), numbers)
 
 

@@ -76,7 +76,7 @@ class Requests:
         return (scores.masked_fill(hidden, -torch.inf).softmax(-1) @ values).transpose(0, 1).flatten(1)
 
 
-def test_each_request_sees_its_own_past_and_nothing_is_written_for_others(config, seed):
+def test_each_request_sees_its_own_past_in_the_rows_that_are_asked_for_and_nothing_is_written_for_others(config, seed):
     rng = random.Random(seed)
     torch.manual_seed(seed)
     remember_attention_of_steps()
@@ -102,18 +102,23 @@ def test_each_request_sees_its_own_past_and_nothing_is_written_for_others(config
         with override_forward_context(context):
             starts = starts_of_requests(NAMES[0])
             assert starts == common.query_start_loc.tolist() and parts_of_step() is None
-            parts = Parts.build(needed, starts, starts[-1])
-            with run_in_parts(parts, [NAMES[1:3], NAMES[3:]]):
+            scored, cuts_target = [rng.random() < 0.3 for _ in needed], rng.random() < 0.5
+            parts = Parts.build(needed, starts, starts[-1], scored=scored, cuts_target=cuts_target)
+            with run_in_parts(parts, [NAMES[:1], NAMES[1:3], NAMES[3:]]):
                 assert parts_of_step() is parts
                 for name in NAMES:
                     part = {"target": 0, "branch_a": 1, "branch_b": 2}[name.partition(".")[0]]
                     own = [request for request, number in enumerate(needed) if number >= part]
                     sizes = [lengths[request] for request in own]
                     q, k, v = (torch.randn(sum(sizes), n * SIZE) for n in (HEADS, KV_HEADS, KV_HEADS))
-                    found = attend_part(name, q, k, v).split(sizes)
+                    asked = sizes  # in a branch's last layer, and in the target's if it is the same, fewer queries
+                    if name in (NAMES[2:] if not cuts_target else (NAMES[0], *NAMES[2:])):
+                        asked = [lengths[request] if scored[request] else 1 for request in own]
+                    of_request = zip(q.split(sizes), asked, strict=True)
+                    found = attend_part(name, torch.cat([one[-n:] for one, n in of_request]), k, v).split(asked)
                     parts_of_it = (x.view(len(x), -1, SIZE).split(sizes) for x in (q, k, v))
                     for request, got, *qkv in zip(own, found, *parts_of_it, strict=True):
-                        wanted = requests.expected(name, request, qkv[0], torch.stack(qkv[1:]))
+                        wanted = requests.expected(name, request, qkv[0], torch.stack(qkv[1:]))[-len(got) :]
                         torch.testing.assert_close(got.double(), wanted, atol=1e-5, rtol=1e-5, msg=f"seed {seed}")
             assert parts_of_step() is None and context.attn_metadata == dict.fromkeys(NAMES, metadata)
     for name, layer in layers.items():
@@ -128,5 +133,5 @@ def test_while_the_engine_starts_there_are_no_requests():
     with override_forward_context(ForwardContext(no_compile_layers={}, attn_metadata={}, slot_mapping={})):
         assert starts_of_requests("any") is None
         parts = Parts.whole(3, 1)
-        with run_in_parts(parts, [["any"]]):
+        with run_in_parts(parts, [["any"], ["any"]]):
             assert parts_of_step() is parts
