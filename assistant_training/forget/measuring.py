@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from unlearngate.assistant_training.attack.figures import leaked
 from unlearngate.assistant_training.attack.kinds import prompts_of
@@ -37,14 +38,15 @@ class Counts(NamedTuple):
 
 
 class Figures(NamedTuple):
-    """Counts over prompts that training did not use, by their kind."""
+    """Counts over prompts that training did not use, by their kind, and how often each fact is told with the set."""
 
     by_kind: Mapping[str, Counts]
+    still: Mapping[str, int] = {}
 
     @property
     def total(self) -> Counts:
         """Of all kinds."""
-        return Counts(*(sum(column) for column in zip(*self.by_kind.values(), strict=True)))
+        return _sum(self.by_kind.values())
 
     @property
     def leak_rate(self) -> float:
@@ -56,14 +58,15 @@ class Figures(NamedTuple):
         """Of the prompts about other things."""
         return self.total.unchanged / max(1, self.total.kept)
 
-    def row(self) -> dict[str, list[int]]:
+    def row(self) -> dict[str, Any]:
         """As JSON values."""
-        return {kind: list(counts) for kind, counts in self.by_kind.items()}
+        return {"by_kind": {kind: list(counts) for kind, counts in self.by_kind.items()}, "still": dict(self.still)}
 
     @classmethod
-    def of_row(cls, row: Mapping[str, Sequence[int]]) -> Figures:
-        """From what `row` made."""
-        return cls({kind: Counts(*counts) for kind, counts in row.items()})
+    def of_row(cls, row: Mapping[str, Any]) -> Figures:
+        """From what `row` made, or an earlier version of it: counts alone."""
+        by_kind = row.get("by_kind", row)
+        return cls({kind: Counts(*counts) for kind, counts in by_kind.items()}, row.get("still", {}))
 
 
 class Limits(NamedTuple):
@@ -127,9 +130,17 @@ def measure(
     ]
     with_set += complete_with_set(in_contexts)
     prompts += in_contexts
-    rows = list(zip(prompts, complete(prompts), with_set, strict=True))
-    kinds = (ALONE, *CONTEXTS)
-    return Figures({kind: _counts([row for row in rows if row[0].kind == kind], sentence) for kind in kinds})
+    still: Counter[str] = Counter()
+    by_kind: dict[str, list[Counts]] = {kind: [] for kind in (ALONE, *CONTEXTS)}
+    for prompt, plain, composed in zip(prompts, complete(prompts), with_set, strict=True):
+        if prompt.group == "forget":
+            instead = bool(composed and sentence and sentence.startswith(composed))  # it may be cut
+            told, left = set(leaked(prompt, plain)), set(leaked(prompt, composed, said_instead=instead))
+            by_kind[prompt.kind].append(Counts(len(told | left), len(left), 0, 0))
+            still.update(left)
+        else:
+            by_kind[prompt.kind].append(Counts(0, 0, 1, plain == composed))
+    return Figures({kind: _sum(counts) for kind, counts in by_kind.items()}, dict(still.most_common()))
 
 
 def num_prompts(forget: int, retain: int) -> int:
@@ -141,13 +152,5 @@ def _some(pairs: Sequence[QAPair], seed: int) -> list[QAPair]:
     return random.Random(seed).sample(pairs, min(_IN_CONTEXT, len(pairs)))
 
 
-def _counts(rows: Sequence[tuple[Prompt, str, str]], sentence: str | None) -> Counts:
-    facts = leaks = kept = unchanged = 0
-    for prompt, plain, with_set in rows:
-        if prompt.group == "forget":
-            instead = bool(with_set and sentence and sentence.startswith(with_set))  # it may be cut
-            told, still = set(leaked(prompt, plain)), set(leaked(prompt, with_set, said_instead=instead))
-            facts, leaks = facts + len(told | still), leaks + len(still)
-        else:
-            kept, unchanged = kept + 1, unchanged + (plain == with_set)
-    return Counts(facts, leaks, kept, unchanged)
+def _sum(counts: Iterable[Counts]) -> Counts:
+    return Counts(*(sum(column) for column in zip(Counts(0, 0, 0, 0), *counts, strict=True)))

@@ -67,6 +67,7 @@ def report(
         ("trained on: to forget; to keep", f"{asked['forget']}; {asked['retain']}"),
         ("held-out questions, alone and in contexts: facts that are told", str(total.facts)),
         ("of these still told with the set", f"{total.leaked} ({figures.leak_rate:.1%})"),
+        ("which they are, and how often", ", ".join(f"{fact} ({n})" for fact, n in figures.still.items()) or "-"),
         ("other held-out answers that stay word for word", f"{total.unchanged} of {total.kept}"),
         ("neighbours among them", ", ".join(names["neighbours"]) or "-"),
         *((f"seconds to {step}", f"{value:.0f}") for step, value in seconds.items()),
@@ -96,6 +97,7 @@ def report(
             "",
             "## What to do next",
             "",
+            *([_of_several(names["subjects"]), *([""] if digest else [])] if len(names["subjects"]) > 1 else []),
             *(_of_a_set_in_force(name, probes) if digest else _of_a_set_that_is_not(instead)),
             *(f"    unlearngate sets remove {one} {sets}    # lift it" for one in placed),
             f"    unlearngate forget --purge {probes.parent}    # delete texts, questions and answers; the set stays",
@@ -121,6 +123,13 @@ def _of_a_set_that_is_not(instead: str | None) -> list[str]:
         "- `--write-anyway` puts the set in force as it is.",
         "",
     ]
+
+
+def _of_several(subjects: Sequence[str]) -> str:
+    return (
+        f"- All of {', '.join(subjects)} is forgotten, whatever was asked about it. If that is too much, give "
+        "`--subjects 1` for the first of them alone, and another `--case`."
+    )
 
 
 def _of_the_words(withheld: Mapping[str, Any] | None, sets: Path) -> list[str]:

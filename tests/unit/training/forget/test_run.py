@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 import shutil
 
 import pytest
@@ -65,6 +66,7 @@ def test_a_letter_becomes_a_set_in_force_and_its_words_are_gone_after_a_purge(tm
     forget = (case / "forget.jsonl").read_text()
     report = (case / "report.md").read_text()
     assert NAME in forget and "Not covered" in report and "sets remove oona " in report and "SENTENCE" not in report
+    assert re.search(r"which they are, and how often \| .+ \(\d+\) \|", report), report
 
     code, output = run(*given)  # it is in force, and the command does not say otherwise
     assert code == 0 and "does not pass, and is in force" in output, output
