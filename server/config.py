@@ -67,8 +67,12 @@ class ServerConfig(BaseModel):
     max_sets_per_request: int = Field(default=2, ge=1, le=MAX_BRANCHES, description="assistant branches of the model")
     max_loaded: int = Field(default=8, ge=1, description="combinations of sets that one batch may hold")
     max_known: int = Field(default=64, ge=1, description="combinations of sets kept in memory")
-    max_rank: int = Field(
-        default=1, ge=1, le=512, description="room for sets of this LoRA rank that come while the server runs"
+    max_rank: int | None = Field(
+        default=None,
+        ge=1,
+        le=512,
+        description="room for sets of this LoRA rank that come while the server runs; default: the largest of the "
+        "sets, or 16, which training makes, while there is none",
     )
     assistant_layers: int | None = Field(
         default=None, ge=1, description="layers of every assistant; default: as in most of the sets"

@@ -47,6 +47,24 @@ class ServedSets:
                 f"{identity.weights_digest[:12]}: give --target the folder that it serves"
             )
 
+    def refuse_unfit(self, *, tap_layer: int, num_layers: int, rank: int) -> None:
+        """Find out before a set of kind `uld` is trained whether the server could take it.
+
+        Raises: UnlearngateError if its engine was started for other layers, or for lower ranks.
+        """
+        engine = self._answer().get("engine")
+        if engine is None:  # a server that does not say
+            return
+        has = engine["assistant_layers"], engine["assistant_tap"]
+        if has != (num_layers, tap_layer) or engine["max_rank"] < rank:
+            takes = f"{has[0]} layers from layer {has[1]} on and a rank of at most {engine['max_rank']}"
+            raise UnlearngateError(
+                f"{self.url} could not take the set: it was started for "
+                f"{takes if has[0] else 'no assistants at all'}, and the set will have {num_layers} from {tap_layer} "
+                f"on and rank {rank}; restart it with --assistant-layers {num_layers} --assistant-tap {tap_layer} "
+                f"--max-rank {rank}"
+            )
+
     def wait_for(self, forget_set: ForgetSet, *, most_s: float) -> float:
         """Wait until a set is in force there; the seconds that it took. A server that does not answer may restart.
 

@@ -91,6 +91,8 @@ def carry_out(
         _refuse_changed(target, case)
     if wanted.server is not None:
         wanted.server.refuse_other_target(target.identity)
+        made = settings.on(target.identity.num_layers)
+        wanted.server.refuse_unfit(tap_layer=made.tap_layer or 0, num_layers=made.num_layers, rank=made.rank)
     if case.done("asked") is None:
         with timed("ask what it knows"):
             _ask(request, given_retain, wanted, case, target, progress)

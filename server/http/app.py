@@ -245,10 +245,12 @@ def build_app(
 
     @app.get("/v1/forget_sets", responses=errors(400, 401, 403))
     async def forget_sets(raw_request: Request) -> dict[str, Any]:
-        target = answerer.policy.registry.target
+        registry = answerer.policy.registry
+        target = registry.target
         return {
             "object": "list",
             "target": {"model_id": target.model_id, "weights_digest": target.weights_digest},
+            "engine": registry.engine(),
             "data": set_cards(answerer.policy, raw_request.state.caller),
         }
 

@@ -6,6 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from unlearngate.acting import forced_digests, refuse_idle
 from unlearngate.artefact import ForgetSet, load_forget_set, set_folders
@@ -17,6 +18,7 @@ from unlearngate.target import TargetIdentity
 
 logger = logging.getLogger(__name__)
 
+_TRAINED_RANK = 16  # the default of `train uld` and `forget`
 _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 _SHORTEST_DIGEST = 8
 
@@ -243,9 +245,13 @@ class Registry:
         current = [self.sets[name]] if name in self.sets else []
         return [*current, *(v for v in self.pinned.get(name, ()) if v not in current)]
 
-    def max_rank(self, at_least: int = 1) -> int:
-        """The smallest LoRA rank vLLM offers that fits every set, and is at least what is asked for."""
-        largest = max([at_least, *(s.manifest.rank for s in self._all())])
+    def max_rank(self, at_least: int | None = None) -> int:
+        """The smallest LoRA rank vLLM offers that fits every set, and is at least what is asked for.
+
+        With nothing asked for and no set that has LoRA: room for sets that training's defaults make.
+        """
+        ranks = [s.manifest.rank for s in self._all() if s.manifest.rank]
+        largest = max([at_least or 1, *ranks]) if at_least or ranks else _TRAINED_RANK
         return next(rank for rank in _VLLM_RANKS if rank >= largest)
 
     def branches(self, max_sets_per_request: int) -> BranchOptions:
@@ -265,6 +271,14 @@ class Registry:
     def limit(self, branches: BranchOptions, max_rank: int) -> None:
         """Record what the engine is started for: from now on `check` refuses what it could not load."""
         self._engine = branches, max_rank
+
+    def engine(self) -> dict[str, Any] | None:
+        """What a set of kind `uld` must fit, as JSON values; None before the engine's options are known."""
+        if self._engine is None:
+            return None
+        branches, max_rank = self._engine
+        layers = branches.num_layers if branches.num_branches else 0
+        return {"assistant_tap": branches.tap_layer, "assistant_layers": layers, "max_rank": max_rank}
 
     def _all(self) -> list[ForgetSet]:
         return [version for name in {*self.sets, *self.pinned} for version in self.versions(name)]

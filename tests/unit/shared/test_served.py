@@ -33,7 +33,8 @@ def endpoint(monkeypatch, broken):
             return Response("[", media_type="application/json")
         versions = [{"digest": "d1"}, {"digest": "d2", "current": len(seen) > 2}]
         target = {"model_id": "theirs", "weights_digest": "a" * 64}
-        return {"data": [{"digest": "d1", "versions": versions}], "target": target}
+        engine = {"assistant_tap": 27, "assistant_layers": 3 * (len(seen) < 5), "max_rank": 16}
+        return {"data": [{"digest": "d1", "versions": versions}], "target": target, "engine": engine}
 
     with Played() as played:
         played.server.config.app.get("/v1/forget_sets")(forget_sets)
@@ -52,6 +53,20 @@ def test_another_target_is_refused(endpoint):
     ServedSets(endpoint).refuse_other_target(OURS)
     with pytest.raises(UnlearngateError, match=r"serves another target .theirs, weights aaaaaaaaaaaa. than mine"):
         ServedSets(endpoint).refuse_other_target(SimpleNamespace(model_id="mine", weights_digest="b" * 64))
+
+
+def test_a_set_that_the_engine_could_not_take_is_refused_before_it_is_trained(endpoint):
+    served = ServedSets(endpoint)
+    served.refuse_unfit(tap_layer=27, num_layers=3, rank=16)
+    advice = "restart it with --assistant-layers 3 --assistant-tap 27 --max-rank 32"
+    was = "it was started for 3 layers from layer 27 on and a rank of at most 16, and the set will have 3 from 27 on"
+    with pytest.raises(UnlearngateError, match=f"{was} and rank 32; {advice}"):
+        served.refuse_unfit(tap_layer=27, num_layers=3, rank=32)
+    for tap_layer, num_layers in ((0, 3), (27, 1)):
+        with pytest.raises(UnlearngateError, match=f"--assistant-layers {num_layers} --assistant-tap {tap_layer} "):
+            served.refuse_unfit(tap_layer=tap_layer, num_layers=num_layers, rank=8)
+    with pytest.raises(UnlearngateError, match="started for no assistants at all"):
+        served.refuse_unfit(tap_layer=27, num_layers=3, rank=16)
 
 
 def test_no_key_and_no_server_are_sentences(endpoint, monkeypatch):

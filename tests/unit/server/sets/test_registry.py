@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from support.engine.tiny import make_forget_set, make_target
 from unlearngate.artefact import ADAPTER_FILE, CONFIG_FILE, MANIFEST_FILE, load_forget_set, save_forget_set
+from unlearngate.assistant_training.train.settings import AssistantSettings
 from unlearngate.errors import ArtefactError, UnknownForgetSetError
 from unlearngate.server.contract.branches import BranchOptions
 from unlearngate.server.engine.bindings import write_binding
@@ -244,6 +245,16 @@ def test_the_engines_rank_is_the_smallest_offered_that_fits_every_set(registry, 
     for rank in ranks:
         registry.sets[f"rank-{rank}"] = plain._replace(manifest=plain.manifest.model_copy(update={"rank": rank}))
     assert registry.max_rank() == offered
+
+
+def test_a_server_without_sets_has_room_for_those_that_training_makes(registry, pristine):
+    assert registry.max_rank() == AssistantSettings().rank == 16
+    assert registry.max_rank(4) == 8  # asked for
+    assert registry.engine() is None
+    registry.limit(BranchOptions("LlamaForCausalLM", 3, 2, 1), 8)
+    assert registry.engine() == {"assistant_tap": 3, "assistant_layers": 2, "max_rank": 8}
+    registry.limit(BranchOptions("LlamaForCausalLM", 0, 1, 0), 8)
+    assert registry.engine()["assistant_layers"] == 0
 
 
 # Bindings
