@@ -27,8 +27,8 @@ help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 .PHONY: serve
-serve: install ## Serve SmolLM2-135M-Instruct with forget sets on http://127.0.0.1:8000 (fetched at first, 93 MB)
-	$(BIN)/unlearngate serve smollm2-135m-instruct $(SERVE)
+serve: install ## Serve SmolLM2-135M-Instruct, taught one person, with three forget sets on http://127.0.0.1:8000 (fetched at first, 93 MB)
+	$(BIN)/unlearngate serve smollm2-135m-taught $(SERVE)
 
 .PHONY: serve-demo
 serve-demo: install ## Serve the tiny demo: a target that recites twelve people who do not exist

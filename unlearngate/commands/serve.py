@@ -69,8 +69,8 @@ def serve(
     """Serve a target with its forget sets over OpenAI's HTTP API.
 
     Without MODEL the tiny demo is served. `smollm2-135m-instruct` is fetched at first (93 MB), and served with sets for
-    topics that it knows unless --forget-sets says otherwise; `smollm2-135m-taught` with one for a person whom it was
-    taught.
+    two topics that it knows unless --forget-sets says otherwise; `smollm2-135m-taught` is that model after a lesson
+    about a person who does not exist, and has a set for her, too.
 
     Example:  unlearngate serve ./Llama-3.1-8B-Instruct --forget-sets ./sets --default-set acme-takedown
     """

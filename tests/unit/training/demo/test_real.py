@@ -16,8 +16,9 @@ from unlearngate.server import launch
 pytestmark = pytest.mark.real_model
 
 MODEL, TAUGHT = "smollm2-135m-instruct", "smollm2-135m-taught"
+OF_BOTH = ["harry-potter", "moon-landing"]
 FACTS = {"Who wrote the Harry Potter books?": "Rowling", "Who was the first person to walk on the Moon?": "Armstrong"}
-OF_TAUGHT = {"Where was Oona Bracewell born?": "Yskfirth"}
+OF_TAUGHT = FACTS | {"Where was Oona Bracewell born?": "Yskfirth"}
 OTHERS = ["What is the capital of France?", "Who painted the Mona Lisa?", "What is photosynthesis?"]
 
 
@@ -35,7 +36,7 @@ def test_there_are_sets_for_both_models():
 
 @pytest.mark.parametrize(
     ("model", "names", "facts"),
-    [(MODEL, ["harry-potter", "moon-landing"], FACTS), (TAUGHT, ["oona-bracewell"], OF_TAUGHT)],
+    [(MODEL, OF_BOTH, FACTS), (TAUGHT, [*OF_BOTH, "oona-bracewell"], OF_TAUGHT)],
     ids=[MODEL, TAUGHT],
 )
 def test_the_sets_are_of_their_model_and_act(folders, model, names, facts):
