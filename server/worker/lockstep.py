@@ -72,7 +72,7 @@ class Lockstep(nn.Module):
             attention = _CutAttention if self.cuts else _StackedAttention
             layers = zip(shared, columns, strict=False)
             self._stacked = tuple(_stacked(layer, column, attention) for layer, column in layers)
-            if self.cuts:
+            if self.cuts and self._stacked:  # an engine for texts alone has no branches
                 _cut_to_asked(self._stacked[-1], self._asked)
 
     @property
