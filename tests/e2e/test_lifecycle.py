@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from support.engine.reference import Reference, Term
 from support.engine.tiny import VOCAB_SIZE, make_forget_set, make_target
+from support.events import events_of
 from support.server import START_TIMEOUT_S, Server
 from unlearngate.artefact import ADAPTER_FILE
 from unlearngate.cli import app
@@ -120,7 +121,7 @@ def stream(server, prompt, sets, max_tokens, on_token=lambda: None):
     request = {"headers": headers, "json": body(prompt, sets, max_tokens, stream=True), "timeout": 120}
     with httpx.stream("POST", f"{server.url}/v1/completions", **request) as response:
         assert response.status_code == 200, response.read()
-        for line in filter(None, response.iter_lines()):
+        for line in events_of(response):
             if line != "data: [DONE]":
                 (choice,) = json.loads(line.removeprefix("data: "))["choices"]
                 tokens += choice["token_ids"]

@@ -16,6 +16,7 @@ import pytest
 
 from support.engine.reference import Reference, Term
 from support.engine.tiny import VOCAB_SIZE, make_forget_set, make_target
+from support.events import events_of
 from support.server import Server
 from support.texts import longest_run, save_texts
 
@@ -457,7 +458,7 @@ def test_a_signal_to_the_whole_group_lets_running_streams_finish(tmp_path, numbe
         (served,) = httpx.get(f"{server.url}/v1/forget_sets").json()["data"]
         assert (served["kind"], served["tap_layer"]) == (kind, tap_layer)
         with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body, timeout=120) as response:
-            for event in filter(None, response.iter_lines()):
+            for event in events_of(response):
                 events.append(event)
                 # Once: a second Ctrl-C means "at once".
                 if len(events) == 20:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import httpx
 
 from support.attacks.raw_http import request
+from support.events import events_of_async
 
 TIMEOUT_S = 240
 MOMENTS = ("before anything", "in the head", "in the body", "when all is sent", "in the answer")
@@ -40,11 +41,11 @@ def stream_all(url: str, bodies: Sequence[dict[str, object]]) -> list[Streamed]:
 async def _stream(client: httpx.AsyncClient, body: dict[str, object]) -> Streamed:
     text, last = "", ""
     async with client.stream("POST", "/v1/chat/completions", json={**body, "stream": True}) as response:
-        async for line in response.aiter_lines():
+        async for line in events_of_async(response):
             if line.startswith("data: {"):
                 for choice in json.loads(line.removeprefix("data: ")).get("choices", []):
                     text += choice["delta"].get("content") or ""
-            last = line or last
+            last = line
         in_force = response.headers.get("x-forget-sets", "")
         return Streamed(response.status_code, in_force, text, last == "data: [DONE]")
 
